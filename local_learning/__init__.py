@@ -1,0 +1,1 @@
+"""Chains, cuts and heads: networks as ordered layers, and training them in pieces."""

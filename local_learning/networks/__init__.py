@@ -1,0 +1,1 @@
+"""The networks of the papers, and any traceable timm model, as chains."""

@@ -1,0 +1,1 @@
+"""Training a chosen network to its final weights."""

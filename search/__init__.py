@@ -1,0 +1,1 @@
+"""Searches for architectures and for decouplings."""

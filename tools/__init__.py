@@ -1,0 +1,1 @@
+"""The ground floor: torch and files, nothing of this field's networks."""
