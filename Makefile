@@ -1,0 +1,45 @@
+# make setup   the virtual environment .venv with the tested versions (once; then at once)
+# make demo    train a small network on the embedded data, about a minute
+# make test    all tests
+# make check   format, lint, import direction, types
+# A Python other than the first 3.12 or 3.11 on the path: make setup PYTHON=/path/to/python
+
+PYTHON ?=
+WORKERS ?= 2
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: setup demo test check format clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@for python in $(PYTHON) python3.12 python3.11 python3 python; do \
+	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then \
+	    echo "setting up .venv with $$("$$python" --version); this takes a minute or two"; \
+	    [ -x $(BIN)/python ] || "$$python" -m venv .venv || exit 1; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' || exit 1; \
+	    touch $@; exit 0; \
+	  fi; \
+	done; \
+	echo "make setup needs Python 3.11 or 3.12 with venv; name one by PYTHON=/path/to/python" >&2; exit 1
+
+demo: $(STAMP)
+	$(BIN)/python retrain_model.py --config configs/demo.toml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

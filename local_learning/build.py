@@ -1,0 +1,128 @@
+"""Networks by name, as chains: those of the papers, and any timm model that can be traced."""
+
+import difflib
+import math
+from typing import Literal
+
+from torch import nn
+
+from local_learning.chain import Chain
+from local_learning.networks import resnet, vgg
+from local_learning.networks.mlp import build_mlp
+from local_learning.networks.traced import build_traced, timm_model_names
+
+Init = Literal["fan_in", "fan_out"]
+
+NETWORKS = (*resnet.RESNETS, *vgg.VGGS, "mlp")
+"""The papers' networks. Beside them, "timm/<model name>" is any timm model."""
+
+
+def build_chain(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int,
+    width: float = 1.0,
+    in_chs: int = 3,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    init: Init = "fan_in",
+    pretrained: bool = False,
+) -> Chain:
+    """Build the network called `name` for square images of `image_size` pixels.
+
+    Initial weights come from torch's global generator, which the caller seeds. `width` scales the channels
+    of the papers' networks and `init` chooses their Kaiming initialisation (SEDONA: fan_in; DGL, InfoPro
+    and GN-DGL: fan_out); timm models have their own. `drop_path` and `pretrained` are for timm models,
+    `dropout` for those networks that have one. Timm models hold for this image size only.
+
+    Raises:
+        ValueError: in one line, for an unknown name or an option that the network does not have.
+    """
+    _check_numbers(num_classes=num_classes, image_size=image_size, width=width, in_chs=in_chs)
+    _check_rates(dropout=dropout, drop_path=drop_path)
+    if init not in ("fan_in", "fan_out"):
+        raise ValueError(f"init is {init!r}; it must be fan_in or fan_out")
+
+    if name.startswith("timm/"):
+        if width != 1.0:
+            raise ValueError(f"width: {name} cannot be scaled; leave it at 1 and choose another timm model")
+        if init != "fan_in":
+            raise ValueError(f"init: {name} is initialised as timm does it; leave it at fan_in")
+        return build_traced(
+            name.removeprefix("timm/"),
+            num_classes=num_classes,
+            image_size=image_size,
+            in_chs=in_chs,
+            dropout=dropout,
+            drop_path=drop_path,
+            pretrained=pretrained,
+        )
+
+    if name not in NETWORKS:
+        raise ValueError(f"network {name!r} is unknown; {_suggestion(name)}")
+    if drop_path:
+        raise ValueError(f"drop_path: {name} has none; only timm models do")
+    if dropout and name in resnet.RESNETS:
+        raise ValueError(f"dropout: {name} has none; leave it at 0")
+    if pretrained:
+        raise ValueError(f"pretrained: there are no weights for {name}; timm/<model name> may have some")
+    smallest = _smallest_image(name)
+    if image_size < smallest:
+        raise ValueError(f"image_size is {image_size}; {name} needs at least {smallest}")
+
+    chain = _build(name, num_classes, image_size, width, in_chs, dropout)
+    _initialise(chain, init)
+    return chain
+
+
+def _build(name: str, num_classes: int, image_size: int, width: float, in_chs: int, dropout: float) -> Chain:
+    if name in resnet.RESNETS:
+        return resnet.build_resnet(
+            name, num_classes=num_classes, image_size=image_size, width=width, in_chs=in_chs
+        )
+    if name in vgg.VGGS:
+        return vgg.build_vgg(
+            name,
+            num_classes=num_classes,
+            image_size=image_size,
+            width=width,
+            in_chs=in_chs,
+            dropout=dropout,
+        )
+    return build_mlp(
+        num_classes=num_classes, image_size=image_size, width=width, in_chs=in_chs, dropout=dropout
+    )
+
+
+def _smallest_image(name: str) -> int:
+    return resnet.SMALLEST_IMAGE if name in resnet.RESNETS else vgg.SMALLEST_IMAGE.get(name, 1)
+
+
+def _initialise(chain: Chain, init: Init) -> None:
+    """Kaiming normal with gain sqrt(2), also for linear layers; zero bias; BatchNorm as it is, 1 and 0."""
+    for module in chain.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, mode=init, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _suggestion(name: str) -> str:
+    near = difflib.get_close_matches(name, [*NETWORKS, *(f"timm/{n}" for n in timm_model_names())], n=3)
+    known = f"the networks are {', '.join(NETWORKS)} and timm/<model name>"
+    return f"did you mean {' or '.join(near)}?" if near else known
+
+
+def _check_numbers(*, num_classes: int, image_size: int, width: float, in_chs: int) -> None:
+    for option, value in {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}.items():
+        if value < 1:
+            raise ValueError(f"{option} is {value}; it must be at least 1")
+    if not (width > 0 and math.isfinite(width)):
+        raise ValueError(f"width is {width}; it must be a number above 0")
+
+
+def _check_rates(**rates: float) -> None:
+    for option, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"{option} is {rate}; it must be at least 0 and below 1")

@@ -1,0 +1,31 @@
+"""The one form that every network of the house takes: layers in a row, and a classifier."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+
+class Chain(nn.Module):
+    """A network as an ordered list of layers and a classifier.
+
+    A layer takes one tensor and returns one tensor and is never cut inside; the classifier turns the last
+    layer's output into logits. `width` is the factor by which the network's channels were scaled, from
+    which heads take theirs. Parameters are named "layers.<index>.<...>" and "classifier.<...>".
+    """
+
+    def __init__(self, layers: Iterable[nn.Module], classifier: nn.Module, *, width: float = 1.0) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.classifier = classifier
+        self.width = width
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = images
+        for layer in self.layers:
+            features = layer(features)
+        logits: Tensor = self.classifier(features)
+        return logits

@@ -1,0 +1,228 @@
+"""Any timm model as a chain, cut where one tensor carries everything; its output is the model's own."""
+
+import difflib
+import operator
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, fx, nn
+
+from local_learning.chain import Chain
+from local_learning.networks.articulation import Cut, find_cuts, free_nodes, open_modules, worth_tracing
+from local_learning.networks.tracing import Trace, Untraceable, follow_modes, trace
+
+
+def build_traced(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int,
+    in_chs: int = 3,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    pretrained: bool = False,
+) -> Chain:
+    """The timm model `name` as a chain for images of `image_size` pixels.
+
+    Layers and classifier are graphs over the model's own modules and keep their names (see `timm_names`).
+
+    Raises:
+        ValueError: in one line, if timm has no such model or option, or if the model cannot be split.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm_model_names(), n=3)
+        hint = f"did you mean {' or '.join(f'timm/{n}' for n in near)}?" if near else "see timm.list_models()"
+        raise ValueError(f"timm has no model {name!r}; {hint}")
+    model = _create(
+        name,
+        pretrained=pretrained,
+        num_classes=num_classes,
+        in_chans=in_chs,
+        img_size=image_size,
+        drop_rate=dropout,
+        drop_path_rate=drop_path,
+    )
+    return split(model, f"timm/{name}", (in_chs, image_size, image_size))
+
+
+def split(model: nn.Module, name: str, image_shape: tuple[int, int, int]) -> Chain:
+    """A model with timm's `forward_features` and `forward_head` as a chain that shares its weights.
+
+    Raises:
+        ValueError: if it cannot be split; the message says why.
+    """
+    try:
+        traced, inside = trace(model, image_shape, worth_tracing(model))
+        opened = open_modules(traced, model, inside)
+        traced, opened = trace(model, image_shape, opened)
+        follow_modes(traced, model, image_shape, opened)
+    except Untraceable as reason:
+        raise ValueError(f"{name} cannot be split into layers: {reason}") from reason
+    if not isinstance(traced.values[traced.boundary], Tensor):
+        raise ValueError(f"{name} cannot be split into layers: its features are not one tensor")
+
+    cuts = find_cuts(traced, model, opened)
+    if len(cuts) < 2:
+        raise ValueError(
+            f"{name} cannot be split into layers: no tensor between its blocks carries everything"
+        )
+    chain = _assemble(traced, model, cuts)
+    _verify(chain, model, name, image_shape)
+    return chain
+
+
+def timm_names(chain: Chain) -> dict[str, str]:
+    """For every key of the chain's state dict, timm's own name of that parameter or buffer."""
+    return {key: re.sub(r"^(layers\.\d+|classifier)\.", "", key) for key in chain.state_dict()}
+
+
+def load_timm(chain: Chain, weights: Mapping[str, Tensor], *, with_classifier: bool = True) -> None:
+    """Put weights under timm's names (a timm checkpoint) into a chain of that timm model.
+
+    Without `with_classifier` everything behind the trunk keeps its weights, for other classes than those
+    of the checkpoint. Weights of which the network has no use are ignored.
+
+    Raises:
+        ValueError: for a missing weight or a shape that differs; the chain is then as it was.
+    """
+    names = timm_names(chain)
+    if not with_classifier:
+        names = {key: name for key, name in names.items() if not key.startswith("classifier.")}
+    missing = [name for name in names.values() if name not in weights]
+    if missing:
+        raise ValueError(
+            f"the weights lack {missing[0]} and {len(missing) - 1} more of the network's tensors"
+        )
+    state = chain.state_dict()
+    for key, name in names.items():
+        if state[key].shape != weights[name].shape:
+            ours, theirs = tuple(state[key].shape), tuple(weights[name].shape)
+            raise ValueError(f"weight {name} has shape {theirs}, but the network's has {ours}")
+    chain.load_state_dict({key: weights[name] for key, name in names.items()}, strict=with_classifier)
+
+
+@cache
+def timm_model_names() -> tuple[str, ...]:
+    return tuple(timm.list_models())
+
+
+# ---- timm ----------------------------------------------------------------------------------------------
+
+_OPTION = {"drop_rate": "dropout", "drop_path_rate": "drop_path", "in_chans": "in_chs"}
+
+
+def _create(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
+    """Make the model, leaving out what its family has no argument for."""
+    while True:
+        try:
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+            return model
+        except TypeError as error:
+            # Families say it as Python does, or with a list of what they do not know.
+            unknown = [option for option in options if f"'{option}'" in str(error)]
+            if "unexpected keyword" not in str(error) or not unknown:
+                raise ValueError(f"timm/{name} cannot be made: {_line(error)}") from error
+            for option in unknown:
+                if options.pop(option) and option in _OPTION:
+                    raise ValueError(f"{_OPTION[option]}: timm/{name} has no such option") from error
+        except Exception as error:
+            if pretrained:
+                raise ValueError(
+                    f"pretrained: no weights could be found for timm/{name} ({_line(error)}); "
+                    "--weights FILE takes a file"
+                ) from error
+            size = options.get("img_size")
+            raise ValueError(f"timm/{name} cannot be made for image_size {size}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]
+
+
+# ---- layers --------------------------------------------------------------------------------------------
+
+
+def _assemble(traced: Trace, model: nn.Module, cuts: list[Cut]) -> Chain:
+    for name, constant in traced.constants.items():
+        model.register_buffer(name, constant, persistent=False)
+    nodes = list(traced.graph.nodes)
+    free = free_nodes(traced)
+    images = nodes[0]
+    layers = []
+    carrier, start = images, 1
+    for cut in cuts:
+        stop = nodes.index(cut.node) + 1
+        layers.append(_graph_module(model, traced, nodes[start:stop], carrier, cut.carrier, free, "Layer"))
+        carrier, start = cut.carrier, stop
+    output = nodes[-1].args[0]
+    assert isinstance(output, fx.Node)
+    behind = nodes[nodes.index(traced.boundary) + 1 : -1]
+    classifier = _graph_module(model, traced, behind, traced.boundary, output, free, "Classifier")
+    return Chain(layers, classifier)
+
+
+def _graph_module(
+    model: nn.Module,
+    traced: Trace,
+    nodes: list[fx.Node],
+    carrier: fx.Node,
+    result: fx.Node,
+    free: set[fx.Node],
+    kind: str,
+) -> fx.GraphModule:
+    """A module that computes `result` from `carrier` by these nodes."""
+    graph = fx.Graph()
+    made = {carrier: graph.placeholder("inputs")}
+
+    def make(node: fx.Node) -> fx.Node:
+        if node not in made:
+            if node not in free and isinstance(traced.values[node], int):
+                made[node] = graph.call_method("size", (made[carrier], 0))  # the batch, from before the cut
+            else:
+                assert node in free
+                made[node] = copy_of(node)
+        return made[node]
+
+    def copy_of(node: fx.Node) -> fx.Node:
+        new = graph.node_copy(node, make)
+        new.meta = {}
+        return new
+
+    for node in nodes:
+        if node not in free:
+            made[node] = copy_of(node)
+    graph.output(make(result))
+    for node in reversed(graph.nodes):
+        if not node.users and (node.target == "size" or node.target is operator.getitem):
+            graph.erase_node(node)  # what the model's code read of a shape, known by now
+    module = fx.GraphModule(model, graph, class_name=kind)
+    _keep_persistence(module, model)
+    return module
+
+
+def _keep_persistence(module: nn.Module, model: nn.Module) -> None:
+    """torch.fx registers every tensor it copies as a persistent buffer; only the model's own are."""
+    persistent = model.state_dict(keep_vars=True).keys()
+    for path, part in module.named_modules():
+        for name in part._buffers:
+            if (f"{path}.{name}" if path else name) not in persistent:
+                part._non_persistent_buffers_set.add(name)
+
+
+def _verify(chain: Chain, model: nn.Module, name: str, image_shape: tuple[int, int, int]) -> None:
+    """The chain must be the model, also at another batch size than that of the trace."""
+    images = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0))
+    training = model.training
+    model.eval()
+    chain.eval()
+    with torch.no_grad():
+        expected, got = model(images), chain(images)
+    model.train(training)
+    chain.train(training)
+    if expected.shape != got.shape or not torch.allclose(got, expected, rtol=1e-5, atol=1e-6):
+        raise ValueError(f"{name} cannot be split into layers: the pieces do not give the model's output")

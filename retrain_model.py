@@ -1,0 +1,17 @@
+"""Train a network: any chain, any data, on one or several processes.
+
+accelerate launch retrain_model.py --network resnet50 --width 0.25 --data.name cifar10 --data.root DIR
+"""
+
+from retrain.config import RetrainConfig
+from tools.command import main
+
+
+def run(config: RetrainConfig) -> None:
+    from retrain.training import retrain  # imports torch: only when there is work to do
+
+    retrain(config)
+
+
+if __name__ == "__main__":
+    main(RetrainConfig, run, __doc__)

@@ -1,0 +1,104 @@
+"""A user's mistake: one line that names it, exit code 2, no traceback."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.script import run
+
+SCRIPT = "retrain_model.py"
+
+
+def config_file(folder: Path) -> None:
+    (folder / "bad.toml").write_text("[recipe]\nbatchsize = 3\n")
+
+
+def empty_tree(folder: Path) -> None:
+    (folder / "tree" / "train").mkdir(parents=True)
+
+
+def truncated_image(folder: Path) -> None:
+    for split, name in (("train", "cat"), ("train", "dog"), ("val", "cat"), ("val", "dog")):
+        place = folder / "tree" / split / name
+        place.mkdir(parents=True)
+        for index in range(8):
+            path = place / f"{index}.png"
+            Image.effect_noise((20, 20), 50).convert("RGB").save(path)
+            path.write_bytes(path.read_bytes()[:-100])
+
+
+def foreign_weights(folder: Path) -> None:
+    (folder / "w.safetensors").write_bytes(b"not weights at all")
+
+
+def foreign_checkpoint(folder: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / "thesis.tex").touch()
+
+
+def nothing(folder: Path) -> None:
+    pass
+
+
+MISTAKES = [
+    (nothing, ["--netwrok", "mlp"], "unknown option '--netwrok'; did you mean '--network'?"),
+    (nothing, ["--recipe.lr", "fast"], "--recipe.lr"),
+    (nothing, ["--recipe.lr", "-0.1"], "--recipe.lr: -0.1 is out of range"),
+    (nothing, ["--recipe.batch-size", "0"], "--recipe.batch-size: 0 is out of range"),
+    (nothing, ["--recipe.optimizer", "adan"], "did you mean 'adam'?"),
+    (nothing, ["--data.name", "cifra10", "--data.root", "."], "did you mean 'cifar10'?"),
+    (nothing, ["--data.name", "cifar10", "--data.root", "{}/none"], "--data.download"),
+    (nothing, ["--data.name", "cifar10"], "--data.root"),
+    (nothing, ["--config", "{}/none.toml"], "--config: cannot read"),
+    (config_file, ["--config", "{}/bad.toml"], "unknown key 'recipe.batchsize'; did you mean 'batch_size'?"),
+    (nothing, ["--network", "resnet51"], "resnet50"),
+    (nothing, ["--network", "timm/resnet5o"], "resnet50"),
+    (nothing, ["--width", "0"], "--width: 0 is out of range"),
+    (nothing, ["--device", "cuda"], "--device: this machine has no CUDA device"),
+    (nothing, ["--device", "cpu", "--precision", "fp16"], "--precision: fp16 needs a CUDA device"),
+    (empty_tree, ["--data.name", "folder", "--data.root", "{}/tree"], "tree"),
+    (foreign_weights, ["--network", "mlp", "--weights", "{}/w.safetensors"], "w.safetensors"),
+    (nothing, ["--network", "mlp", "--weights", "{}/none.safetensors"], "there is no file"),
+    (foreign_checkpoint, ["--run", "{}/run"], "holds files but no run"),
+    (nothing, ["--trackers", "tensorbord"], "--trackers"),
+    (nothing, ["--recipe.milestones", "0.5"], "--recipe.milestones"),
+    (nothing, ["--data.train-size", "5"], "--data.train-size"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("prepare", "arguments", "says"), MISTAKES, ids=[" ".join(m[1]) for m in MISTAKES])
+def test_one_line_and_exit_code_2(tmp_path: Path, prepare: object, arguments: list[str], says: str) -> None:
+    assert callable(prepare)
+    prepare(tmp_path)
+    filled = [argument.format(tmp_path) for argument in arguments]
+    if "--run" not in filled:
+        filled += ["--run", str(tmp_path / "run")]
+    if "--device" not in filled:
+        filled += ["--device", "cpu"]
+    done = run(SCRIPT, *filled, "--recipe.steps", "1")
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.slow
+def test_a_truncated_image_is_named(tmp_path: Path) -> None:
+    truncated_image(tmp_path)
+    options = ["--device", "cpu", "--data.name", "folder", "--data.root", str(tmp_path / "tree")]
+    options += [
+        "--data.image-size",
+        "16",
+        "--network",
+        "mlp",
+        "--recipe.batch-size",
+        "4",
+        "--recipe.steps",
+        "2",
+    ]
+    done = run(SCRIPT, *options, "--run", str(tmp_path / "run"))
+    assert done.returncode == 1, done.stderr
+    assert ".png" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,150 @@
+"""Killed at any moment and continued equals uninterrupted, bit for bit."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.script import (
+    SMALL,
+    chance,
+    command,
+    finish,
+    kill_all,
+    ranks_of,
+    run,
+    start,
+    wait_for_step,
+    wait_until,
+    weights,
+)
+from tools.meters import read_metrics
+
+SCRIPT = "retrain_model.py"
+# What could go wrong on the way back: dropout, BatchNorm, momentum, an average, checkpoints off the epoch.
+OPTIONS = [
+    *SMALL,
+    *("--network", "vgg6a", "--width", "0.125", "--dropout", "0.3"),
+    *("--recipe.steps", "60", "--recipe.checkpoint-every", "7", "--recipe.ema", "0.9", "--recipe.lr", "0.02"),
+]
+
+pytestmark = pytest.mark.slow
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("weights.safetensors", "best.safetensors"):
+        expected, found = weights(one, name), weights(other, name)
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            assert torch.equal(value, found[key]), f"{name}: {key} differs"
+    timed = ("images_per_second",)
+    lines = [
+        [{key: value for key, value in line.items() if key not in timed} for line in read_metrics(path)]
+        for path in (one / "metrics.jsonl", other / "metrics.jsonl")
+    ]
+    assert lines[0] == lines[1]
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    folder, ranks = tmp_path_factory.mktemp("whole") / "run", request.param
+    done = run(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    assert f"on {ranks} x cpu" in done.stdout
+    return folder, ranks
+
+
+def test_three_kills_at_random_moments_change_nothing(whole: tuple[Path, int], tmp_path: Path) -> None:
+    expected, ranks = whole
+    folder, random = tmp_path / "run", chance()
+    line = command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks)
+    for low, high in ((1, 15), (20, 30), (35, 50)):
+        process = start(line)
+        wait_for_step(folder, random.randint(low, high), process)
+        time.sleep(random.random() * 0.2)
+        kill_all(process)
+    done = finish(start(line))
+    assert done.returncode == 0, done.stderr
+    assert "continuing" in done.stdout
+    assert_same_run(expected, folder)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_makes_a_checkpoint_and_the_run_goes_on(
+    whole: tuple[Path, int], tmp_path: Path, signum: signal.Signals, code: int
+) -> None:
+    expected, ranks = whole
+    folder = tmp_path / "run"
+    line = command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks)
+    process = start(line)
+    wait_for_step(folder, 10, process)
+    targets = ranks_of(process, SCRIPT) if ranks > 1 else [process]
+    assert len(targets) == ranks
+    for target in targets:
+        target.send_signal(signum)
+    done = finish(process)
+    assert f"stopped by {signum.name} after step" in done.stderr
+    if ranks == 1:
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
+    stopped_at = int(done.stderr.split("after step ")[1].split(";")[0])
+    assert (folder / "checkpoints" / f"step-{stopped_at:08d}.pt").exists()
+    assert finish(start(line)).returncode == 0
+    assert_same_run(expected, folder)
+
+
+def test_a_run_whose_launcher_is_killed_stops_by_itself_and_goes_on(
+    whole: tuple[Path, int], tmp_path: Path
+) -> None:
+    expected, ranks = whole
+    if ranks == 1:
+        pytest.skip("one rank is tested as two are")
+    folder = tmp_path / "run"
+    line = command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks)
+    process = start(line)
+    wait_for_step(folder, 10, process)
+    orphans = ranks_of(process, SCRIPT)
+    process.send_signal(signal.SIGKILL)
+    done = finish(start(line))  # waits for the orphans to let go of the run
+    assert done.returncode == 0, done.stderr
+    assert not any(orphan.is_running() for orphan in orphans)
+    finish(process)
+    assert_same_run(expected, folder)
+
+
+def test_a_rank_that_dies_ends_the_run_with_a_message(whole: tuple[Path, int], tmp_path: Path) -> None:
+    expected, ranks = whole
+    if ranks == 1:
+        pytest.skip("needs two ranks")
+    folder = tmp_path / "run"
+    line = command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks)
+    process = start(line)
+    wait_for_step(folder, 15, process)
+    ranks_of(process, SCRIPT)[1].send_signal(signal.SIGKILL)
+    done = finish(process, timeout=60)
+    assert done.returncode != 0
+    assert "lost contact with another process" in done.stderr
+    assert "the last checkpoint is step" in done.stderr
+    assert finish(start(line)).returncode == 0
+    assert_same_run(expected, folder)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(whole: tuple[Path, int], tmp_path: Path) -> None:
+    expected, ranks = whole
+    if ranks > 1:
+        pytest.skip("one rank writes")
+    folder = tmp_path / "run"
+    line = command(SCRIPT, *OPTIONS, "--run", str(folder))
+    process = start(line)
+    wait_until(lambda: (folder / "checkpoints" / "step-00000007.json").exists(), process)
+    kill_all(process)
+    before = sorted((folder / "checkpoints").glob("*.json"))
+    done = finish(start(line, limit_file_bytes=20_000))
+    assert done.returncode == 1
+    assert "cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted((folder / "checkpoints").glob("*.json")) == before
+    assert finish(start(line)).returncode == 0
+    assert_same_run(expected, folder)

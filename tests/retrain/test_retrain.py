@@ -1,0 +1,145 @@
+"""The script as users run it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors
+import timm
+import torch
+
+from tests.script import SMALL, run, weights
+from tools.meters import read_metrics
+
+SCRIPT = "retrain_model.py"
+MLP = [*SMALL, "--network", "mlp", "--width", "0.2"]
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_run_leaves_what_it_says_and_its_config_makes_it_again(tmp_path: Path) -> None:
+    options = [*SMALL, "--network", "resnet18", "--width", "0.125", "--recipe.steps", "20"]
+    folder = tmp_path / "run"
+    done = run(SCRIPT, *options, "--run", str(folder), "--trackers", "tensorboard")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((folder / "results.json").read_text())
+    for which in ("last", "best"):
+        assert 0 <= results["test"][which]["top1"] <= results["test"][which]["top5"] <= 1
+    assert f"{results['test']['last']['top1']:.2%}" in done.stdout
+    assert str(folder) in done.stdout
+    lines = read_metrics(folder / "metrics.jsonl")
+    training = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in training] == [5, 10, 15, 20]
+    assert all(line["images_per_second"] > 0 and line["learning_rate"] > 0 for line in training)
+    assert [line["step"] for line in lines if "validation_top1" in line] == [16, 20]
+    with safetensors.safe_open(folder / "weights.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["network"]) == "resnet18"
+        assert len(json.loads(file.metadata()["classes"])) == 10
+    assert list(folder.rglob("events.out.tfevents*"))
+
+    again = run(SCRIPT, *options, "--run", str(folder), "--trackers", "tensorboard")
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+
+    copy = tmp_path / "copy"
+    assert run(SCRIPT, "--config", str(folder / "config.toml"), "--run", str(copy)).returncode == 0
+    first, second = weights(folder), weights(copy)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    other = run(SCRIPT, *options, "--run", str(folder), "--recipe.lr", "0.2")
+    assert other.returncode == 2
+    assert "--recipe.lr (was 0.1, is 0.2)" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("network", "precision", "within"),
+    # In fp32 a rounding can tip a ReLU at its edge, which BatchNorm magnifies; in fp64 there is no excuse.
+    [(["mlp", "0.2"], "fp32", 1e-6), (["resnet18", "0.125"], "fp64", 1e-11)],
+)
+def test_two_ranks_give_the_weights_of_one(
+    tmp_path: Path, network: list[str], precision: str, within: float
+) -> None:
+    options = [*SMALL, "--network", network[0], "--width", network[1], "--precision", precision]
+    options += ["--recipe.steps", "6", "--recipe.lr", "0.01"]
+    for ranks in (1, 2):
+        done = run(SCRIPT, *options, "--run", str(tmp_path / str(ranks)), ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        assert f"on {ranks} x cpu" in done.stdout
+        assert "Warning" not in done.stderr
+    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=within, msg=name)
+    tests = [json.loads((tmp_path / name / "results.json").read_text())["test"] for name in ("1", "2")]
+    assert tests[0]["last"]["top1"] == tests[1]["last"]["top1"]
+
+
+def test_parts_of_a_batch_give_the_weights_of_the_whole(tmp_path: Path) -> None:
+    for parts in ("1", "4"):
+        options = [*MLP, "--recipe.steps", "5", "--recipe.accumulate", parts, "--recipe.clip-norm", "0.5"]
+        assert run(SCRIPT, *options, "--run", str(tmp_path / parts)).returncode == 0
+    whole, parts_ = weights(tmp_path / "1"), weights(tmp_path / "4")
+    for name, value in whole.items():
+        torch.testing.assert_close(parts_[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = [*MLP, "--recipe.steps", "40", "--recipe.lr", "1e30", "--recipe.checkpoint-every", "1"]
+    done = run(SCRIPT, *options, "--run", str(folder))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "the loss at step" in done.stderr
+    assert "(learning rate 9.98459e+29)" in done.stderr
+    for path in (folder / "checkpoints").glob("*.pt"):
+        state = torch.load(path, weights_only=True)
+        assert state["position"]["step"] <= 2
+    assert not (folder / "weights.safetensors").exists()
+
+
+def test_weights_start_a_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run(SCRIPT, *MLP, "--recipe.steps", "3", "--run", str(folder)).returncode == 0
+    # A step so small that it changes nothing shows the weights it began with.
+    frozen = ["--recipe.steps", "1", "--recipe.lr", "1e-30", "--recipe.min-lr", "0"]
+    source = str(folder / "weights.safetensors")
+    assert run(SCRIPT, *MLP, *frozen, "--weights", source, "--run", str(tmp_path / "a")).returncode == 0
+    first, second = weights(folder), weights(tmp_path / "a")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    classes = ["--data.num-classes", "7"]
+    done = run(SCRIPT, *MLP, *frozen, *classes, "--weights", source, "--run", str(tmp_path / "b"))
+    assert done.returncode == 2
+    assert "the network's is (7," in done.stderr
+    done = run(
+        SCRIPT,
+        *MLP,
+        *frozen,
+        *classes,
+        "--weights",
+        source,
+        "--reset-classifier",
+        "--run",
+        str(tmp_path / "c"),
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_timm_weights_start_a_run_under_timms_own_names(tmp_path: Path) -> None:
+    model = timm.create_model("resnet10t", num_classes=10)
+    torch.save(model.state_dict(), tmp_path / "resnet10t.pth")
+    options = [*SMALL, "--network", "timm/resnet10t", "--data.image-size", "32", "--recipe.steps", "1"]
+    options += ["--recipe.lr", "1e-30", "--recipe.min-lr", "0"]
+    folder = tmp_path / "run"
+    done = run(SCRIPT, *options, "--weights", str(tmp_path / "resnet10t.pth"), "--run", str(folder))
+    assert done.returncode == 0, done.stderr
+    found = {name.split(".", 1)[1].lstrip("0123456789."): value for name, value in weights(folder).items()}
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(found[name], value.detach(), rtol=0, atol=1e-20, msg=name)
+
+
+@pytest.mark.parametrize("options", [["--compile"], ["--precision", "bf16"]])
+def test_options_that_change_the_arithmetic_still_learn(tmp_path: Path, options: list[str]) -> None:
+    folder = tmp_path / "run"
+    done = run(SCRIPT, *MLP, *options, "--recipe.steps", "60", "--recipe.lr", "0.05", "--run", str(folder))
+    assert done.returncode == 0, done.stderr
+    losses = [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+    assert losses[-1] < losses[0]

@@ -1,0 +1,145 @@
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrain.config import RetrainConfig
+from tools.config import check_range, flatten, from_toml, parse, to_toml
+
+FINITE = st.floats(allow_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    rate: float = 0.1
+    """A rate."""
+    names: tuple[str, ...] = ()
+    """Some names."""
+    sizes: tuple[float, ...] = ()
+    """Some sizes."""
+
+    def __post_init__(self) -> None:
+        check_range("--inner.rate", self.rate, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    count: int = 3
+    """A count."""
+    label: str = ""
+    """A label."""
+    use_it: bool = False
+    """A switch."""
+    inner: Inner = field(default_factory=Inner)
+
+
+def parsed(*arguments: str) -> Outer:
+    return parse(Outer, arguments, prog="x", description="")
+
+
+@given(
+    st.integers(-(2**62), 2**62),
+    st.text(st.characters(codec="utf-8")),
+    st.booleans(),
+    FINITE.filter(lambda x: x >= 0),
+    st.lists(st.text(st.characters(codec="utf-8"))),
+    st.lists(FINITE),
+)
+def test_toml_gives_back_the_same_config(
+    count: int, label: str, use_it: bool, rate: float, names: list[str], sizes: list[float]
+) -> None:
+    config = Outer(
+        count=count,
+        label=label,
+        use_it=use_it,
+        inner=Inner(rate=rate, names=tuple(names), sizes=tuple(sizes)),
+    )
+    assert from_toml(Outer, to_toml(config), source="text") == config
+
+
+def test_the_default_of_the_real_script_goes_round() -> None:
+    config = RetrainConfig()
+    assert from_toml(RetrainConfig, to_toml(config), source="text") == config
+
+
+def test_flags_go_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('count = 5\nlabel = "file"\n[inner]\nrate = 2\nnames = ["a"]\n')
+    config = parsed("--label", "flag", "--config", str(path), "--inner.names", "b", "c", "--use-it")
+    assert config == Outer(count=5, label="flag", use_it=True, inner=Inner(rate=2.0, names=("b", "c")))
+
+
+def test_a_flag_can_mend_what_the_file_leaves_open(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("[inner]\nrate = -1\n")
+    assert parsed("--config", str(path), "--inner.rate", "1").inner.rate == 1
+
+
+def test_flatten_names_values_as_the_options_are_named() -> None:
+    assert flatten(Outer()) == {
+        "count": 3,
+        "label": "",
+        "use_it": False,
+        "inner.rate": 0.1,
+        "inner.names": (),
+        "inner.sizes": (),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--cuont", "3"], "unknown option '--cuont'; did you mean '--count'?"),
+        (["--count", "many"], "--count: invalid literal"),
+        (["--inner.rate", "-1"], "--inner.rate: -1 is out of range; it must be at least 0"),
+        (["--count"], "--count"),
+        (["stray"], "stray"),
+        (["--config"], "--config: takes the name of one TOML file"),
+        (["--config", "/no/such.toml"], "--config: cannot read '/no/such.toml': No such file"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        parsed(*arguments)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "│" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("count = ", "not valid TOML"),
+        ("cuont = 3", "unknown key 'cuont'; did you mean 'count'?"),
+        ("[inner]\nrat = 3", "unknown key 'inner.rat'; did you mean 'rate'?"),
+        ('count = "3"', "'count' must be of type int, not '3'"),
+        ("count = true", "'count' must be of type int"),
+        ("inner = 3", "is a table"),
+        ("[inner]\nrate = -2", "--inner.rate: -2 is out of range"),
+        ('[inner]\nnames = "a"', "'inner.names' must be of type list"),
+    ],
+)
+def test_a_mistake_in_the_file_names_file_and_key(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r".") as caught:
+        parsed("--config", str(path))
+    assert str(path) in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_help_is_complete_and_does_not_import_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['retrain_model.py', '--help']\n"
+        "import runpy\n"
+        "try: runpy.run_path('retrain_model.py', run_name='__main__')\n"
+        "finally: assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in flatten(RetrainConfig()):
+        assert f"--{name.replace('_', '-')}" in done.stdout

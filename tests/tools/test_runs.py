@@ -1,0 +1,61 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tools import runs
+from tools.runs import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    rate: float = 0.1
+    device: str = "cpu"
+
+
+def opened(path: Path, options: Options, free: tuple[str, ...] = ()) -> Run:
+    run = Run(path)
+    try:
+        run.open(options, free=free)
+    finally:
+        run.close()
+    return run
+
+
+def test_a_run_continues_with_the_same_options_and_with_other_free_ones(tmp_path: Path) -> None:
+    opened(tmp_path / "r", Options(), ("device",))
+    opened(tmp_path / "r", Options(device="cuda"), ("device",))
+    assert 'device = "cuda"' in (tmp_path / "r" / "config.toml").read_text()
+
+
+def test_differing_options_are_named(tmp_path: Path) -> None:
+    opened(tmp_path / "r", Options())
+    with pytest.raises(ValueError, match=r"--rate \(was 0.1, is 0.2\)"):
+        opened(tmp_path / "r", Options(rate=0.2))
+    assert "rate = 0.1" in (tmp_path / "r" / "config.toml").read_text()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="holds files but no run"):
+        opened(tmp_path, Options())
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        opened(tmp_path / "file", Options())
+
+
+def test_two_processes_never_write_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "LOCK_PATIENCE_S", 0.3)
+    first = Run(tmp_path / "r")
+    first.open(Options(), free=())
+    with pytest.raises(ValueError, match=r"process \d+ is working on"):
+        opened(tmp_path / "r", Options())
+    first.close()
+    opened(tmp_path / "r", Options())
+
+
+def test_results_mark_the_end(tmp_path: Path) -> None:
+    run = opened(tmp_path / "r", Options())
+    assert run.results is None
+    run.write_results({"top1": 0.5})
+    assert Run(tmp_path / "r").results == {"format": "cleave/results", "version": 1, "top1": 0.5}

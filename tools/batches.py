@@ -1,0 +1,56 @@
+"""What a batch is, which images are in it, and which of them belong to a rank."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tools.seeding import torch_stream
+
+
+class Batch(NamedTuple):
+    """One rank's part of one step."""
+
+    images: Tensor
+    """Float32 (B, 3, H, W), channels_last in memory."""
+    targets: Tensor
+    """Class numbers (B,), or with mixup or CutMix probabilities (B, classes)."""
+    indices: Tensor
+    """Where in their split the images are (B,)."""
+
+
+class Share(NamedTuple):
+    """A rank among its world."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def rows(self, count: int) -> slice:
+        """This rank's part of `count` rows; the parts of all ranks together are all rows, once each."""
+        return slice(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
+
+
+class TrainingOrder:
+    """An endless order of images: one permutation per epoch, laid end to end and cut into full batches.
+
+    The images of a step are a pure function of (seed, step).
+    """
+
+    def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
+        self.num_images, self.batch_size = num_images, batch_size
+        self._seed = seed
+        self._permutations: dict[int, Tensor] = {}
+
+    def indices(self, step: int) -> Tensor:
+        """The images of one global batch."""
+        start, stop = step * self.batch_size, (step + 1) * self.batch_size
+        first, last = start // self.num_images, (stop - 1) // self.num_images
+        epochs = torch.cat([self._permutation(epoch) for epoch in range(first, last + 1)])
+        return epochs[start - first * self.num_images : stop - first * self.num_images]
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch not in self._permutations:
+            self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
+            generator = torch_stream(self._seed, "order", epoch)
+            self._permutations[epoch] = torch.randperm(self.num_images, generator=generator)
+        return self._permutations[epoch]

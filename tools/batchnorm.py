@@ -1,0 +1,101 @@
+"""BatchNorm over the whole batch when several processes each hold a part of it.
+
+torch's SyncBatchNorm does this on GPUs only. Here the functional itself is intercepted, so that it works on
+any device and for every layer that ends in `F.batch_norm`, and the network's modules stay what they are.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class SharedBatchNorm(TorchFunctionMode):
+    """Inside this context, training-mode batch norm takes its statistics from all processes' parts."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.batch_norm:
+            return _batch_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    mean, variance = _statistics(input.detach())
+    if running_mean is not None and running_var is not None:
+        count = input.numel() // input.shape[1] * torch.distributed.get_world_size()
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((variance * (count / max(1, count - 1))).to(running_var.dtype), momentum)
+    normalised: Tensor = _Normalise.apply(input, mean, variance, weight, bias, eps)  # type: ignore[no-untyped-call]
+    return normalised
+
+
+def _statistics(input: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel over all ranks, each of which holds an equal part."""
+    variance, mean = torch.var_mean(input, _all_but_channels(input), correction=0)
+    parts = [
+        torch.empty(2, *mean.shape, dtype=torch.float64) for _ in range(torch.distributed.get_world_size())
+    ]
+    torch.distributed.all_gather(parts, torch.stack([mean, variance]).double())
+    means, variances = torch.stack(parts, dim=1)
+    total = means.mean(0)
+    return total.to(mean.dtype), (variances.mean(0) + (means - total).square().mean(0)).to(mean.dtype)
+
+
+def _all_but_channels(input: Tensor) -> list[int]:
+    return [0, *range(2, input.ndim)]
+
+
+class _Normalise(torch.autograd.Function):
+    """Normalisation by given statistics, with the gradient that also flows through the statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        ctx.save_for_backward(input, mean, variance, weight)
+        ctx.eps = eps
+        return F.batch_norm(input, mean, variance, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        input, mean, variance, weight = ctx.saved_tensors
+        dims, shape = _all_but_channels(input), [1, -1, *[1] * (input.ndim - 2)]
+        inverse = torch.rsqrt(variance + ctx.eps)
+        centred = (input - mean.view(shape)) * inverse.view(shape)
+        own = torch.stack([gradient.sum(dims), (gradient * centred).sum(dims)])
+        total = own.clone()
+        torch.distributed.all_reduce(total)
+        count = input.numel() // input.shape[1] * torch.distributed.get_world_size()
+        level, slope = total / count
+        scale = inverse if weight is None else inverse * weight
+        inner = gradient - level.view(shape) - centred * slope.view(shape)
+        to_weight, to_bias = (None, None) if weight is None else (own[1], own[0])
+        return inner * scale.view(shape), None, None, to_weight, to_bias, None

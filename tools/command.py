@@ -1,0 +1,59 @@
+"""A root script's way in and out: parse, run, and turn each ending into one line and an exit code."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from tools.config import parse
+from tools.failures import Interrupted, RunFailed
+
+Config = TypeVar("Config")
+
+HOUSE = Path(__file__).resolve().parents[1]
+
+
+def main(cls: type[Config], run: Callable[[Config], None], description: str | None) -> None:
+    """Parse the command line into a `cls` and hand it to `run`.
+
+    Exit codes: 2 for a user's mistake, 1 for a run that cannot go on, 128 + signal for an interrupted one.
+    """
+    try:
+        run(parse(cls, sys.argv[1:], prog=Path(sys.argv[0]).name, description=description or ""))
+    except ValueError as error:
+        if not _is_ours(error):
+            raise
+        # Every process meets the same mistake; one of them says so.
+        _leave(str(error) if _rank() == 0 else "", 2)
+    except RunFailed as error:
+        _leave(str(error), 1)
+    except Interrupted as error:
+        _leave(str(error), 128 + error.signum)
+    except KeyboardInterrupt:
+        _leave("interrupted at once; what the last checkpoint holds is kept", 128 + signal.SIGINT)
+
+
+def _is_ours(error: ValueError) -> bool:
+    """A ValueError of our own code is for the user; from anywhere else it is a bug to be seen whole."""
+    frames = traceback.extract_tb(error.__traceback__)
+    raised_in = Path(frames[-1].filename).resolve() if frames else HOUSE
+    return raised_in.is_relative_to(HOUSE) and "site-packages" not in raised_in.parts
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    name = Path(sys.argv[0]).name
+    where = f"{name}: rank {_rank()}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 and code != 2 else name
+    if message:
+        print(f"{where}: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    # Not sys.exit: with a peer gone, tearing down a process group can hang for its whole timeout.
+    if code == 1:
+        os._exit(code)
+    sys.exit(code)

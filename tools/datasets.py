@@ -1,0 +1,115 @@
+"""From the options to three splits of labelled images.
+
+A split is a pure function of (seed, labels). The official test split is the test set (for imagenet, which
+publishes no labels for its own, the official validation split is).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from tools.data import DataConfig
+from tools.images import ArrayImages, FolderImages, Images, decode_all
+from tools.seeding import torch_stream
+from tools.sources import read_source
+
+TEST_PART = 0.1
+"""The part of the images that becomes the test set where a tree of folders has none of its own."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, split and ready."""
+
+    train: Images
+    validation: Images
+    test: Images
+    num_classes: int
+    image_size: int
+    channels: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    class_names: tuple[str, ...]
+
+
+def load_data(config: DataConfig, seed: int) -> Data:
+    """Read the data set that the options name and split it; equal options and seed give equal splits."""
+    source = read_source(config)
+    train, validation, test, classes = source.train, source.validation, source.test, source.class_names
+    if test is None:
+        test, train = _divide(train, round(TEST_PART * len(train)), seed, "test", "--data.root")
+    train = _cut_down(train, config.train_size, seed, "train-size")
+    test = _cut_down(test, config.test_size, seed, "test-size")
+    if validation is None:
+        count = round(config.validation * len(train))
+        validation, train = _divide(train, count, seed, "validation", "--data.validation")
+    return Data(
+        train=_in_memory(train, config),
+        validation=_in_memory(validation, config),
+        test=_in_memory(test, config),
+        num_classes=len(classes),
+        image_size=config.size,
+        channels=3,
+        mean=config.known.mean,
+        std=config.known.std,
+        class_names=classes,
+    )
+
+
+def stratified(labels: Tensor, count: int, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
+    """Choose `count` indices with each class in proportion; returns (chosen, rest), both sorted."""
+    members = [torch.nonzero(labels == label).flatten() for label in range(int(labels.max()) + 1)]
+    sizes = torch.tensor([len(of_class) for of_class in members], dtype=torch.float64)
+    shares = sizes * count / len(labels)
+    quotas = shares.floor()
+    # What rounding down left over goes to the largest fractions, the first class first among equals.
+    order = torch.argsort(shares - quotas, descending=True, stable=True)
+    quotas[order[: count - int(quotas.sum())]] += 1
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label, (of_class, quota) in enumerate(zip(members, quotas.tolist(), strict=True)):
+        shuffled = torch.randperm(len(of_class), generator=torch_stream(seed, f"split/{purpose}", label))
+        chosen[of_class[shuffled[: int(quota)]]] = True
+    return torch.nonzero(chosen).flatten(), torch.nonzero(~chosen).flatten()
+
+
+def _divide(images: Images, count: int, seed: int, purpose: str, option: str) -> tuple[Images, Images]:
+    """Take `count` images out, with every class on both sides."""
+    chosen, rest = stratified(images.labels, count, seed, purpose)
+    num_classes = _num_classes(images.labels)
+    if count and min(_num_classes(images.labels[chosen]), _num_classes(images.labels[rest])) < num_classes:
+        raise ValueError(
+            f"{option}: {len(images)} images of {num_classes} classes are too few to set {count} apart "
+            f"as {purpose} images with every class on both sides"
+        )
+    return images.subset(chosen), images.subset(rest)
+
+
+def _cut_down(images: Images, size: int, seed: int, option: str) -> Images:
+    if not size or size == len(images):
+        return images
+    num_classes = _num_classes(images.labels)
+    if not num_classes <= size <= len(images):
+        raise ValueError(
+            f"--data.{option}: {size} of {len(images)} images of {num_classes} classes cannot be taken"
+        )
+    chosen, _ = stratified(images.labels, size, seed, option)
+    return images.subset(chosen)
+
+
+def _num_classes(labels: Tensor) -> int:
+    return int(torch.count_nonzero(torch.bincount(labels)))
+
+
+def _in_memory(images: Images, config: DataConfig) -> Images:
+    """Images in the form that their loader wants, small ones at their final size."""
+    if isinstance(images, FolderImages):
+        return images if config.streamed else ArrayImages(decode_all(images, config.size), images.labels)
+    if images.images.shape[1] == config.size:
+        return images
+    resized = [
+        transforms.resize(part.permute(0, 3, 1, 2), [config.size, config.size], antialias=True)
+        for part in torch.split(images.images, 1024)
+    ]
+    return ArrayImages(torch.cat(resized).permute(0, 2, 3, 1).contiguous(), images.labels)

@@ -1,0 +1,72 @@
+"""Files that are whole or not there, and JSON documents that say what they are."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tools.failures import RunFailed
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file in one step: `path` holds what it held before, or all of `data`, whatever happens.
+
+    A full disk ends the run with a message.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunFailed(
+            f"cannot write {path}: {error.strerror or error}; what was there before is kept. "
+            "Make room and start the same command again."
+        ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_document(path: Path, kind: str, version: int, content: Mapping[str, Any]) -> None:
+    """Write a JSON document of one of our formats."""
+    document = {"format": f"cleave/{kind}", "version": version, **content}
+    write_bytes(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_document(path: Path, kind: str, version: int) -> dict[str, Any]:
+    """Read a JSON document, insisting on its format and version."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    check_format(path, document, kind, version)
+    assert isinstance(document, dict)
+    return document
+
+
+def check_format(path: Path, document: object, kind: str, version: int) -> None:
+    """Refuse what is not of this format and version."""
+    said = document.get("format") if isinstance(document, dict) else None
+    if said != f"cleave/{kind}":
+        raise ValueError(f"{path}: expected a file of format 'cleave/{kind}', found {said!r}")
+    assert isinstance(document, dict)
+    if document.get("version") != version:
+        raise ValueError(
+            f"{path}: version {document.get('version')!r} of cleave/{kind} is not known here, only {version}"
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,126 @@
+"""Labelled images, in memory or in files; listing the files and decoding them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2 import functional as transforms
+
+
+class BadImage(ValueError):
+    """A file that should be an image and is not."""
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images in memory: uint8 (N, H, W, 3), which is channels_last once permuted."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.images.dtype == torch.uint8
+        assert self.images.dim() == 4, self.images.shape
+        assert self.images.shape[3] == 3, self.images.shape
+        assert self.labels.shape == self.images.shape[:1]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor) -> "ArrayImages":
+        return ArrayImages(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """Images that stay files until they are needed."""
+
+    root: Path
+    names: NDArray[np.bytes_]
+    """Paths below root. Bytes in one array: a list of a million strings would be copied into every worker
+    process, for reading a string changes its reference count."""
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        return self.root / os.fsdecode(bytes(self.names[index]))
+
+    def subset(self, indices: Tensor) -> "FolderImages":
+        return FolderImages(self.root, self.names[indices.numpy()], self.labels[indices])
+
+
+Images = ArrayImages | FolderImages
+
+
+def list_classes(folder: Path) -> list[str]:
+    """Names of the class folders, sorted."""
+    names = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if len(names) < 2:
+        raise ValueError(f"--data.root: {folder} must hold two or more class folders, found {len(names)}")
+    return names
+
+
+def list_images(folder: Path, classes: Sequence[str], inner: str = "") -> FolderImages:
+    """All images of <folder>/<class>/<inner>, in sorted order; folders inside are searched too."""
+    names: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(_images_below(folder / name / inner))
+        if not found:
+            raise ValueError(
+                f"--data.root: the class folder {folder / name / inner} holds no image "
+                f"({', '.join(IMG_EXTENSIONS)})"
+            )
+        names += [os.path.relpath(path, folder) for path in found]
+        labels += [label] * len(found)
+    return from_names(folder, names, labels)
+
+
+def from_names(root: Path, names: Sequence[str], labels: Sequence[int]) -> FolderImages:
+    return FolderImages(root, np.array([os.fsencode(name) for name in names]), torch.tensor(labels))
+
+
+def decode(path: Path) -> Image.Image:
+    """The image of a file in RGB; a file that is none, or is cut short, is a BadImage that names it."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    # Pillow's decoders raise all of these for broken files.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = str(error).replace(str(path), "it").replace(repr(str(path)), "it")
+        raise BadImage(f"{path}: cannot be decoded as an image ({reason}); replace or remove it") from None
+
+
+def decode_all(images: FolderImages, size: int) -> Tensor:
+    """All images as one uint8 array (N, size, size, 3), the shorter side scaled, the middle kept."""
+
+    def load(index: int) -> NDArray[np.uint8]:
+        image = decode(images.path(index))
+        if image.size != (size, size):
+            image = transforms.center_crop(transforms.resize(image, [size]), [size])
+        return np.asarray(image)
+
+    result = torch.empty(len(images), size, size, 3, dtype=torch.uint8)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding the interpreter's lock
+        for index, image in enumerate(pool.map(load, range(len(images)))):
+            result[index] = torch.tensor(image)
+    return result
+
+
+def _images_below(folder: Path) -> Iterator[str]:
+    for where, _, files in os.walk(folder, followlinks=True):
+        for name in files:
+            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
+                yield os.path.join(where, name)

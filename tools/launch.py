@@ -1,0 +1,76 @@
+"""From a few options to an Accelerator: device, precision, processes, threads, trackers."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
+
+from tools.failures import RunFailed
+
+Result = TypeVar("Result")
+
+# How long a collective waits for a rank that is alive but silent; a rank that dies is noticed at once.
+SILENCE = timedelta(minutes=10)
+
+
+def launch(
+    *, device: str, precision: str, threads: int, trackers: tuple[str, ...], folder: Path
+) -> Accelerator:
+    """An Accelerator for this process, one of as many as the launcher started."""
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ValueError("--device: this machine has no CUDA device; use --device cpu or auto")
+    cpu = device == "cpu" or not available
+    if cpu and precision == "fp16":
+        raise ValueError("--precision: fp16 needs a CUDA device; use bf16 or fp32 on CPU")
+    if cpu:
+        torch.set_num_threads(threads or _fair_share_of_cores())
+    try:
+        return Accelerator(
+            cpu=cpu,
+            mixed_precision=precision if precision in ("bf16", "fp16") else "no",
+            log_with=list(trackers) or None,
+            project_dir=folder,
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[
+                # Whoever reads BatchNorm statistics makes them equal first; a broadcast each step is waste.
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=SILENCE),
+            ],
+        )
+    except ValueError as error:  # an unknown or missing tracker
+        raise ValueError(f"--trackers: {error}") from None
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
+    """Run an action on the first process only; its failure is every process's failure."""
+    result: Result | None = None
+    failure: Exception | None = None
+    if accelerator.is_main_process:
+        try:
+            result = action()
+        except (ValueError, RunFailed) as error:
+            failure = error
+    told = [(type(failure).__name__, str(failure)) if failure else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(told)
+    if failure:
+        raise failure
+    if told[0] is not None:
+        name, message = told[0]
+        raise RunFailed(message) if name == RunFailed.__name__ else ValueError(message)
+    return result
+
+
+def _fair_share_of_cores() -> int:
+    """All cores this process may use, shared with the other ranks on this machine.
+
+    Launchers set OMP_NUM_THREADS=1 by default, which would leave the other cores idle.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,0 +1,152 @@
+"""What a run says while it works: metrics.jsonl always, and a progress bar or plain lines."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+
+class MetricsLog:
+    """An append-only file of one JSON object a line, each with its "step"."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a+b")
+        self._file.seek(0, 2)
+        if self._file.tell():
+            self._file.seek(-1, 2)
+            if (
+                self._file.read(1) != b"\n"
+            ):  # a line torn by a kill; end it, so that the next one stands alone
+                self._file.write(b"\n")
+
+    def append(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add one line and hand it to the system at once."""
+        self._file.write(json.dumps({"step": step, **values}).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file in order of steps.
+
+    Torn lines are passed over; of steps made again after a restart, the later line counts.
+    """
+    latest: dict[tuple[int, frozenset[str]], dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and "step" in entry:
+            latest[entry["step"], frozenset(entry)] = entry
+    return sorted(latest.values(), key=lambda entry: entry["step"])
+
+
+class Sums:
+    """Running sums of per-step values, kept on the device so that no step waits for them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.totals: dict[str, Tensor] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add one step's values."""
+        self.count += 1
+        for name, value in values.items():
+            value = value.detach().double()
+            self.totals[name] = self.totals[name] + value if name in self.totals else value
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums, for a checkpoint."""
+        return {"count": self.count, "totals": dict(self.totals)}
+
+    def share(self) -> None:
+        """Give every process the mean over all, as the one that a checkpoint keeps."""
+        for value in self.totals.values():
+            torch.distributed.all_reduce(value)
+            value /= torch.distributed.get_world_size()
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from a checkpoint's sums."""
+        self.count = state["count"]
+        self.totals = {name: value.to(device) for name, value in state["totals"].items()}
+
+
+class Stopwatch:
+    """Seconds since the last reset, without those of the pauses."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start again from zero, running."""
+        self._counted, self._running_since = 0.0, time.perf_counter()
+
+    def pause(self) -> None:
+        """Stand still until `go_on`."""
+        self._counted, self._running_since = self.seconds, math.inf
+
+    def go_on(self) -> None:
+        """Count again."""
+        self._running_since = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """What the watch shows."""
+        return self._counted + max(0.0, time.perf_counter() - self._running_since)
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere, nothing on other ranks than the first."""
+
+    def __init__(self, *, total: int, start: int, shown: bool) -> None:
+        self._shown = shown
+        self._total = total
+        self._bar = (
+            tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stdout)
+            if shown and sys.stdout.isatty()
+            else None
+        )
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def say(self, step: int, values: Mapping[str, float], seconds_left: float | None = None) -> None:
+        """Show values at a step."""
+        if not self._shown:
+            return
+        parts = [f"{name.replace('_', ' ')} {_short(value)}" for name, value in values.items()]
+        if seconds_left is not None and self._bar is None:
+            minutes, seconds = divmod(round(seconds_left), 60)
+            parts.append(f"{minutes}:{seconds:02d} left")
+        self.write(f"step {step}/{self._total}  " + "  ".join(parts))
+
+    def write(self, line: str) -> None:
+        """Print a line without tearing the bar."""
+        if not self._shown:
+            return
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stdout)
+        else:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"

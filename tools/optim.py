@@ -1,0 +1,71 @@
+"""A recipe's optimiser and schedule, from torch and timm."""
+
+import bisect
+from collections.abc import Iterable
+
+import torch
+from timm.optim.rmsprop_tf import RMSpropTF
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from tools.recipes import Recipe
+
+
+def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The recipe's optimiser over the parameters that are to be trained."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = [{"params": trained, "weight_decay": recipe.weight_decay}]
+    if not recipe.decay_all:
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    betas = (recipe.beta1, recipe.beta2)
+    match recipe.optimizer:
+        case "sgd":
+            return torch.optim.SGD(
+                groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True
+            )
+        case "adam":
+            return torch.optim.Adam(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, fused=True)
+    assert recipe.optimizer == "rmsprop"
+    return RMSpropTF(groups, lr=recipe.lr, alpha=recipe.beta2, momentum=recipe.momentum, eps=recipe.eps)
+
+
+def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, num_steps: int) -> Scheduler:
+    """The recipe's schedule; `step_update(t)` sets the rate for step t, a pure function of t."""
+    warmup = round(recipe.warmup * num_steps)
+    if recipe.schedule == "cosine":
+        return CosineLRScheduler(
+            optimizer,
+            t_initial=max(2, num_steps - warmup),
+            lr_min=recipe.min_lr,
+            warmup_t=warmup,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+    milestones = [round(fraction * num_steps) for fraction in recipe.milestones]
+    return StepSchedule(optimizer, milestones, recipe.factors, warmup)
+
+
+class StepSchedule(Scheduler):
+    """timm's scheduler with a factor of its own for each milestone, as the papers print them."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        milestones: list[int],
+        factors: tuple[float, ...],
+        warmup: int,
+    ) -> None:
+        super().__init__(optimizer, "lr", t_in_epochs=False)
+        self.milestones = milestones
+        self.factors = (1.0, *factors)
+        self.warmup = warmup
+
+    def _get_lr(self, t: int) -> list[float]:
+        factor = t / self.warmup if t < self.warmup else self.factors[bisect.bisect_right(self.milestones, t)]
+        return [value * factor for value in self.base_values]

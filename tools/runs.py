@@ -1,0 +1,97 @@
+"""A run is one folder: its config, metrics, checkpoints and results.
+
+Starting on an existing run continues it; on one whose config differs, the differing options are named.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, TextIO
+
+from tools.config import flag, flatten, from_toml, to_toml
+from tools.files import read_document, write_bytes, write_document
+
+LOCK_PATIENCE_S = 60.0
+
+
+class Run:
+    """One run's folder and the places in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_path = path / "config.toml"
+        self.metrics_path = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.last_weights = path / "weights.safetensors"
+        self.best_weights = path / "best.safetensors"
+        self.results_path = path / "results.json"
+        self._lock: TextIO | None = None
+
+    def open(self, config: Any, *, free: Collection[str]) -> None:
+        """Make the folder ready for this config; for one process of the run only.
+
+        `free` names the options that may change from one start to the next: no result depends on them.
+        """
+        if self.path.is_file():
+            raise ValueError(f"--run: '{self.path}' is a file; a run is a folder")
+        if not self.config_path.exists() and self.path.is_dir() and any(self.path.iterdir()):
+            raise ValueError(
+                f"--run: '{self.path}' holds files but no run; name a new folder or the folder of a run"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--run: cannot make folder '{self.path}': {error.strerror}") from None
+        self._take_lock()
+        if self.config_path.exists():
+            self._compare(config, free)
+        write_bytes(self.config_path, to_toml(config).encode())
+
+    def close(self) -> None:
+        """Let other processes work on the run."""
+        if self._lock:
+            self._lock.close()
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What the finished run found; None while it is not finished."""
+        return read_document(self.results_path, "results", 1) if self.results_path.exists() else None
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Mark the run as finished."""
+        write_document(self.results_path, "results", 1, results)
+
+    def _compare(self, config: Any, free: Collection[str]) -> None:
+        old = flatten(
+            from_toml(type(config), self.config_path.read_text("utf-8"), source=str(self.config_path))
+        )
+        new = flatten(config)
+        differing = [name for name in new if name not in free and old[name] != new[name]]
+        if differing:
+            listed = ", ".join(f"{flag(name)} (was {old[name]!r}, is {new[name]!r})" for name in differing)
+            raise ValueError(
+                f"--run: '{self.path}' was made with other options: {listed}; "
+                "give those again to continue it, or name a new folder"
+            )
+
+    def _take_lock(self) -> None:
+        """Wait a while for a process that is just ending here; two must never write one run."""
+        self._lock = (self.path / ".lock").open("a+")
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    self._lock.seek(0)
+                    holder = self._lock.read().strip()
+                    raise ValueError(
+                        f"--run: process {holder} is working on '{self.path}'; stop it or name a new folder"
+                    ) from None
+                time.sleep(0.2)
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()

@@ -1,0 +1,66 @@
+"""Weights that users exchange: safetensors, with what they belong to in the metadata."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from tools.files import write_bytes
+
+KIND = "cleave/weights"
+
+
+def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, Any]) -> None:
+    """Write a module's parameters and buffers; metadata values become JSON strings."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    notes = {"format": KIND, "version": "1"} | {key: json.dumps(value) for key, value in metadata.items()}
+    data = safetensors.torch.save(tensors, notes)
+    write_bytes(path, data)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file: safetensors, or a torch file of nothing but tensors."""
+    if not path.is_file():
+        raise ValueError(f"--weights: there is no file '{path}'")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors and torch raise many kinds for a foreign or torn file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"--weights: cannot read '{path}' as weights: {reason}") from None
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError(f"--weights: '{path}' holds something other than named tensors")
+    return loaded
+
+
+def load_weights(
+    module: nn.Module, tensors: Mapping[str, Tensor], *, source: Path, skip: tuple[str, ...] = ()
+) -> None:
+    """Put tensors into a module by name; names under a prefix of `skip` stay as initialised."""
+    own = {name: value for name, value in module.state_dict().items() if not name.startswith(skip or "\n")}
+    given = {name: value for name, value in tensors.items() if not name.startswith(skip or "\n")}
+    for complaint, names in (
+        ("lacks", own.keys() - given.keys()),
+        ("has tensors that the network lacks:", given.keys() - own.keys()),
+    ):
+        if names:
+            first = ", ".join(sorted(names)[:3])
+            raise ValueError(
+                f"--weights: '{source}' does not fit the network: it {complaint} {first}"
+                f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            )
+    for name, value in own.items():
+        if value.shape != given[name].shape:
+            raise ValueError(
+                f"--weights: '{source}' does not fit the network: {name} has shape "
+                f"{tuple(given[name].shape)}, the network's is {tuple(value.shape)}"
+            )
+    module.load_state_dict(given, strict=not skip)
