@@ -12,7 +12,7 @@ class Batch(NamedTuple):
     """One rank's part of one step."""
 
     images: Tensor
-    """Float32 (B, 3, H, W), channels_last in memory."""
+    """Float32 (B, C, H, W), channels_last in memory."""
     targets: Tensor
     """Class numbers (B,), or with mixup or CutMix probabilities (B, classes)."""
     indices: Tensor

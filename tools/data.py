@@ -16,8 +16,9 @@ class KnownSet:
     num_classes: int
     """0: as many as there are class folders."""
     image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    """Of each channel; one for grey images."""
+    std: tuple[float, ...]
     layout: str
     """What --data.root must hold, in words that finish "put here ..."."""
     torchvision: str = ""
@@ -58,8 +59,8 @@ KNOWN_SETS = {
     "mnist": KnownSet(
         num_classes=10,
         image_size=28,
-        mean=(0.1307, 0.1307, 0.1307),
-        std=(0.3081, 0.3081, 0.3081),
+        mean=(0.1307,),
+        std=(0.3081,),
         layout="the four *-ubyte files of MNIST in MNIST/raw",
         torchvision="MNIST",
         mirrors=False,
@@ -67,8 +68,8 @@ KNOWN_SETS = {
     "fashion_mnist": KnownSet(
         num_classes=10,
         image_size=28,
-        mean=(0.2860, 0.2860, 0.2860),
-        std=(0.3530, 0.3530, 0.3530),
+        mean=(0.2860,),
+        std=(0.3530,),
         layout="the four *-ubyte files of Fashion-MNIST in FashionMNIST/raw",
         torchvision="FashionMNIST",
     ),

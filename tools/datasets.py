@@ -29,8 +29,8 @@ class Data:
     num_classes: int
     image_size: int
     channels: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     class_names: tuple[str, ...]
 
 
@@ -51,7 +51,7 @@ def load_data(config: DataConfig, seed: int) -> Data:
         test=_in_memory(test, config),
         num_classes=len(classes),
         image_size=config.size,
-        channels=3,
+        channels=len(config.known.mean),
         mean=config.known.mean,
         std=config.known.std,
         class_names=classes,

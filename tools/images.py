@@ -21,7 +21,7 @@ class BadImage(ValueError):
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images in memory: uint8 (N, H, W, 3), which is channels_last once permuted."""
+    """Images in memory: uint8 (N, H, W, 3 or 1 for grey), which is channels_last once permuted."""
 
     images: Tensor
     labels: Tensor
@@ -29,7 +29,7 @@ class ArrayImages:
     def __post_init__(self) -> None:
         assert self.images.dtype == torch.uint8
         assert self.images.dim() == 4, self.images.shape
-        assert self.images.shape[3] == 3, self.images.shape
+        assert self.images.shape[3] in (1, 3), self.images.shape
         assert self.labels.shape == self.images.shape[:1]
 
     def __len__(self) -> int:

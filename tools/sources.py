@@ -1,6 +1,6 @@
 """Where the images of each data set come from.
 
-Every image has three channels: grey ones are repeated, so that all networks take all sets. Nothing is
+Images are in colour, but for the sets that are grey throughout (mnist, fashion_mnist). Nothing is
 unpickled but files whose sum is known, or arrays by a reader that knows nothing else.
 """
 
@@ -109,7 +109,7 @@ def _alone(root: Path, download: bool) -> Iterator[None]:
 def _from_array(images: "NDArray[np.uint8] | Tensor", labels: "Tensor | list[int]") -> ArrayImages:
     pixels = torch.as_tensor(images)
     if pixels.dim() == 3:
-        pixels = pixels[..., None].expand(-1, -1, -1, 3)
+        pixels = pixels[..., None]
     return ArrayImages(pixels.contiguous(), torch.as_tensor(labels, dtype=torch.int64))
 
 

@@ -140,10 +140,10 @@ def training_transform(data: Data, config: DataConfig) -> Transform:
     if config.flips and standard:
         steps.append(v2.RandomHorizontalFlip())
     if config.auto_augment:
-        steps.append(_timm_policy(config.auto_augment, size, data.mean))
+        steps.append(_timm_policy(config.auto_augment, size, data.mean * (3 // data.channels)))
     if config.color_jitter:
         steps.append(v2.ColorJitter(*[config.color_jitter] * 3))
-    steps.append(_to_bytes)
+    steps.append(_to_bytes(data.channels))
     mean_colour = [round(255 * value) for value in data.mean]
     if config.cutout:
         steps.append(lambda pixels: _cut_out(pixels, config.cutout, mean_colour))
@@ -156,7 +156,7 @@ def training_transform(data: Data, config: DataConfig) -> Transform:
 
 def evaluation_transform(data: Data, config: DataConfig) -> Transform:
     """From a decoded image to bytes (H, W, 3)."""
-    transform: Transform = v2.Compose([*_to_size(data.image_size, config), _to_bytes])
+    transform: Transform = v2.Compose([*_to_size(data.image_size, config), _to_bytes(data.channels)])
     return transform
 
 
@@ -180,8 +180,13 @@ def _timm_policy(policy: str, size: int, mean: Sequence[float]) -> Callable[[Any
     return made
 
 
-def _to_bytes(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image))
+def _to_bytes(channels: int) -> Callable[[Image.Image], Tensor]:
+    """Bytes (H, W, C); grey sets are in colour only for the transforms, some of which insist on it."""
+
+    def convert(image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(image))[..., :channels].contiguous()
+
+    return convert
 
 
 def _cut_out(pixels: Tensor, side: int, colour: Sequence[int]) -> Tensor:
@@ -234,7 +239,7 @@ def _load(indices: Tensor, image: Callable[[int], Tensor]) -> tuple[Tensor, Tens
 def _open(split: Images, index: int) -> Image.Image:
     if isinstance(split, FolderImages):
         return decode(split.path(index))
-    return Image.fromarray(split.images[index].numpy())
+    return Image.fromarray(split.images[index].expand(-1, -1, 3).contiguous().numpy())
 
 
 def _seed_generators(value: int) -> None:

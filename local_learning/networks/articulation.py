@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from local_learning.networks.tracing import Trace, is_notrace, reads_mode
+from local_learning.networks.tracing import Trace, Untraceable, is_notrace, reads_mode
 
 _SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _STEMS = ("stem", "patch_embed", "pos_embed")  # timm's names for what comes before the blocks
@@ -64,6 +64,9 @@ def find_cuts(traced: Trace, model: nn.Module, opened: Iterable[str]) -> list[Cu
 
     A composite module is a layer; so is a single convolution or linear layer with what follows it. What
     comes before the first block (the stem) belongs to the block's layer, if there are blocks.
+
+    Raises:
+        Untraceable: if weights are shared across the trunk's end.
     """
     allowed = {"", *opened}
     spans = _shared_spans(traced, model)
@@ -75,6 +78,8 @@ def find_cuts(traced: Trace, model: nn.Module, opened: Iterable[str]) -> list[Cu
         and not any(first <= order[left] < last for first, last in spans)
     ]
     end = Cut(traced.boundary.prev, _argument(traced.boundary))
+    if any(first < order[traced.boundary] < last for first, last in spans):
+        raise Untraceable("its classifier shares weights with its blocks")
     places = [place for place in places if order[place.node] < order[end.node]] + [end]
 
     pieces = _pieces(traced, model, places)
@@ -135,9 +140,10 @@ def _narrow_points(traced: Trace) -> list[tuple[fx.Node, fx.Node, fx.Node]]:
         tensors = [n for n in crossing if isinstance(traced.values[n], Tensor)]
         if len(tensors) != 1:
             continue
-        batch = traced.values[tensors[0]].shape[:1]
-        if all(n is tensors[0] or (_is_size(traced, n) and traced.values[n] == batch[0]) for n in crossing):
-            points.append((left, right, tensors[0]))
+        carrier = tensors[0]
+        batch = list(traced.values[carrier].shape[:1])
+        if all(n is carrier or (_is_size(traced, n) and [traced.values[n]] == batch) for n in crossing):
+            points.append((left, right, carrier))
     return points
 
 

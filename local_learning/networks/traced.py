@@ -59,13 +59,12 @@ def split(model: nn.Module, name: str, image_shape: tuple[int, int, int]) -> Cha
         traced, inside = trace(model, image_shape, worth_tracing(model))
         opened = open_modules(traced, model, inside)
         traced, opened = trace(model, image_shape, opened)
+        if not isinstance(traced.values[traced.boundary], Tensor):
+            raise Untraceable("its features are not one tensor")
         follow_modes(traced, model, image_shape, opened)
+        cuts = find_cuts(traced, model, opened)
     except Untraceable as reason:
         raise ValueError(f"{name} cannot be split into layers: {reason}") from reason
-    if not isinstance(traced.values[traced.boundary], Tensor):
-        raise ValueError(f"{name} cannot be split into layers: its features are not one tensor")
-
-    cuts = find_cuts(traced, model, opened)
     if len(cuts) < 2:
         raise ValueError(
             f"{name} cannot be split into layers: no tensor between its blocks carries everything"
@@ -221,8 +220,12 @@ def _verify(chain: Chain, model: nn.Module, name: str, image_shape: tuple[int, i
     model.eval()
     chain.eval()
     with torch.no_grad():
-        expected, got = model(images), chain(images)
+        expected = model(images)
+        try:
+            same = torch.allclose(chain(images), expected, rtol=1e-5, atol=1e-6)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ValueError(f"{name} cannot be split into layers: {_line(error)}") from error
     model.train(training)
     chain.train(training)
-    if expected.shape != got.shape or not torch.allclose(got, expected, rtol=1e-5, atol=1e-6):
+    if not same:
         raise ValueError(f"{name} cannot be split into layers: the pieces do not give the model's output")

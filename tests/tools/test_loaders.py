@@ -13,10 +13,10 @@ from PIL import Image
 
 from tools import streaming
 from tools.batches import Share, TrainingOrder
-from tools.data import DataConfig
+from tools.data import KNOWN_SETS, DataConfig
 from tools.datasets import Data, load_data
 from tools.failures import RunFailed
-from tools.images import BadImage
+from tools.images import ArrayImages, BadImage
 from tools.loaders import Batch, DeviceLoader, StreamLoader, TrainLoader, eval_batches, make_train_loader
 
 
@@ -268,3 +268,22 @@ def test_small_images_may_be_streamed_from_their_files(photos: Path) -> None:
     assert train_loader(config, data).batch(0).images.shape == (8, 3, 16, 16)
     (batch,) = eval_batches(data.test, data, config, batch_size=4, device="cpu")
     assert batch.images.shape == (1, 3, 16, 16)
+
+
+def test_grey_images_stay_grey_in_both_loaders() -> None:
+    images = ArrayImages(
+        torch.randint(256, (20, 28, 28, 1), dtype=torch.uint8), torch.arange(20, dtype=torch.int64) % 10
+    )
+    known = KNOWN_SETS["fashion_mnist"]
+    names = tuple("abcdefghij")
+    data = Data(images, images, images, 10, 28, 1, known.mean, known.std, names)
+    plain: dict[str, Any] = {"name": "fashion_mnist", "root": "unused", "augment": "none"}
+    device, stream = (
+        train_loader(DataConfig(loader=loader, workers=0, **plain), data) for loader in ("device", "stream")
+    )
+    assert device.batch(1).images.shape == (8, 1, 28, 28)
+    assert all_same(device.batches(0, 3), stream.batches(0, 3))
+    varied = DataConfig(
+        auto_augment="rand-m9-mstd0.5", cutout=4, workers=0, **(plain | {"augment": "standard"})
+    )
+    assert train_loader(varied, data).batch(0).images.shape == (8, 1, 28, 28)
