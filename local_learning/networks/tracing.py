@@ -101,7 +101,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, image_shape: tuple[int, ...], inside: Collection[str]) -> None:
         functions = tuple(get_notrace_functions())  # type: ignore[no-untyped-call]
-        super().__init__(autowrap_functions=functions, param_shapes_constant=True)
+        super().__init__(autowrap_functions=functions)
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.image_shape = image_shape
         self.inside = {f"model.{name}" for name in inside}
@@ -224,8 +224,10 @@ class _Proxy(fx.Proxy):
 
     def _sizes(self) -> tuple[Any, ...]:
         sizes = tuple(self._value.shape)
+        if _is_known(sizes):
+            return sizes
         batch = self.tracer.create_proxy("call_method", "size", (self, 0), {})
-        return (batch, *sizes[1:]) if sizes else ()
+        return (batch, *sizes[1:])
 
     def _size(self, dim: int | None = None) -> Any:
         return self._sizes() if dim is None else self._sizes()[dim]

@@ -85,7 +85,8 @@ def test_torchs_own_attention_is_not_hidden_by_its_fast_path() -> None:
 
 class Spectrum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.fft.fft(x).real
+        spectrum: Tensor = torch.fft.fft(x).real
+        return spectrum
 
 
 class Custom(nn.Module):

@@ -17,7 +17,7 @@ slow = pytest.mark.slow
 # Model, image size, layers: the blocks of its paper, then what stands between stages or behind the last.
 FAMILIES = [
     ("resnet18", 64, 8),
-    ("resnet50", 64, 16),
+    pytest.param("resnet50", 64, 16, marks=slow),
     ("convnext_atto", 64, 12 + 3),
     ("mobilenetv3_small_050", 64, 11 + 1),
     ("mobilenetv2_050", 64, 17 + 1),
@@ -26,10 +26,10 @@ FAMILIES = [
     ("vit_tiny_patch16_224", 64, 12),
     ("mixer_s32_224", 64, 8),
     ("poolformer_s12", 64, 12 + 3),
-    ("ghostnet_050", 64, 16 + 1),
+    pytest.param("ghostnet_050", 64, 16 + 1, marks=slow),
     ("pvt_v2_b0", 64, 8 + 3),
     ("edgenext_xx_small", 64, 12 + 3),
-    ("repvgg_a0", 64, 21),
+    pytest.param("repvgg_a0", 64, 21, marks=slow),
     ("nf_resnet26", 64, 8),
     pytest.param("densenet121", 64, 4 + 3, marks=slow),
     pytest.param("swin_tiny_patch4_window7_224", 112, 12 + 3, marks=slow),
