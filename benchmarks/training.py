@@ -3,9 +3,9 @@
     python benchmarks/training.py --root data/cifar10 --rounds 3
     python benchmarks/training.py --root data/cifar10 --device cuda --precision bf16 --compile --rounds 3
 
-The plain loop is what a good first script looks like: torchvision's dataset and transforms through a DataLoader with
-workers, model, SGD, eager fp32. Ours is the script itself, in a process of its own, read from its metrics.jsonl.
-One JSON line per round and side, and the ratio of the medians.
+The plain loop is what a good first script looks like: torchvision's dataset and transforms through a
+DataLoader with workers, model, SGD, eager fp32. Ours is the script itself, in a process of its own, read
+from its metrics.jsonl. One JSON line per round, and the ratio of the medians.
 """
 
 import argparse

@@ -11,8 +11,6 @@ from local_learning.networks import resnet, vgg
 from local_learning.networks.mlp import build_mlp
 from local_learning.networks.traced import build_traced, timm_model_names
 
-Init = Literal["fan_in", "fan_out"]
-
 NETWORKS = (*resnet.RESNETS, *vgg.VGGS, "mlp")
 """The papers' networks. Beside them, "timm/<model name>" is any timm model."""
 
@@ -26,7 +24,7 @@ def build_chain(
     in_chs: int = 3,
     dropout: float = 0.0,
     drop_path: float = 0.0,
-    init: Init = "fan_in",
+    init: str = "fan_in",
     pretrained: bool = False,
 ) -> Chain:
     """Build the network called `name` for square images of `image_size` pixels.
@@ -99,11 +97,12 @@ def _smallest_image(name: str) -> int:
     return resnet.SMALLEST_IMAGE if name in resnet.RESNETS else vgg.SMALLEST_IMAGE.get(name, 1)
 
 
-def _initialise(chain: Chain, init: Init) -> None:
+def _initialise(chain: Chain, init: str) -> None:
     """Kaiming normal with gain sqrt(2), also for linear layers; zero bias; BatchNorm as it is, 1 and 0."""
+    mode: Literal["fan_in", "fan_out"] = "fan_out" if init == "fan_out" else "fan_in"
     for module in chain.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, mode=init, nonlinearity="relu")
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 

@@ -3,7 +3,6 @@
 import difflib
 import operator
 import re
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -77,31 +76,6 @@ def split(model: nn.Module, name: str, image_shape: tuple[int, int, int]) -> Cha
 def timm_names(chain: Chain) -> dict[str, str]:
     """For every key of the chain's state dict, timm's own name of that parameter or buffer."""
     return {key: re.sub(r"^(layers\.\d+|classifier)\.", "", key) for key in chain.state_dict()}
-
-
-def load_timm(chain: Chain, weights: Mapping[str, Tensor], *, with_classifier: bool = True) -> None:
-    """Put weights under timm's names (a timm checkpoint) into a chain of that timm model.
-
-    Without `with_classifier` everything behind the trunk keeps its weights, for other classes than those
-    of the checkpoint. Weights of which the network has no use are ignored.
-
-    Raises:
-        ValueError: for a missing weight or a shape that differs; the chain is then as it was.
-    """
-    names = timm_names(chain)
-    if not with_classifier:
-        names = {key: name for key, name in names.items() if not key.startswith("classifier.")}
-    missing = [name for name in names.values() if name not in weights]
-    if missing:
-        raise ValueError(
-            f"the weights lack {missing[0]} and {len(missing) - 1} more of the network's tensors"
-        )
-    state = chain.state_dict()
-    for key, name in names.items():
-        if state[key].shape != weights[name].shape:
-            ours, theirs = tuple(state[key].shape), tuple(weights[name].shape)
-            raise ValueError(f"weight {name} has shape {theirs}, but the network's has {ours}")
-    chain.load_state_dict({key: weights[name] for key, name in names.items()}, strict=with_classifier)
 
 
 @cache

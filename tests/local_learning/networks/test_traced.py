@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from local_learning.build import build_chain
 from local_learning.chain import Chain
-from local_learning.networks.traced import load_timm, split, timm_names
+from local_learning.networks.traced import split, timm_names
 from tools.cost import count_macs, count_params
 
 slow = pytest.mark.slow
@@ -47,7 +47,8 @@ def make(name: str, size: int, *, dropout: float = 0.0, drop_path: float = 0.0) 
     if drop_path or name.startswith("swin"):  # its own default is not 0
         options["drop_path_rate"] = drop_path
     model = timm.create_model(name, num_classes=10, **options)
-    load_timm(chain, model.state_dict())
+    weights = model.state_dict()
+    chain.load_state_dict({key: weights[name] for key, name in timm_names(chain).items()})
     return chain, model
 
 
@@ -148,28 +149,6 @@ def test_names_and_registration_of_free_parameters() -> None:
 def test_single_channel_images() -> None:
     chain = build_chain("timm/resnet18", num_classes=4, image_size=32, in_chs=1)
     assert chain(torch.randn(2, 1, 32, 32)).shape == (2, 4)
-
-
-# ---- weights -------------------------------------------------------------------------------------------
-
-
-def test_weights_load_without_the_classifier() -> None:
-    chain = build_chain("timm/resnet18", num_classes=4, image_size=32)
-    weights = timm.create_model("resnet18", num_classes=1000).state_dict()
-    classifier = chain.state_dict()["classifier.fc.weight"].clone()
-    with pytest.raises(ValueError, match=r"weight fc.weight has shape \(1000, 512\), but .* \(4, 512\)"):
-        load_timm(chain, weights)
-    load_timm(chain, weights, with_classifier=False)
-    assert torch.equal(chain.state_dict()["layers.0.conv1.weight"], weights["conv1.weight"])
-    assert torch.equal(chain.state_dict()["classifier.fc.weight"], classifier)
-
-
-def test_incomplete_weights_are_refused() -> None:
-    chain = build_chain("timm/resnet18", num_classes=4, image_size=32)
-    weights = timm.create_model("resnet18", num_classes=4).state_dict()
-    del weights["layer1.0.conv1.weight"]
-    with pytest.raises(ValueError, match=r"the weights lack layer1.0.conv1.weight and 0 more"):
-        load_timm(chain, weights)
 
 
 # ---- models that cannot be split -----------------------------------------------------------------------
