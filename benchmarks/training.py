@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from torchvision.datasets import CIFAR10, FakeData
+from torchvision.datasets import CIFAR10
 
 from local_learning.build import build_chain
 
@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", default="", help="folder of CIFAR-10; without it, random images")
+    parser.add_argument("--root", required=True, help="folder of CIFAR-10")
     parser.add_argument("--network", default="resnet50")
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -63,7 +63,7 @@ def parse() -> argparse.Namespace:
 
 def run_ours(options: argparse.Namespace) -> float:
     """Images per second of the script, between two lines of its metrics."""
-    data = ["--data.name", "cifar10", "--data.root", options.root] if options.root else []
+    data = ["--data.name", "cifar10", "--data.root", options.root]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "retrain_model.py", "--run", folder, "--device", options.device]
         command += ["--network", options.network, "--width", str(options.width), *data]
@@ -116,11 +116,7 @@ def plain_images(root: str) -> Dataset[tuple[torch.Tensor, int]]:
             transforms.Normalize((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
         ]
     )
-    images: Dataset[tuple[torch.Tensor, int]]
-    if root:
-        images = CIFAR10(root, train=True, transform=transform)
-    else:
-        images = FakeData(10_000, (3, 32, 32), 10, transform)
+    images: Dataset[tuple[torch.Tensor, int]] = CIFAR10(root, train=True, transform=transform)
     return images
 
 

@@ -1,15 +1,16 @@
 """Networks by name, as chains: those of the papers, and any timm model that can be traced."""
 
-import difflib
 import math
 from typing import Literal
 
+import timm
 from torch import nn
 
 from local_learning.chain import Chain
 from local_learning.networks import resnet, vgg
 from local_learning.networks.mlp import build_mlp
-from local_learning.networks.traced import build_traced, timm_model_names
+from local_learning.networks.traced import build_traced
+from tools.config import suggest
 
 NETWORKS = (*resnet.RESNETS, *vgg.VGGS, "mlp")
 """The papers' networks. Beside them, "timm/<model name>" is any timm model."""
@@ -42,6 +43,7 @@ def build_chain(
     if init not in ("fan_in", "fan_out"):
         raise ValueError(f"init is {init!r}; it must be fan_in or fan_out")
 
+    check_name(name)
     if name.startswith("timm/"):
         if width != 1.0:
             raise ValueError(f"width: {name} cannot be scaled; leave it at 1 and choose another timm model")
@@ -57,8 +59,6 @@ def build_chain(
             pretrained=pretrained,
         )
 
-    if name not in NETWORKS:
-        raise ValueError(f"network {name!r} is unknown; {_suggestion(name)}")
     if drop_path:
         raise ValueError(f"drop_path: {name} has none; only timm models do")
     if dropout and name in resnet.RESNETS:
@@ -72,6 +72,15 @@ def build_chain(
     chain = _build(name, num_classes, image_size, width, in_chs, dropout)
     _initialise(chain, init)
     return chain
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is neither one of the papers' networks nor, behind timm/, a model of timm."""
+    if name in NETWORKS or (name.startswith("timm/") and timm.is_model(name.removeprefix("timm/"))):
+        return
+    hint = suggest(name, [*NETWORKS, *(f"timm/{model}" for model in timm.list_models())])
+    hint = hint or f"; the networks are {', '.join(NETWORKS)} and timm/<model name>"
+    raise ValueError(f"network '{name}' is unknown{hint}")
 
 
 def _build(name: str, num_classes: int, image_size: int, width: float, in_chs: int, dropout: float) -> Chain:
@@ -105,12 +114,6 @@ def _initialise(chain: Chain, init: str) -> None:
             nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def _suggestion(name: str) -> str:
-    near = difflib.get_close_matches(name, [*NETWORKS, *(f"timm/{n}" for n in timm_model_names())], n=3)
-    known = f"the networks are {', '.join(NETWORKS)} and timm/<model name>"
-    return f"did you mean {' or '.join(near)}?" if near else known
 
 
 def _check_numbers(*, num_classes: int, image_size: int, width: float, in_chs: int) -> None:

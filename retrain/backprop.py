@@ -94,7 +94,7 @@ class Backprop:
 
     def evaluate(self) -> Mapping[str, float]:
         """Validation metrics; the score is the top-1 of the network that will be saved."""
-        share_buffers(self.chain, self._accelerator)
+        self._share_buffers()
         values: dict[str, float] = {}
         networks = {"": self.chain} if self.ema is None else {"raw_": self.chain, "": self.ema.module}
         for prefix, network in networks.items():
@@ -108,7 +108,7 @@ class Backprop:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on."""
-        share_buffers(self.chain, self._accelerator)
+        self._share_buffers()
         scaler = self._accelerator.scaler
         return {
             "network": self.chain.state_dict(),
@@ -126,6 +126,13 @@ class Backprop:
         if self._accelerator.scaler:
             self._accelerator.scaler.load_state_dict(state["scaler"])
 
+    def _share_buffers(self) -> None:
+        """Make BatchNorm statistics those of the first process, where each kept its own."""
+        if self._accelerator.num_processes > 1:
+            for network in dict.fromkeys((self.chain, self.final_network)):
+                for buffer in network.buffers():
+                    torch.distributed.broadcast(buffer, 0)
+
 
 def use_channels_last(network: nn.Module) -> None:
     """Lay out convolution weights as their gradients will be; on CPU the faster way by a third.
@@ -135,10 +142,3 @@ def use_channels_last(network: nn.Module) -> None:
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.clone(memory_format=torch.channels_last)
-
-
-def share_buffers(network: nn.Module, accelerator: Accelerator) -> None:
-    """Make BatchNorm statistics those of the first process, where each kept its own."""
-    if accelerator.num_processes > 1:
-        for buffer in network.buffers():
-            torch.distributed.broadcast(buffer, 0)

@@ -2,13 +2,14 @@
 
 import contextlib
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
-from local_learning.build import build_chain
+from local_learning.build import build_chain, check_name
 from local_learning.chain import Chain
 from local_learning.networks.traced import timm_names
 from retrain.backprop import Backprop
@@ -17,6 +18,7 @@ from retrain.evaluation import evaluate
 from tools.config import flatten, to_toml
 from tools.cost import count_macs, count_params
 from tools.datasets import Data, load_data
+from tools.failures import RunFailed, known_cause
 from tools.launch import launch, on_main
 from tools.loaders import eval_batches, make_train_loader
 from tools.loop import Loop, Plan, Position
@@ -41,28 +43,36 @@ def retrain(config: RetrainConfig) -> None:
             on_main(accelerator, lambda: print(f"{run.path} is finished\n{_summary(run, run.results or {})}"))
         else:
             _train(config, run, accelerator)
+    except RuntimeError as error:
+        cause = known_cause(error, accelerator.num_processes)
+        if not cause:
+            raise
+        raise RunFailed(f"{cause}. Then the same command continues.") from error
     finally:
-        accelerator.end_training()
         run.close()
+    accelerator.free_memory()  # DDP goes before its process group does: the other order can hang
+    accelerator.end_training()
 
 
-def make_chain(config: RetrainConfig, data: Data) -> Chain:
-    """The network that the config names, initialised from the seed or from the weights it names."""
+def make_chain(config: RetrainConfig, data: Data, tensors: Mapping[str, Tensor] | None = None) -> Chain:
+    """The network that the config names, initialised from the seed or from the tensors given."""
     seed_globals(config.seed, "init")
-    chain = build_chain(
-        config.network,
-        num_classes=data.num_classes,
-        image_size=data.image_size,
-        in_chs=data.channels,
-        width=config.width,
-        dropout=config.dropout,
-        drop_path=config.drop_path,
-        init=config.init,
-        pretrained=config.pretrained,
-    )
-    if config.weights:
+    try:
+        chain = build_chain(
+            config.network,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+            in_chs=data.channels,
+            width=config.width,
+            dropout=config.dropout,
+            drop_path=config.drop_path,
+            init=config.init,
+            pretrained=config.pretrained,
+        )
+    except ValueError as error:
+        raise ValueError(f"--network {config.network}: {error}") from error
+    if tensors is not None:
         source = Path(config.weights)
-        tensors = read_weights(source)
         if config.network.startswith("timm/"):
             ours = {timm: ours for ours, timm in timm_names(chain).items()}
             tensors = {ours.get(name, name): tensor for name, tensor in tensors.items()}
@@ -72,10 +82,19 @@ def make_chain(config: RetrainConfig, data: Data) -> Chain:
 
 def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
     recipe = config.recipe
+    # What can be wrong is looked at before minutes go into reading the data.
+    check_name(config.network)
+    weights = read_weights(Path(config.weights)) if config.weights else None
+    parts = recipe.accumulate * accelerator.num_processes
+    if recipe.batch_size % parts:
+        raise ValueError(
+            f"--recipe.batch-size: {recipe.batch_size} images cannot be shared evenly among "
+            f"{accelerator.num_processes} processes in --recipe.accumulate {recipe.accumulate} parts each"
+        )
     data = load_data(config.data, config.seed)
-    chain = make_chain(config, data)
+    chain = make_chain(config, data, weights)
     shape = (data.channels, data.image_size, data.image_size)
-    facts = {"params": count_params(chain), "macs": count_macs(chain, shape)}
+    facts = {"params": count_params(chain), "macs": _macs(chain, shape)}
     ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     place = {"device": accelerator.device, **ranks}
     loader = make_train_loader(
@@ -100,6 +119,7 @@ def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
         checkpoint_every=recipe.checkpoint_every,
         log_every=recipe.log_every,
         seed=config.seed,
+        identity={"training images": len(data.train), "classes": list(data.class_names)},
     )
     if accelerator.is_main_process:
         print(_heading(config, data, facts, num_steps, accelerator), flush=True)
@@ -113,7 +133,8 @@ def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
     tested = {"last": evaluate(last, test, accelerator)}
     if validates:
         best = copy.deepcopy(last)
-        load_weights(best, read_weights(run.best_weights), source=run.best_weights)
+        tensors = read_weights(run.best_weights, label="best weights")
+        load_weights(best, tensors, source=run.best_weights)
         tested["best"] = evaluate(best, test, accelerator)
     results = _results(facts, num_steps, end, tested)
     on_main(accelerator, lambda: run.write_results(results))
@@ -121,18 +142,28 @@ def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
         print(_summary(run, results), flush=True)
 
 
+def _macs(chain: Chain, shape: tuple[int, ...]) -> int | None:
+    try:
+        return count_macs(chain, shape)
+    except ValueError:  # an operator that cannot be counted is no reason not to train
+        return None
+
+
 def _heading(
-    config: RetrainConfig, data: Data, facts: dict[str, int], num_steps: int, accelerator: Accelerator
+    config: RetrainConfig, data: Data, facts: dict[str, int | None], num_steps: int, accelerator: Accelerator
 ) -> str:
+    macs = "MACs unknown" if facts["macs"] is None else f"{facts['macs']:,} MACs"
     return (
-        f"{config.network} ({facts['params']:,} params, {facts['macs']:,} MACs) on {config.data.name}: "
+        f"{config.network} ({facts['params']:,} params, {macs}) on {config.data.name}: "
         f"{len(data.train):,} training, {len(data.validation):,} validation, {len(data.test):,} test images "
         f"of {data.num_classes} classes; {num_steps:,} steps of {config.recipe.batch_size} on "
         f"{accelerator.num_processes} x {accelerator.device.type}, {config.precision}"
     )
 
 
-def _results(facts: dict[str, int], num_steps: int, end: Position, tested: dict[str, Any]) -> dict[str, Any]:
+def _results(
+    facts: dict[str, int | None], num_steps: int, end: Position, tested: dict[str, Any]
+) -> dict[str, Any]:
     validation: dict[str, Any] = {"last": end.latest} if end.latest else {}
     if end.latest:
         validation["best"] = {"step": end.best_step, "validation_top1": end.best_score}

@@ -52,7 +52,8 @@ def _batch_norm(
 
 def _statistics(input: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel over all ranks, each of which holds an equal part."""
-    variance, mean = torch.var_mean(input, _all_but_channels(input), correction=0)
+    wide = input.to(torch.promote_types(input.dtype, torch.float32))  # statistics in half precision are none
+    variance, mean = torch.var_mean(wide, _all_but_channels(input), correction=0)
     parts = [
         torch.empty(2, *mean.shape, dtype=torch.float64) for _ in range(torch.distributed.get_world_size())
     ]
@@ -98,4 +99,4 @@ class _Normalise(torch.autograd.Function):
         scale = inverse if weight is None else inverse * weight
         inner = gradient - level.view(shape) - centred * slope.view(shape)
         to_weight, to_bias = (None, None) if weight is None else (own[1], own[0])
-        return inner * scale.view(shape), None, None, to_weight, to_bias, None
+        return (inner * scale.view(shape)).to(input.dtype), None, None, to_weight, to_bias, None

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tools.failures import RunFailed
 from tools.files import read_document, write_bytes, write_document
 
 KIND, VERSION = "checkpoint", 1
@@ -21,7 +22,12 @@ KEPT = 2
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> None:
     """Write the checkpoint of a step, then drop those older than the one before it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise RunFailed(
+            f"cannot make {folder}: {error.strerror}; is the run's folder still there?"
+        ) from error
     path = folder / f"step-{step:08d}.pt"
     # Through memory: torch would hide the system's reason when the disk is full.
     buffer = io.BytesIO()
@@ -43,12 +49,15 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     if not steps:
         return None
     path = folder / f"step-{steps[-1]:08d}.pt"
-    said = read_document(path.with_suffix(".json"), KIND, VERSION)
     cure = (
         f"remove {path.with_suffix('.json')} to go on from step {steps[-2]}"
         if len(steps) > 1
         else f"remove {folder} to start again"
     )
+    try:
+        said = read_document(path.with_suffix(".json"), KIND, VERSION)
+    except ValueError as error:
+        raise ValueError(f"{error}; {cure}") from None
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -62,6 +71,15 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
         reason = str(error).splitlines()[0]
         raise ValueError(f"checkpoint {path} is not one of ours: {reason}; {cure}") from None
     return steps[-1], state
+
+
+def all_finite(state: object) -> bool:
+    """Whether every tensor in nested dicts and lists holds finite numbers only."""
+    if isinstance(state, torch.Tensor):
+        return not state.is_floating_point() or bool(torch.isfinite(state).all())
+    if isinstance(state, Mapping):
+        return all(map(all_finite, state.values()))
+    return not isinstance(state, list) or all(map(all_finite, state))
 
 
 def _steps(folder: Path) -> list[int]:

@@ -26,12 +26,12 @@ def main(cls: type[Config], run: Callable[[Config], None], description: str | No
     except ValueError as error:
         if not _is_ours(error):
             raise
-        # Every process meets the same mistake; one of them says so.
-        _leave(str(error) if _rank() == 0 else "", 2)
+        # Every process meets the same mistake; one on each machine says so.
+        _leave(str(error), 2, speaks=os.environ.get("LOCAL_RANK", "0") == "0")
     except RunFailed as error:
-        _leave(str(error), 1)
+        _leave(str(error), 1, speaks=not error.everyone or _rank() == 0)
     except Interrupted as error:
-        _leave(str(error), 128 + error.signum)
+        _leave(str(error), 128 + error.signum, speaks=_rank() == 0)
     except KeyboardInterrupt:
         _leave("interrupted at once; what the last checkpoint holds is kept", 128 + signal.SIGINT)
 
@@ -47,13 +47,14 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _leave(message: str, code: int) -> NoReturn:
+def _leave(message: str, code: int, *, speaks: bool = True) -> NoReturn:
     name = Path(sys.argv[0]).name
-    where = f"{name}: rank {_rank()}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 and code != 2 else name
-    if message:
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    where = f"{name}: rank {_rank()}" if several else name
+    if speaks:
         print(f"{where}: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     # Not sys.exit: with a peer gone, tearing down a process group can hang for its whole timeout.
-    if code == 1:
+    if several or code == 1:
         os._exit(code)
     sys.exit(code)

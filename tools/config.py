@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import io
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -95,7 +96,7 @@ def check_range(
     option: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False
 ) -> None:
     """Refuse a number outside [low, high], or (low, high] with `open_low`."""
-    if not (low < value if open_low else low <= value) or not value <= high:
+    if not math.isfinite(value) or not (low < value if open_low else low <= value) or not value <= high:
         bound = f"over {low:g}" if open_low else f"at least {low:g}"
         limit = f" and at most {high:g}" if high != float("inf") else ""
         raise ValueError(f"{option}: {value:g} is out of range; it must be {bound}{limit}")

@@ -4,6 +4,7 @@ A split is a pure function of (seed, labels). The official test split is the tes
 publishes no labels for its own, the official validation split is).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,12 +40,15 @@ def load_data(config: DataConfig, seed: int) -> Data:
     source = read_source(config)
     train, validation, test, classes = source.train, source.validation, source.test, source.class_names
     if test is None:
-        test, train = _divide(train, round(TEST_PART * len(train)), seed, "test", "--data.root")
+        count = max(_num_classes(train.labels), round(TEST_PART * len(train)))
+        test, train = _divide(train, count, seed, "test", classes)
     train = _cut_down(train, config.train_size, seed, "train-size")
     test = _cut_down(test, config.test_size, seed, "test-size")
     if validation is None:
         count = round(config.validation * len(train))
-        validation, train = _divide(train, count, seed, "validation", "--data.validation")
+        if config.validation:
+            count = max(count, _num_classes(train.labels))
+        validation, train = _divide(train, count, seed, "validation", classes)
     return Data(
         train=_in_memory(train, config),
         validation=_in_memory(validation, config),
@@ -59,14 +63,13 @@ def load_data(config: DataConfig, seed: int) -> Data:
 
 
 def stratified(labels: Tensor, count: int, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
-    """Choose `count` indices with each class in proportion; returns (chosen, rest), both sorted."""
+    """Choose `count` indices with each class in proportion; returns (chosen, rest), both sorted.
+
+    Every class is on both sides where `count` and the class allow it.
+    """
     members = [torch.nonzero(labels == label).flatten() for label in range(int(labels.max()) + 1)]
     sizes = torch.tensor([len(of_class) for of_class in members], dtype=torch.float64)
-    shares = sizes * count / len(labels)
-    quotas = shares.floor()
-    # What rounding down left over goes to the largest fractions, the first class first among equals.
-    order = torch.argsort(shares - quotas, descending=True, stable=True)
-    quotas[order[: count - int(quotas.sum())]] += 1
+    quotas = _quotas(sizes, count)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label, (of_class, quota) in enumerate(zip(members, quotas.tolist(), strict=True)):
         shuffled = torch.randperm(len(of_class), generator=torch_stream(seed, f"split/{purpose}", label))
@@ -74,15 +77,39 @@ def stratified(labels: Tensor, count: int, seed: int, purpose: str) -> tuple[Ten
     return torch.nonzero(chosen).flatten(), torch.nonzero(~chosen).flatten()
 
 
-def _divide(images: Images, count: int, seed: int, purpose: str, option: str) -> tuple[Images, Images]:
+def _quotas(sizes: Tensor, count: int) -> Tensor:
+    """How many of each class make `count`: in proportion, but neither none nor all where that can be had."""
+    assert 0 <= count <= sizes.sum()
+    shares = sizes * count / sizes.sum()
+    least = ((sizes > 1) & (count >= int((sizes > 1).sum()))).double()
+    most = torch.where((sizes > 1) & (count <= (sizes - 1).clamp(min=0).sum()), sizes - 1, sizes)
+    quotas = shares.floor().clamp(least, most)
+    # What is missing goes to the largest fractions, the first class first among equals; what is too
+    # much is taken from those that were given most beyond their share.
+    while (missing := count - int(quotas.sum())) > 0:
+        order = torch.argsort(shares - quotas, descending=True, stable=True)
+        room = order[(quotas < most)[order]]
+        quotas[room[:missing]] += 1
+    while (surplus := int(quotas.sum()) - count) > 0:
+        order = torch.argsort(quotas - shares, descending=True, stable=True)
+        spare = order[(quotas > least)[order]]
+        quotas[spare[:surplus]] -= 1
+    return quotas
+
+
+def _divide(
+    images: Images, count: int, seed: int, purpose: str, names: Sequence[str]
+) -> tuple[Images, Images]:
     """Take `count` images out, with every class on both sides."""
-    chosen, rest = stratified(images.labels, count, seed, purpose)
-    num_classes = _num_classes(images.labels)
-    if count and min(_num_classes(images.labels[chosen]), _num_classes(images.labels[rest])) < num_classes:
+    sizes = torch.bincount(images.labels, minlength=len(names))
+    scarce = [name for name, size in zip(names, sizes.tolist(), strict=True) if size == 1]
+    if count and (scarce or count > len(images) - _num_classes(images.labels)):
+        which = f"class '{scarce[0]}' has" if scarce else "the classes have"
         raise ValueError(
-            f"{option}: {len(images)} images of {num_classes} classes are too few to set {count} apart "
-            f"as {purpose} images with every class on both sides"
+            f"--data.root: {which} too few images to set some apart as {purpose} images; add images, "
+            f"or a folder of {purpose} images"
         )
+    chosen, rest = stratified(images.labels, count, seed, purpose)
     return images.subset(chosen), images.subset(rest)
 
 
@@ -92,7 +119,8 @@ def _cut_down(images: Images, size: int, seed: int, option: str) -> Images:
     num_classes = _num_classes(images.labels)
     if not num_classes <= size <= len(images):
         raise ValueError(
-            f"--data.{option}: {size} of {len(images)} images of {num_classes} classes cannot be taken"
+            f"--data.{option}: {size} images cannot be taken; there are {len(images)}, of {num_classes} "
+            "classes that each need one"
         )
     chosen, _ = stratified(images.labels, size, seed, option)
     return images.subset(chosen)

@@ -1,5 +1,6 @@
 """Files that are whole or not there, and JSON documents that say what they are."""
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -24,9 +25,11 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        cure = "Make room" if full else f"See to {path.parent}"
         raise RunFailed(
             f"cannot write {path}: {error.strerror or error}; what was there before is kept. "
-            "Make room and start the same command again."
+            f"{cure} and start the same command again."
         ) from error
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -14,8 +14,10 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
+from tools.failures import RunFailed
 
-class BadImage(ValueError):
+
+class BadImage(RunFailed):
     """A file that should be an image and is not."""
 
 

@@ -9,13 +9,21 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    LoggerType,
+    broadcast_object_list,
+)
 
+from tools.config import check_choice
 from tools.failures import RunFailed
 
 Result = TypeVar("Result")
 
-# How long a collective waits for a rank that is alive but silent; a rank that dies is noticed at once.
+# How long a collective waits for a rank that is alive but silent. A rank that dies is noticed at once by
+# gloo; with NCCL it is the launcher that ends the others.
 SILENCE = timedelta(minutes=10)
 
 
@@ -23,6 +31,7 @@ def launch(
     *, device: str, precision: str, threads: int, trackers: tuple[str, ...], folder: Path
 ) -> Accelerator:
     """An Accelerator for this process, one of as many as the launcher started."""
+    _check_trackers(trackers)
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise ValueError("--device: this machine has no CUDA device; use --device cpu or auto")
@@ -33,7 +42,7 @@ def launch(
         torch.set_num_threads(threads or _fair_share_of_cores())
         _keep_freed_memory()
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=cpu,
             mixed_precision=precision if precision in ("bf16", "fp16") else "no",
             log_with=list(trackers) or None,
@@ -45,8 +54,9 @@ def launch(
                 InitProcessGroupKwargs(timeout=SILENCE),
             ],
         )
-    except ValueError as error:  # an unknown or missing tracker
-        raise ValueError(f"--trackers: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"--precision: {error}") from None
+    return accelerator
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
@@ -58,6 +68,8 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | 
             result = action()
         except (ValueError, RunFailed) as error:
             failure = error
+        except OSError as error:
+            failure = RunFailed(f"{error.filename}: {error.strerror}", everyone=True)
     told = [(type(failure).__name__, str(failure)) if failure else None]
     if accelerator.num_processes > 1:
         broadcast_object_list(told)
@@ -65,8 +77,17 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | 
         raise failure
     if told[0] is not None:
         name, message = told[0]
-        raise RunFailed(message) if name == RunFailed.__name__ else ValueError(message)
+        raise RunFailed(message, everyone=True) if name == RunFailed.__name__ else ValueError(message)
     return result
+
+
+def _check_trackers(trackers: tuple[str, ...]) -> None:
+    known = [str(tracker) for tracker in LoggerType]
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in trackers:
+        check_choice("--trackers", tracker, known)
+        if tracker not in installed and tracker != "all":
+            raise ValueError(f"--trackers: the package of {tracker} is not installed")
 
 
 def _keep_freed_memory() -> None:

@@ -52,7 +52,7 @@ def make_train_loader(
 ) -> TrainLoader:
     """The loader for one of the data's splits that the options ask for."""
     if not len(split):
-        raise ValueError("--data.validation: no images are set apart for validation; take more than 0")
+        raise ValueError("there are no images to train on")
     if batch_size % world_size:
         raise ValueError(
             f"--recipe.batch-size: {batch_size} images cannot be shared evenly among {world_size} processes"

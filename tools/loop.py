@@ -7,16 +7,17 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from tools.checkpoint import load_checkpoint, save_checkpoint
-from tools.failures import Interrupted, RunFailed
+from tools.checkpoint import all_finite, load_checkpoint, save_checkpoint
+from tools.failures import Interrupted, RunFailed, known_cause
 from tools.launch import on_main
 from tools.meters import MetricsLog, Progress, Stopwatch, Sums
 from tools.runs import Run
@@ -60,6 +61,8 @@ class Plan:
     checkpoint_every: int
     log_every: int
     seed: int
+    identity: Mapping[str, Any]
+    """What must be the same when a run is continued and no option says, such as the classes."""
 
 
 @dataclass
@@ -81,8 +84,9 @@ class Loop(Generic[BatchT]):
         self._ranks = accelerator.num_processes
         self._position = Position()
         self._sums = Sums()
+        self._watch = Stopwatch()
         self._stop_signal = 0
-        self._parent = os.getppid()
+        self._launcher = os.getppid() if _was_launched() else 0
         self._first_bad_step = torch.full((), plan.num_steps + 1, device=accelerator.device)
         self._saved_step = -1
 
@@ -102,9 +106,12 @@ class Loop(Generic[BatchT]):
         try:
             self._train(batches)
         except RuntimeError as error:
-            raise self._explain(error) from error
-        except ValueError as error:  # a bad image, say: one rank's trouble that ends all
-            raise RunFailed(f"step {position.step}: {error}") from error
+            cause = known_cause(error, self._ranks)
+            if not cause:
+                raise
+            raise RunFailed(
+                f"step {position.step}: {cause}; {self._last_good()}. Then the same command continues."
+            ) from error
         finally:
             for signum, handler in zip(signals, before, strict=True):
                 signal.signal(signum, handler)
@@ -115,13 +122,14 @@ class Loop(Generic[BatchT]):
 
     def _train(self, batches: Callable[[int, int], Iterable[BatchT]]) -> None:
         plan, position = self._plan, self._position
-        watch, logged_at, next_check = Stopwatch(), position.step, position.step + 1
+        watch, logged_at, next_check = self._watch, position.step, position.step + 1
+        watch.reset()
         for batch in batches(position.step, plan.num_steps):
             step = position.step
             # Dropout and the like start each step from its own stream: no generator's state needs saving.
             seed_globals(plan.seed, "step", step, self._accelerator.process_index)
             values = self._job.step(batch, step)
-            self._watch(values["loss"], step)
+            self._note_loss(values["loss"], step)
             self._sums.add(values)
             position.step = done = step + 1
             self._progress.advance()
@@ -137,23 +145,24 @@ class Loop(Generic[BatchT]):
             if logs:
                 self._write_metrics(done, (done - logged_at) / watch.seconds)
                 position.seconds += watch.seconds
+                watch.reset()
+                watch.pause()
             if evaluates:
                 saves |= self._evaluate(done)
             if saves:
                 self._save()
             if logs:
                 logged_at = done
-                watch.reset()
             watch.go_on()
 
-    def _watch(self, loss: Tensor, step: int) -> None:
+    def _note_loss(self, loss: Tensor, step: int) -> None:
         """Remember the first step whose loss is no number, without waiting for the device."""
         bad = torch.where(torch.isfinite(loss.detach()), self._plan.num_steps + 1, step)
         self._first_bad_step = torch.minimum(self._first_bad_step, bad)
 
     def _check(self, pace: float) -> float:
         """Agree with all ranks whether to go on; returns the slowest rank's seconds per step."""
-        orphaned = os.getppid() != self._parent
+        orphaned = self._launcher and os.getppid() != self._launcher
         signum = self._stop_signal or (signal.SIGTERM if orphaned else 0)
         told = torch.stack(
             [
@@ -168,8 +177,8 @@ class Loop(Generic[BatchT]):
         if -bad_step <= self._plan.num_steps:
             raise RunFailed(
                 f"the loss at step {-bad_step:.0f} is not a finite number (learning rate "
-                f"{self._job.rate(int(-bad_step)):g}); {self._last_good()}. A lower --recipe.lr, a warm-up "
-                "(--recipe.warmup) or --recipe.clip-norm often cures this."
+                f"{self._job.rate(int(-bad_step)):g}); {self._advice()}",
+                everyone=True,
             )
         if agreed:
             self._save()
@@ -204,6 +213,7 @@ class Loop(Generic[BatchT]):
         self._progress.say(done, values)
         if score <= position.best_score:
             return False
+        self._insist_on_numbers(self._job.state_dict())
         position.best_step, position.best_score = done, score
         on_main(self._accelerator, lambda: self._job.keep_best(done, score))
         return True
@@ -219,11 +229,14 @@ class Loop(Generic[BatchT]):
             return
         if self._ranks > 1:
             self._sums.share()
+        position = replace(self._position, seconds=self._position.seconds + self._watch.seconds)
         state = {
-            "position": vars(self._position).copy(),
+            "identity": dict(self._plan.identity),
+            "position": vars(position),
             "sums": self._sums.state_dict(),
             "job": self._job.state_dict(),
         }
+        self._insist_on_numbers(state["job"])
         on_main(self._accelerator, lambda: save_checkpoint(self._run.checkpoints, step, state))
         self._saved_step = step
 
@@ -237,6 +250,7 @@ class Loop(Generic[BatchT]):
         if found is None:
             return
         step, state = found
+        self._compare_identity(state.get("identity", {}))
         try:
             self._job.load_state_dict(state["job"])
             self._sums.load_state_dict(state["sums"], self._accelerator.device)
@@ -256,16 +270,21 @@ class Loop(Generic[BatchT]):
                 "file system that all machines share"
             )
 
-    def _explain(self, error: RuntimeError) -> Exception:
-        """A collective that broke means that another rank is gone; anything else is shown as it is."""
-        text = str(error).lower()
-        broken = ("gloo", "nccl", "connection", "peer", "socket", "timed out", "timeout")
-        if self._ranks > 1 and any(word in text for word in broken):
-            return RunFailed(
-                f"lost contact with another process during step {self._position.step}; {self._last_good()}. "
-                f"Start the same command again to continue. ({str(error).splitlines()[0]})"
+    def _compare_identity(self, saved: Mapping[str, Any]) -> None:
+        for name, value in self._plan.identity.items():
+            if saved.get(name) != value:
+                raise ValueError(
+                    f"--run: '{self._run.path}' was made with other data: {name} was {saved.get(name)!r}, "
+                    f"is {value!r}"
+                )
+
+    def _insist_on_numbers(self, state: Mapping[str, Any]) -> None:
+        if not all_finite(state):
+            raise RunFailed(
+                f"the update of step {self._position.step - 1} left values that are no numbers; "
+                f"{self._advice()}",
+                everyone=True,
             )
-        return error
 
     def _last_good(self) -> str:
         return (
@@ -274,7 +293,22 @@ class Loop(Generic[BatchT]):
             else "no checkpoint was due yet"
         )
 
+    def _advice(self) -> str:
+        return (
+            f"{self._last_good()}. A lower --recipe.lr, a warm-up (--recipe.warmup) or --recipe.clip-norm "
+            "often cures this."
+        )
+
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self._stop_signal == signal.SIGINT == signum:  # asked twice: at once
             raise KeyboardInterrupt
         self._stop_signal = signum
+
+
+def _was_launched() -> bool:
+    """Whether the parent is a launcher, without which the ranks should not go on; a shell may well end."""
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return False
+    return any(name in word for word in words[:4] for name in ("accelerate", "torchrun", "torch.distributed"))

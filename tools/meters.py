@@ -12,12 +12,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tools.failures import RunFailed
+
 
 class MetricsLog:
     """An append-only file of one JSON object a line, each with its "step"."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a+b")
+        try:
+            self._file = path.open(
+                "a+b", buffering=0
+            )  # unbuffered: nothing is left over for close() to fail on
+        except OSError as error:
+            raise RunFailed(f"cannot write {path}: {error.strerror}") from error
         self._file.seek(0, 2)
         if self._file.tell():
             self._file.seek(-1, 2)
@@ -28,12 +35,25 @@ class MetricsLog:
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
         """Add one line and hand it to the system at once."""
-        self._file.write(json.dumps({"step": step, **values}).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **_plain(values)}).encode() + b"\n")
+        except OSError as error:
+            raise RunFailed(
+                f"cannot write {self._file.name}: {error.strerror}; the run goes on from its last checkpoint "
+                "when there is room and the same command is given again"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows no infinity and no NaN: null stands for both."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

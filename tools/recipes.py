@@ -53,7 +53,8 @@ class Recipe:
     clip_norm: float = 0.0
     """Largest norm of the whole gradient; 0 does not clip."""
     ema: float = 0.0
-    """Decay of the weights' exponential moving average, which then is what is evaluated; 0 keeps none."""
+    """Decay of the weights' exponential moving average, which then is what is evaluated; 0 keeps none.
+    Early on it is lower, 1 - (1 + step)^(-2/3) at most, so that the initial weights are soon forgotten."""
     evaluate_every: int = 0
     """Steps between evaluations on the validation images; 0 means once an epoch."""
     checkpoint_every: int = 500
@@ -74,8 +75,8 @@ class Recipe:
         check_range("--recipe.lr", self.lr, 0, open_low=True)
         check_range("--recipe.min-lr", self.min_lr, 0)
         check_range("--recipe.momentum", self.momentum, 0, 1)
-        check_range("--recipe.beta1", self.beta1, 0, 1)
-        check_range("--recipe.beta2", self.beta2, 0, 1)
+        check_range("--recipe.beta1", self.beta1, 0, 0.999999)
+        check_range("--recipe.beta2", self.beta2, 0, 0.999999)
         check_range("--recipe.eps", self.eps, 0, open_low=True)
         check_range("--recipe.weight-decay", self.weight_decay, 0)
         check_choice("--recipe.schedule", self.schedule, SCHEDULES)

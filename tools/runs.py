@@ -36,18 +36,29 @@ class Run:
         """
         if self.path.is_file():
             raise ValueError(f"--run: '{self.path}' is a file; a run is a folder")
-        if not self.config_path.exists() and self.path.is_dir() and any(self.path.iterdir()):
+        if (
+            not self.config_path.exists()
+            and self.path.is_dir()
+            and any(map(_is_foreign, self.path.iterdir()))
+        ):
             raise ValueError(
                 f"--run: '{self.path}' holds files but no run; name a new folder or the folder of a run"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
         except OSError as error:
-            raise ValueError(f"--run: cannot make folder '{self.path}': {error.strerror}") from None
-        self._take_lock()
-        if self.config_path.exists():
+            raise ValueError(f"--run: cannot write in folder '{self.path}': {error.strerror}") from None
+        self._take_lock(self._lock)
+        # Until the first checkpoint nothing depends on the options: a mistake may be mended in place.
+        if self.config_path.exists() and self._has_begun:
             self._compare(config, free)
-        write_bytes(self.config_path, to_toml(config).encode())
+        if not self.results_path.exists():
+            write_bytes(self.config_path, to_toml(config).encode())
+
+    @property
+    def _has_begun(self) -> bool:
+        return self.results_path.exists() or any(self.checkpoints.glob("step-*.json"))
 
     def close(self) -> None:
         """Let other processes work on the run."""
@@ -64,9 +75,8 @@ class Run:
         write_document(self.results_path, "results", 1, results)
 
     def _compare(self, config: Any, free: Collection[str]) -> None:
-        old = flatten(
-            from_toml(type(config), self.config_path.read_text("utf-8"), source=str(self.config_path))
-        )
+        text = self.config_path.read_text("utf-8", errors="replace")
+        old = flatten(from_toml(type(config), text, source=str(self.config_path)))
         new = flatten(config)
         differing = [name for name in new if name not in free and old[name] != new[name]]
         if differing:
@@ -76,22 +86,28 @@ class Run:
                 "give those again to continue it, or name a new folder"
             )
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, lock: TextIO) -> None:
         """Wait a while for a process that is just ending here; two must never write one run."""
-        self._lock = (self.path / ".lock").open("a+")
         deadline = time.monotonic() + LOCK_PATIENCE_S
         while True:
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except BlockingIOError:
                 if time.monotonic() > deadline:
-                    self._lock.seek(0)
-                    holder = self._lock.read().strip()
+                    lock.seek(0)
+                    holder = lock.read().strip()
                     raise ValueError(
                         f"--run: process {holder} is working on '{self.path}'; stop it or name a new folder"
                     ) from None
                 time.sleep(0.2)
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
+            except OSError:  # a file system without locks: then it is the user who must not start twice
+                break
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is none of those that a start cut short leaves behind."""
+    return path.name not in (".lock", ".config.toml.tmp")

@@ -100,8 +100,12 @@ def _alone(root: Path, download: bool) -> Iterator[None]:
     if not download:
         yield
         return
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".download.lock").open("w") as lock:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / ".download.lock").open("w")
+    except OSError as error:
+        raise ValueError(f"--data.root: cannot write in {root}: {error.strerror}") from None
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -137,6 +141,9 @@ def _read_folder(config: DataConfig, root: Path) -> Source:
     train = root / "train" if (root / "train").is_dir() else root
     classes = list_classes(train)
     parts = {}
+    for name in ("valid", "validation"):
+        if train != root and (root / name).is_dir():
+            raise ValueError(f"--data.root: {root / name} would be overlooked; call it {root / 'val'}")
     for name in ("val", "test"):
         part = root / name
         if train != root and part.is_dir():

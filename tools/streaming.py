@@ -6,6 +6,7 @@ workers or ranks, nor of where a run was resumed. Workers hand over bytes; the d
 
 import itertools
 import random
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -279,10 +280,17 @@ def _run_workers(
             num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=device.type == "cuda",
+            worker_init_fn=_leave_signals_to_the_trainer,
             # Its own, or it would draw its workers' seeds from the global generator.
             generator=torch.Generator(),
         )
         return iter(loader)
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach the whole group; the trainer still wants its next batch.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _as_it_is(item: Any) -> Any:

@@ -12,32 +12,32 @@ from torch import Tensor, nn
 
 from tools.files import write_bytes
 
-KIND = "cleave/weights"
+KIND, VERSION = "cleave/weights", "1"
 
 
 def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, Any]) -> None:
     """Write a module's parameters and buffers; metadata values become JSON strings."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    notes = {"format": KIND, "version": "1"} | {key: json.dumps(value) for key, value in metadata.items()}
+    notes = {"format": KIND, "version": VERSION} | {key: json.dumps(value) for key, value in metadata.items()}
     data = safetensors.torch.save(tensors, notes)
     write_bytes(path, data)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, *, label: str = "--weights") -> dict[str, Tensor]:
     """The tensors of a weights file: safetensors, or a torch file of nothing but tensors."""
     if not path.is_file():
-        raise ValueError(f"--weights: there is no file '{path}'")
+        raise ValueError(f"{label}: there is no file '{path}'")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return _read_safetensors(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors and torch raise many kinds for a foreign or torn file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"--weights: cannot read '{path}' as weights: {reason}") from None
+        raise ValueError(f"{label}: cannot read '{path}' as weights: {reason}") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise ValueError(f"--weights: '{path}' holds something other than named tensors")
+        raise ValueError(f"{label}: '{path}' holds something other than named tensors")
     return loaded
 
 
@@ -64,3 +64,11 @@ def load_weights(
                 f"{tuple(given[name].shape)}, the network's is {tuple(value.shape)}"
             )
     module.load_state_dict(given, strict=not skip)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safetensors.safe_open(path, "pt") as file:
+        notes = file.metadata() or {}
+        if notes.get("format") == KIND and notes.get("version") != VERSION:
+            raise ValueError(f"version {notes.get('version')} of {KIND} is not known here, only {VERSION}")
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict

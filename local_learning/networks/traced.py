@@ -1,9 +1,7 @@
 """Any timm model as a chain, cut where one tensor carries everything; its output is the model's own."""
 
-import difflib
 import operator
 import re
-from functools import cache
 from typing import Any
 
 import timm
@@ -32,10 +30,6 @@ def build_traced(
     Raises:
         ValueError: in one line, if timm has no such model or option, or if the model cannot be split.
     """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm_model_names(), n=3)
-        hint = f"did you mean {' or '.join(f'timm/{n}' for n in near)}?" if near else "see timm.list_models()"
-        raise ValueError(f"timm has no model {name!r}; {hint}")
     model = _create(
         name,
         pretrained=pretrained,
@@ -76,11 +70,6 @@ def split(model: nn.Module, name: str, image_shape: tuple[int, int, int]) -> Cha
 def timm_names(chain: Chain) -> dict[str, str]:
     """For every key of the chain's state dict, timm's own name of that parameter or buffer."""
     return {key: re.sub(r"^(layers\.\d+|classifier)\.", "", key) for key in chain.state_dict()}
-
-
-@cache
-def timm_model_names() -> tuple[str, ...]:
-    return tuple(timm.list_models())
 
 
 # ---- timm ----------------------------------------------------------------------------------------------

@@ -134,9 +134,9 @@ def test_dropout_reaches_the_networks_that_have_one() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet51", {}, "network 'resnet51' is unknown; did you mean resnet50"),
-        ("timm/resnet50x", {}, "timm has no model 'resnet50x'; did you mean timm/resnet50"),
-        ("timm/qqqq", {}, "timm has no model 'qqqq'; see timm.list_models"),
+        ("resnet51", {}, "network 'resnet51' is unknown; did you mean 'resnet50'"),
+        ("timm/resnet50x", {}, "network 'timm/resnet50x' is unknown; did you mean 'timm/resnet50"),
+        ("timm/qqqq", {}, "network 'timm/qqqq' is unknown; the networks are "),
         ("qqqqqq", {}, "the networks are resnet18, .*mlp and timm/<model name>"),
         ("resnet50", {"width": 0.0}, "width is 0.0; it must be"),
         ("resnet50", {"width": math.nan}, "width is nan; it must be"),

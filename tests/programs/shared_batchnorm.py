@@ -36,9 +36,14 @@ def main() -> None:
     part.module.eval()
     with SharedBatchNorm():
         torch.testing.assert_close(part.module(images), whole(images))
-    torch.distributed.destroy_process_group()
-    print(f"rank {rank} agrees")
+    nn.Module.train(part)
+    low = copy.deepcopy(part.module).float()
+    with SharedBatchNorm(), torch.autocast("cpu", torch.bfloat16):
+        low(images[mine].float()).sum().backward()
+    assert all(buffer.dtype != torch.bfloat16 for buffer in low.buffers())
+    print(f"rank {rank} agrees", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main()  # what main held is gone before the process group is: the other order can hang
+    torch.distributed.destroy_process_group()

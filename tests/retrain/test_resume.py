@@ -1,6 +1,9 @@
 """Killed at any moment and continued equals uninterrupted, bit for bit."""
 
+import os
+import shlex
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -27,7 +30,16 @@ SCRIPT = "retrain_model.py"
 OPTIONS = [
     *SMALL,
     *("--network", "vgg6a", "--width", "0.125", "--dropout", "0.3"),
-    *("--recipe.steps", "60", "--recipe.checkpoint-every", "7", "--recipe.ema", "0.9", "--recipe.lr", "0.02"),
+    *(
+        "--recipe.steps",
+        "300",
+        "--recipe.checkpoint-every",
+        "7",
+        "--recipe.ema",
+        "0.9",
+        "--recipe.lr",
+        "0.02",
+    ),
 ]
 
 pytestmark = pytest.mark.slow
@@ -60,10 +72,10 @@ def test_three_kills_at_random_moments_change_nothing(whole: tuple[Path, int], t
     expected, ranks = whole
     folder, random = tmp_path / "run", chance()
     line = command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks)
-    for low, high in ((1, 15), (20, 30), (35, 50)):
+    for low, high in ((0, 0), (1, 40), (50, 80), (90, 150)):  # the first while it is still setting up
         process = start(line)
         wait_for_step(folder, random.randint(low, high), process)
-        time.sleep(random.random() * 0.2)
+        time.sleep(random.random() * (0.2 if high else 6))
         kill_all(process)
     done = finish(start(line))
     assert done.returncode == 0, done.stderr
@@ -112,6 +124,35 @@ def test_a_run_whose_launcher_is_killed_stops_by_itself_and_goes_on(
     assert not any(orphan.is_running() for orphan in orphans)
     finish(process)
     assert_same_run(expected, folder)
+
+
+def test_a_run_outlives_the_shell_that_started_it(whole: tuple[Path, int], tmp_path: Path) -> None:
+    expected, ranks = whole
+    if ranks > 1:
+        pytest.skip("a launcher's ranks end with it")
+    folder = tmp_path / "run"
+    line = shlex.join(command(SCRIPT, *OPTIONS, "--run", str(folder)))
+    subprocess.run(["sh", "-c", f"{line} >/dev/null 2>&1 &"], check=True)
+    deadline = time.monotonic() + 120
+    while not (folder / "results.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert_same_run(expected, folder)
+
+
+def test_ctrl_c_on_workers_and_trainer_together(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = [*SMALL, "--network", "mlp", "--data.loader", "stream", "--data.workers", "1"]
+    line = command(SCRIPT, *options, "--recipe.steps", "2000", "--run", str(folder))
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for_step(folder, 5, process)
+    os.killpg(process.pid, signal.SIGINT)
+    done = finish(process)
+    assert done.returncode == 130, done.stderr
+    assert "stopped by SIGINT" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_rank_that_dies_ends_the_run_with_a_message(whole: tuple[Path, int], tmp_path: Path) -> None:

@@ -199,9 +199,13 @@ def test_splits_of_a_tree_with_different_classes(tmp_path: Path) -> None:
 
 def test_too_few_images_for_a_split(tmp_path: Path) -> None:
     for name in "abc":
-        write_images(tmp_path / name, 4)
-    with pytest.raises(ValueError, match=r"12 images of 3 classes are too few to set 1 apart as test images"):
+        write_images(tmp_path / name, 1 if name == "c" else 60)
+    with pytest.raises(ValueError, match=r"class 'c' has too few images to set some apart as test images"):
         load_data(folder_set(tmp_path), 0)
+    write_images(tmp_path / "c" / "more", 3)  # few, but enough for one on each side
+    data = load_data(folder_set(tmp_path), 0)
+    for split in (data.train, data.validation, data.test):
+        assert set(split.labels.tolist()) == {0, 1, 2}
     with pytest.raises(ValueError, match=r"--data\.train-size: 5 images are too few for 10 classes"):
         load_data(DataConfig(train_size=5), 0)
 

@@ -244,7 +244,7 @@ def test_batches_that_do_not_fit(options: dict[str, Any], sizes: dict[str, int],
 
 def test_training_on_no_images() -> None:
     config, data = shapes(validation=0.0)
-    with pytest.raises(ValueError, match=r"--data\.validation: no images are set apart"):
+    with pytest.raises(ValueError, match=r"there are no images to train on"):
         make_train_loader(data.validation, data, config, batch_size=8, seed=0, device="cpu")
 
 

@@ -28,8 +28,22 @@ def test_a_run_continues_with_the_same_options_and_with_other_free_ones(tmp_path
     assert 'device = "cuda"' in (tmp_path / "r" / "config.toml").read_text()
 
 
-def test_differing_options_are_named(tmp_path: Path) -> None:
+def test_a_mistake_may_be_mended_until_the_first_checkpoint(tmp_path: Path) -> None:
     opened(tmp_path / "r", Options())
+    opened(tmp_path / "r", Options(rate=0.2))
+    assert "rate = 0.2" in (tmp_path / "r" / "config.toml").read_text()
+
+
+def test_a_start_cut_short_leaves_a_folder_that_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".config.toml.tmp").write_text("half")
+    opened(tmp_path, Options())
+
+
+def test_differing_options_are_named(tmp_path: Path) -> None:
+    run = opened(tmp_path / "r", Options())
+    run.checkpoints.mkdir()
+    (run.checkpoints / "step-00000001.json").touch()
     with pytest.raises(ValueError, match=r"--rate \(was 0.1, is 0.2\)"):
         opened(tmp_path / "r", Options(rate=0.2))
     assert "rate = 0.1" in (tmp_path / "r" / "config.toml").read_text()

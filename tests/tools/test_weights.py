@@ -3,24 +3,29 @@ from pathlib import Path
 
 import pytest
 import safetensors
+import safetensors.torch
 import torch
 from torch import nn
 
 from tools.weights import load_weights, read_weights, save_weights
 
 
-def network(classes: int = 3) -> nn.Sequential:
-    net = nn.Sequential()
-    net.add_module("layers", nn.Conv2d(2, 4, 3))
-    net.add_module("classifier", nn.Linear(4, classes))
-    return net
+class Toy(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Conv2d(2, 4, 3)
+        self.classifier = nn.Linear(4, classes)
+
+
+def network(classes: int = 3) -> Toy:
+    return Toy(classes)
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "wrapped.pth"])
 def test_weights_come_back_whatever_their_layout(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     net, path = network(), tmp_path / name
-    net[0].weight.data = net[0].weight.data.clone(memory_format=torch.channels_last)
+    net.layers.weight.data = net.layers.weight.data.clone(memory_format=torch.channels_last)
     if name == "w.safetensors":
         save_weights(path, net, {"network": "toy", "classes": ["a", "b"]})
         with safetensors.safe_open(path, "pt") as file:
@@ -40,7 +45,7 @@ def test_weights_that_do_not_fit_say_where() -> None:
     with pytest.raises(ValueError, match=r"classifier.weight has shape \(5, 4\), the network's is \(3, 4\)"):
         load_weights(net, tensors, source=source)
     load_weights(net, tensors, source=source, skip=("classifier.",))
-    assert torch.equal(net[0].weight, tensors["layers.weight"])
+    assert torch.equal(net.layers.weight, tensors["layers.weight"])
     del tensors["layers.bias"]
     with pytest.raises(ValueError, match=r"it lacks layers\.bias"):
         load_weights(net, tensors, source=source)
@@ -68,3 +73,12 @@ def test_foreign_files_are_refused_and_run_nothing(
     with pytest.raises(ValueError, match="something other than named tensors"):
         read_weights(tmp_path / "w.pt")
     assert "has run" not in capfd.readouterr().out
+
+
+def test_weights_of_a_later_version_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(
+        {"weight": torch.zeros(1)}, path, {"format": "cleave/weights", "version": "2"}
+    )
+    with pytest.raises(ValueError, match="version 2 of cleave/weights is not known here"):
+        read_weights(path)
