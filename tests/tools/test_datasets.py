@@ -32,9 +32,13 @@ def test_a_stratified_choice_keeps_proportions(labels: list[int], data: st.DataO
     chosen, rest = stratified(torch.tensor(labels), count, 0, "validation")
     assert len(chosen) == count
     assert sorted([*chosen.tolist(), *rest.tolist()]) == list(range(len(labels)))
-    for label in set(labels):
-        share = labels.count(label) * count / len(labels)
-        assert abs(sum(labels[index] == label for index in chosen.tolist()) - share) < 1
+    sizes = {label: labels.count(label) for label in set(labels)}
+    taken = {label: sum(labels[index] == label for index in chosen.tolist()) for label in sizes}
+    shares = {label: size * count / len(labels) for label, size in sizes.items()}
+    if all(1 <= shares[label] <= size - 1 for label, size in sizes.items()):
+        assert all(abs(taken[label] - shares[label]) < 1 for label in sizes)
+    if sum(size > 1 for size in sizes.values()) <= count <= len(labels) - len(sizes):
+        assert all(1 <= taken[label] <= size - 1 for label, size in sizes.items() if size > 1)
 
 
 def test_a_split_is_fixed_by_its_seed_and_purpose() -> None:
