@@ -6,7 +6,7 @@ from tools.config import check_choice, check_range
 from tools.data import DataConfig
 from tools.recipes import Recipe
 
-# No result depends on these, so a run may be continued with others.
+# These name places and machines, not the training: a run may be continued with others.
 FREE = frozenset({"run", "device", "threads", "trackers", "data.root", "data.workers", "data.download"})
 
 

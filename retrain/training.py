@@ -47,7 +47,7 @@ def retrain(config: RetrainConfig) -> None:
         cause = known_cause(error, accelerator.num_processes)
         if not cause:
             raise
-        raise RunFailed(f"{cause}. Then the same command continues.") from error
+        raise RunFailed(f"{cause}. The same command continues from the last checkpoint.") from error
     finally:
         run.close()
     accelerator.free_memory()  # DDP goes before its process group does: the other order can hang

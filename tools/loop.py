@@ -110,7 +110,7 @@ class Loop(Generic[BatchT]):
             if not cause:
                 raise
             raise RunFailed(
-                f"step {position.step}: {cause}; {self._last_good()}. Then the same command continues."
+                f"step {position.step}: {cause}; {self._last_good()}. The same command continues from there."
             ) from error
         finally:
             for signum, handler in zip(signals, before, strict=True):
