@@ -1,13 +1,12 @@
 """Networks by name, as chains: those of the papers, and any timm model that can be traced."""
 
 import math
-from typing import Literal
 
 import timm
-from torch import nn
 
 from local_learning.chain import Chain
 from local_learning.networks import resnet, vgg
+from local_learning.networks.init import initialise
 from local_learning.networks.mlp import build_mlp
 from local_learning.networks.traced import build_traced
 from tools.config import suggest
@@ -70,7 +69,7 @@ def build_chain(
         raise ValueError(f"image_size is {image_size}; {name} needs at least {smallest}")
 
     chain = _build(name, num_classes, image_size, width, in_chs, dropout)
-    _initialise(chain, init)
+    initialise(chain, init)
     return chain
 
 
@@ -104,16 +103,6 @@ def _build(name: str, num_classes: int, image_size: int, width: float, in_chs: i
 
 def _smallest_image(name: str) -> int:
     return resnet.SMALLEST_IMAGE if name in resnet.RESNETS else vgg.SMALLEST_IMAGE.get(name, 1)
-
-
-def _initialise(chain: Chain, init: str) -> None:
-    """Kaiming normal with gain sqrt(2), also for linear layers; zero bias; BatchNorm as it is, 1 and 0."""
-    mode: Literal["fan_in", "fan_out"] = "fan_out" if init == "fan_out" else "fan_in"
-    for module in chain.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 def _check_numbers(*, num_classes: int, image_size: int, width: float, in_chs: int) -> None:

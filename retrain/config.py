@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass, field
 
+from local_learning.options import GluingOptions, LocalLosses
+from local_learning.requests import parse_request
 from tools.config import check_choice, check_range
 from tools.data import DataConfig
 from tools.recipes import Recipe
+
+RULES = ("backprop", "greedy", "replay", "gluing")
 
 # These name places and machines, not the training: a run may be continued with others.
 FREE = frozenset({"run", "device", "threads", "trackers", "data.root", "data.workers", "data.download"})
@@ -32,6 +36,22 @@ class RetrainConfig:
     """Start from this weights file: one of ours, or one with the timm model's own names."""
     reset_classifier: bool = False
     """Leave the classifier as initialised when --weights come from a set of other classes."""
+    decoupling: str = ""
+    """Where to cut and with which heads: a decoupling.json, uniform:K:HEAD, balanced:K:HEAD or published:K
+    for K blocks. Heads: aux1 to aux4, mlp_sr, predsim, infopro, infopro_contrast, conv1c2f, linear."""
+    rule: str = ""
+    """How the blocks learn: backprop (the cuts are ignored), greedy, replay (Features Replay) or gluing
+    (BlockProp). By default greedy with --decoupling, backprop without."""
+    groups: int = 1
+    """Neuron groups that each block is split into, in width (GN-DGL)."""
+    uneven_groups: bool = False
+    """Let groups differ by one channel where they do not divide the channels."""
+    balance: str = "time"
+    """What balanced:K:HEAD makes equal: time (measured here), macs, or memory (activations kept)."""
+    block_rates: tuple[float, ...] = ()
+    """Factor on the learning rate of each block; none: 1 for all."""
+    alignment: bool = False
+    """At each evaluation, also take the cosine between each layer's gradient and backpropagation's."""
     seed: int = 0
     """Decides initialisation, splits, order, augmentation and dropout."""
     device: str = "auto"
@@ -48,6 +68,8 @@ class RetrainConfig:
     """Take BatchNorm statistics over all processes' parts of the batch, so that n give the numbers of one."""
     trackers: tuple[str, ...] = ()
     """Also report to these of Accelerate's trackers, such as tensorboard."""
+    local: LocalLosses = field(default_factory=LocalLosses)
+    gluing: GluingOptions = field(default_factory=GluingOptions)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: Recipe = field(default_factory=Recipe)
 
@@ -63,7 +85,45 @@ class RetrainConfig:
         check_choice("--precision", self.precision, ("fp32", "bf16", "fp16", "fp64"))
         check_range("--threads", self.threads, 0)
         check_choice("--compile-mode", self.compile_mode, ("default", "reduce-overhead", "max-autotune"))
+        self._check_decoupling()
         if self.pretrained and self.weights:
             raise ValueError("--pretrained: cannot go with --weights; choose one")
         if self.reset_classifier and not self.weights:
             raise ValueError("--reset-classifier: goes with --weights; there is nothing to reset without it")
+
+    @property
+    def chosen_rule(self) -> str:
+        """The rule asked for, or the one that goes with having cuts or not."""
+        return self.rule or ("greedy" if self.decoupling else "backprop")
+
+    def _check_decoupling(self) -> None:
+        check_range("--groups", self.groups, 1)
+        check_choice("--balance", self.balance, ("time", "macs", "memory"))
+        for rate in self.block_rates:
+            check_range("--block-rates", rate, 0)
+        if self.rule:
+            check_choice("--rule", self.rule, RULES)
+        if self.decoupling:
+            parse_request(self.decoupling)
+        elif self.chosen_rule != "backprop":
+            raise ValueError(f"--rule: {self.rule} needs --decoupling, such as uniform:4:aux2")
+        elif self.groups > 1:
+            raise ValueError("--groups: splits the blocks of a --decoupling, such as uniform:4:conv1c2f")
+        if self.groups > 1 and self.chosen_rule in ("replay", "gluing"):
+            raise ValueError(f"--groups: their heads teach them, which --rule {self.rule} does without")
+        if self.gluing.cache and self.chosen_rule == "gluing":
+            self._check_cache()
+        mixes = self.data.mixup or self.data.cutmix
+        local_rule = self.chosen_rule == "greedy"
+        if mixes and local_rule and (self.groups > 1 or "infopro_contrast" in self.decoupling):
+            raise ValueError(
+                "--data.mixup and --data.cutmix: the loss between groups or images needs one class each"
+            )
+
+    def _check_cache(self) -> None:
+        data = self.data
+        if data.augment != "none" or data.mixup or data.cutmix:
+            raise ValueError(
+                "--gluing.cache: gluing variables are kept for each image, which must not change from one "
+                "visit to the next; it goes with --data.augment none, without mixup and cutmix"
+            )

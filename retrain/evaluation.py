@@ -4,32 +4,63 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from local_learning.blocks import DecoupledNet
+from local_learning.ensemble import last_two, layerwise
 from tools.loaders import Batch
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, batches: Iterable[Batch], accelerator: Accelerator) -> Mapping[str, float]:
-    """Loss, top-1 and top-5 of the network in eval mode over all processes' batches together."""
+def evaluate(
+    network: DecoupledNet, batches: Iterable[Batch], accelerator: Accelerator
+) -> Mapping[str, float]:
+    """Loss, top-1 and top-5 of the classifier in eval mode, over all processes' batches together.
+
+    Where there are other heads, also the top-1 of each by block, of the last two together as in SEDONA, and
+    of all, weighted by depth, as in GN-DGL; groups of a block count by the mean of their softmax.
+    """
     training, dtype = network.training, next(network.parameters()).dtype
     network.eval()
-    totals = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
+    totals: dict[str, Tensor] = {}
     for batch in batches:
         with accelerator.autocast():
-            logits = network(batch.images.to(dtype))
-        totals += _counts(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets)
+            outputs = network.all_logits(batch.images.to(dtype))
+        wide = [tuple(z.to(torch.promote_types(z.dtype, torch.float32)) for z in heads) for heads in outputs]
+        for name, count in _counts(wide, batch.targets).items():
+            totals[name] = totals.get(name, 0) + count
     network.train(training)
+    counts = torch.stack(list(totals.values()))
     if accelerator.num_processes > 1:
-        torch.distributed.all_reduce(totals)
-    images, loss, top1, top5 = totals.tolist()
-    return {"loss": loss / images, "top1": top1 / images, "top5": top5 / images}
+        torch.distributed.all_reduce(counts)
+    images, *values = counts.tolist()
+    return {name: value / images for name, value in zip(list(totals)[1:], values, strict=True)}
 
 
-def _counts(logits: Tensor, targets: Tensor) -> Tensor:
-    k = min(5, logits.shape[1])
-    hits = logits.topk(k).indices == targets[:, None]
-    loss = F.cross_entropy(logits, targets, reduction="sum")
-    counts = [torch.tensor(float(len(targets)), device=logits.device), loss, hits[:, 0].sum(), hits.sum()]
-    return torch.stack([count.double() for count in counts])
+def _counts(outputs: list[tuple[Tensor, ...]], targets: Tensor) -> dict[str, Tensor]:
+    """Sums over a batch of what is measured, the number of images first."""
+    heads = [_as_one(groups) for groups in outputs]
+    logits = heads[-1]
+    found = {
+        "images": torch.tensor(len(targets), device=logits.device),
+        "loss": F.cross_entropy(logits, targets, reduction="sum"),
+        "top1": _hits(logits, targets),
+        "top5": _hits(logits, targets, min(5, logits.shape[1])),
+    }
+    if len(heads) > 1:
+        found["last_two_top1"] = _hits(last_two(heads), targets)
+        found["layerwise_top1"] = _hits(layerwise(outputs), targets)
+        found |= {f"heads_top1/{k}": _hits(head, targets) for k, head in enumerate(heads[:-1], start=1)}
+    return {name: value.double() for name, value in found.items()}
+
+
+def _as_one(groups: tuple[Tensor, ...]) -> Tensor:
+    """The logits of a block: its only ones, or the logarithm of the mean probability of its groups."""
+    if len(groups) == 1:
+        return groups[0]
+    return torch.stack([F.log_softmax(each, 1) for each in groups]).logsumexp(0)
+
+
+def _hits(scores: Tensor, targets: Tensor, k: int = 1) -> Tensor:
+    return (scores.topk(k).indices == targets[:, None]).sum()

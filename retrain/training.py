@@ -2,19 +2,21 @@
 
 import contextlib
 import copy
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import Tensor, nn
 
-from local_learning.build import build_chain, check_name
+from local_learning.blocks import DecoupledNet
+from local_learning.build import check_name
 from local_learning.chain import Chain
-from local_learning.networks.traced import timm_names
-from retrain.backprop import Backprop
+from local_learning.decoupling import Decoupling, load_decoupling, save_decoupling
+from local_learning.profile import module_macs
 from retrain.config import FREE, RetrainConfig
 from retrain.evaluation import evaluate
+from retrain.job import Training
+from retrain.networks import choose_decoupling, make_chain, make_net
 from tools.config import flatten, to_toml
 from tools.cost import count_macs, count_params
 from tools.datasets import Data, load_data
@@ -23,7 +25,6 @@ from tools.launch import launch, on_main
 from tools.loaders import eval_batches, make_train_loader
 from tools.loop import Loop, Plan, Position
 from tools.runs import Run
-from tools.seeding import seed_globals
 from tools.weights import load_weights, read_weights, save_weights
 
 
@@ -54,32 +55,6 @@ def retrain(config: RetrainConfig) -> None:
     accelerator.end_training()
 
 
-def make_chain(config: RetrainConfig, data: Data, tensors: Mapping[str, Tensor] | None = None) -> Chain:
-    """The network that the config names, initialised from the seed or from the tensors given."""
-    seed_globals(config.seed, "init")
-    try:
-        chain = build_chain(
-            config.network,
-            num_classes=data.num_classes,
-            image_size=data.image_size,
-            in_chs=data.channels,
-            width=config.width,
-            dropout=config.dropout,
-            drop_path=config.drop_path,
-            init=config.init,
-            pretrained=config.pretrained,
-        )
-    except ValueError as error:
-        raise ValueError(f"--network {config.network}: {error}") from error
-    if tensors is not None:
-        source = Path(config.weights)
-        if config.network.startswith("timm/"):
-            ours = {timm: ours for ours, timm in timm_names(chain).items()}
-            tensors = {ours.get(name, name): tensor for name, tensor in tensors.items()}
-        load_weights(chain, tensors, source=source, skip=("classifier.",) if config.reset_classifier else ())
-    return chain
-
-
 def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
     recipe = config.recipe
     # What can be wrong is looked at before minutes go into reading the data.
@@ -92,9 +67,10 @@ def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
             f"{accelerator.num_processes} processes in --recipe.accumulate {recipe.accumulate} parts each"
         )
     data = load_data(config.data, config.seed)
-    chain = make_chain(config, data, weights)
-    shape = (data.channels, data.image_size, data.image_size)
-    facts = {"params": count_params(chain), "macs": _macs(chain, shape)}
+    chain = make_chain(config, data)
+    decoupling = _settle_decoupling(config, chain, data, run, accelerator)
+    net = make_net(config, chain, decoupling, data, weights)
+    facts = _facts(net, decoupling, (data.channels, data.image_size, data.image_size))
     ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     place = {"device": accelerator.device, **ranks}
     loader = make_train_loader(
@@ -106,12 +82,26 @@ def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
         for split in (data.test, data.validation)
     )
     num_steps = recipe.num_steps(loader.steps_per_epoch)
-    metadata = {"network": config.network, "classes": list(data.class_names), "config": to_toml(config)}
+    metadata = {
+        "network": config.network,
+        "classes": list(data.class_names),
+        "config": to_toml(config),
+        "decoupling": asdict(decoupling),
+    }
 
-    def keep_best(network: nn.Module, step: int, score: float) -> None:
-        save_weights(run.best_weights, network, metadata | {"step": step, "validation_top1": score})
+    def keep_best(network: DecoupledNet, step: int, score: float) -> None:
+        notes = metadata | {"step": step, "validation_top1": score}
+        save_weights(run.best_weights, network.with_names(), notes)
 
-    job = Backprop(chain, config, accelerator, num_steps=num_steps, validation=validation, keep=keep_best)
+    job = Training(
+        net,
+        config,
+        accelerator,
+        num_steps=num_steps,
+        num_images=len(data.train),
+        validation=validation,
+        keep=keep_best,
+    )
     plan = Plan(
         num_steps=num_steps,
         images_per_step=recipe.batch_size,
@@ -128,13 +118,15 @@ def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
         end = Loop(job, plan, run, accelerator).run(loader.batches)
 
     last = job.final_network
-    on_main(accelerator, lambda: save_weights(run.last_weights, last, metadata | {"step": num_steps}))
+    on_main(
+        accelerator, lambda: save_weights(run.last_weights, last.with_names(), metadata | {"step": num_steps})
+    )
     # The test set is looked at here, once, for the two networks that were decided without it.
     tested = {"last": evaluate(last, test, accelerator)}
     if validates:
         best = copy.deepcopy(last)
         tensors = read_weights(run.best_weights, label="best weights")
-        load_weights(best, tensors, source=run.best_weights)
+        load_weights(best.with_names(), tensors, source=run.best_weights)
         tested["best"] = evaluate(best, test, accelerator)
     results = _results(facts, num_steps, end, tested)
     on_main(accelerator, lambda: run.write_results(results))
@@ -142,28 +134,61 @@ def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
         print(_summary(run, results), flush=True)
 
 
-def _macs(chain: Chain, shape: tuple[int, ...]) -> int | None:
-    try:
-        return count_macs(chain, shape)
-    except ValueError:  # an operator that cannot be counted is no reason not to train
-        return None
+def _settle_decoupling(
+    config: RetrainConfig, chain: Chain, data: Data, run: Run, accelerator: Accelerator
+) -> Decoupling:
+    """The cuts of this run: chosen on the first process when the run begins, and from then on its file's."""
+    path = run.path / "decoupling.json"
+
+    def settle() -> None:
+        if not run.has_begun:
+            decoupling = choose_decoupling(config, chain, data)
+            save_decoupling(path, decoupling, config.network, chain.num_layers)
+
+    if not config.decoupling:
+        return Decoupling((), ())
+    on_main(accelerator, settle)
+    return load_decoupling(path)
+
+
+def _facts(net: DecoupledNet, decoupling: Decoupling, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What the network costs, in inference and, where it is cut, its busiest module in training."""
+    facts: dict[str, Any] = {"params": count_params(net.chain()), "macs": None}
+    with contextlib.suppress(ValueError):  # an operator that cannot be counted is no reason not to train
+        facts["macs"] = count_macs(net.chain(), shape)
+    if len(net.blocks) > 1:
+        facts |= {"cuts": list(decoupling.cuts), "heads": list(decoupling.heads)}
+        facts |= {"groups": decoupling.groups, "head_params": count_params(net) - facts["params"]}
+        with contextlib.suppress(ValueError):
+            facts["busiest_module_macs"] = max(module_macs(net, shape))
+    return facts
 
 
 def _heading(
-    config: RetrainConfig, data: Data, facts: dict[str, int | None], num_steps: int, accelerator: Accelerator
+    config: RetrainConfig, data: Data, facts: dict[str, Any], num_steps: int, accelerator: Accelerator
 ) -> str:
     macs = "MACs unknown" if facts["macs"] is None else f"{facts['macs']:,} MACs"
-    return (
+    lines = [
         f"{config.network} ({facts['params']:,} params, {macs}) on {config.data.name}: "
         f"{len(data.train):,} training, {len(data.validation):,} validation, {len(data.test):,} test images "
         f"of {data.num_classes} classes; {num_steps:,} steps of {config.recipe.batch_size} on "
         f"{accelerator.num_processes} x {accelerator.device.type}, {config.precision}"
-    )
+    ]
+    if "cuts" in facts:
+        places = ", ".join(str(cut) for cut in facts["cuts"])
+        parts = [f"{config.chosen_rule} in {len(facts['cuts']) + 1} blocks, cut after {places}"]
+        if facts["groups"] != 1:
+            parts.append(f"{facts['groups']} groups")
+        if facts["head_params"]:
+            kinds = ", ".join(dict.fromkeys(facts["heads"]))
+            parts.append(f"heads {kinds} ({facts['head_params']:,} params)")
+        if "busiest_module_macs" in facts:
+            parts.append(f"the busiest module has {facts['busiest_module_macs']:,} MACs")
+        lines.append("; ".join(parts))
+    return "\n".join(lines)
 
 
-def _results(
-    facts: dict[str, int | None], num_steps: int, end: Position, tested: dict[str, Any]
-) -> dict[str, Any]:
+def _results(facts: dict[str, Any], num_steps: int, end: Position, tested: dict[str, Any]) -> dict[str, Any]:
     validation: dict[str, Any] = {"last": end.latest} if end.latest else {}
     if end.latest:
         validation["best"] = {"step": end.best_step, "validation_top1": end.best_score}
@@ -183,5 +208,11 @@ def _summary(run: Run, results: dict[str, Any]) -> str:
             found = results["test"][which]
             name = {"last": "last step", "best": "best on validation"}[which]
             lines.append(f"test, {name}: top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}  {path}")
+            if "last_two_top1" in found:
+                heads = ", ".join(f"{found[key]:.2%}" for key in found if key.startswith("heads_top1/"))
+                lines.append(
+                    f"  heads below {heads}; last two together {found['last_two_top1']:.2%}, "
+                    f"all by depth {found['layerwise_top1']:.2%}"
+                )
     lines.append(f"results {run.results_path}, metrics {run.metrics_path}")
     return "\n".join(lines)

@@ -4,12 +4,13 @@ torch's SyncBatchNorm does this on GPUs only. Here the functional itself is inte
 any device and for every layer that ends in `F.batch_norm`, and the network's modules stay what they are.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -100,3 +101,17 @@ class _Normalise(torch.autograd.Function):
         inner = gradient - level.view(shape) - centred * slope.view(shape)
         to_weight, to_bias = (None, None) if weight is None else (own[1], own[0])
         return (inner * scale.view(shape)).to(input.dtype), None, None, to_weight, to_bias, None
+
+
+@contextlib.contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside this context BatchNorm still normalises by the batch, but its running statistics stay."""
+    # In training mode the flag decides this and nothing else, in torch's layers and in timm's.
+    tracking = [each for each in module.modules() if getattr(each, "track_running_stats", False)]
+    for each in tracking:
+        each.track_running_stats = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for each in tracking:
+            each.track_running_stats = True  # type: ignore[assignment]

@@ -33,7 +33,10 @@ class Job(Protocol[BatchT_contra]):
     """What a stage hands to the loop."""
 
     def step(self, batch: BatchT_contra, step: int) -> Mapping[str, Tensor]:
-        """Make one update; return scalars of this process's part of the batch, "loss" among them."""
+        """Make one update; return scalars of this process's part of the batch, "loss" among them.
+
+        All whose names begin with "loss" must be finite.
+        """
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -129,7 +132,8 @@ class Loop(Generic[BatchT]):
             # Dropout and the like start each step from its own stream: no generator's state needs saving.
             seed_globals(plan.seed, "step", step, self._accelerator.process_index)
             values = self._job.step(batch, step)
-            self._note_loss(values["loss"], step)
+            losses = [value for name, value in values.items() if name.startswith("loss")]
+            self._note_loss(torch.stack(losses), step)
             self._sums.add(values)
             position.step = done = step + 1
             self._progress.advance()
@@ -155,9 +159,9 @@ class Loop(Generic[BatchT]):
                 logged_at = done
             watch.go_on()
 
-    def _note_loss(self, loss: Tensor, step: int) -> None:
-        """Remember the first step whose loss is no number, without waiting for the device."""
-        bad = torch.where(torch.isfinite(loss.detach()), self._plan.num_steps + 1, step)
+    def _note_loss(self, losses: Tensor, step: int) -> None:
+        """Remember the first step of which a loss is no number, without waiting for the device."""
+        bad = torch.where(torch.isfinite(losses.detach()).all(), self._plan.num_steps + 1, step)
         self._first_bad_step = torch.minimum(self._first_bad_step, bad)
 
     def _check(self, pace: float) -> float:

@@ -144,10 +144,12 @@ class Progress:
             self._bar.update()
 
     def say(self, step: int, values: Mapping[str, float], seconds_left: float | None = None) -> None:
-        """Show values at a step."""
+        """Show values at a step, without details: those are what has a "/" in its name."""
         if not self._shown:
             return
-        parts = [f"{name.replace('_', ' ')} {_short(value)}" for name, value in values.items()]
+        parts = [
+            f"{name.replace('_', ' ')} {_short(value)}" for name, value in values.items() if "/" not in name
+        ]
         if seconds_left is not None and self._bar is None:
             minutes, seconds = divmod(round(seconds_left), 60)
             parts.append(f"{minutes}:{seconds:02d} left")

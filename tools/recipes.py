@@ -50,6 +50,8 @@ class Recipe:
     """Fraction of the training over which the rate first rises from 0 to lr."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes."""
+    smoothing: str = "all"
+    """Over which classes label-smoothing is spread: all (as torch does) or others (as in SEDONA's code)."""
     clip_norm: float = 0.0
     """Largest norm of the whole gradient; 0 does not clip."""
     ema: float = 0.0
@@ -83,6 +85,7 @@ class Recipe:
         self._check_milestones()
         check_range("--recipe.warmup", self.warmup, 0, 0.99)
         check_range("--recipe.label-smoothing", self.label_smoothing, 0, 0.99)
+        check_choice("--recipe.smoothing", self.smoothing, ("all", "others"))
         check_range("--recipe.clip-norm", self.clip_norm, 0)
         check_range("--recipe.ema", self.ema, 0, 0.999999)
         check_range("--recipe.evaluate-every", self.evaluate_every, 0)

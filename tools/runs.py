@@ -51,13 +51,14 @@ class Run:
             raise ValueError(f"--run: cannot write in folder '{self.path}': {error.strerror}") from None
         self._take_lock(self._lock)
         # Until the first checkpoint nothing depends on the options: a mistake may be mended in place.
-        if self.config_path.exists() and self._has_begun:
+        if self.config_path.exists() and self.has_begun:
             self._compare(config, free)
         if not self.results_path.exists():
             write_bytes(self.config_path, to_toml(config).encode())
 
     @property
-    def _has_begun(self) -> bool:
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint, or the result, of training with the config."""
         return self.results_path.exists() or any(self.checkpoints.glob("step-*.json"))
 
     def close(self) -> None:

@@ -1,0 +1,149 @@
+"""Memory and time of training in blocks against backpropagation, and what each head costs.
+
+    python benchmarks/decoupled_memory.py
+    python benchmarks/decoupled_memory.py --device cuda --batch-size 128 --width 1
+
+Memory is the peak of the activations that autograd keeps during one step (and on CUDA also the allocator's
+peak). Time per step is taken with both sides in turn, step by step, and compared by medians. One JSON line
+per case.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from local_learning.blocks import DecoupledNet, decouple
+from local_learning.build import build_chain
+from local_learning.chain import Chain
+from local_learning.decoupling import HEAD_KINDS, Decoupling
+from local_learning.profile import balanced
+from local_learning.rules.engine import Engine, Part
+from local_learning.rules.greedy import Greedy
+from retrain.job import use_channels_last
+from tools.cost import count_params, saved_activation_bytes
+
+
+def main() -> None:
+    options = parse()
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    chain = build_chain(
+        options.network, num_classes=10, image_size=options.image_size, width=options.width
+    ).to(options.device)
+    use_channels_last(chain)
+    whole = decouple(copy.deepcopy(chain), Decoupling((), ()), 10, options.image_size)
+    base = memory(whole, options)
+    say(case="backprop", saved_mib=base / 2**20, **size(whole))
+    for by in options.balance:
+        for num_blocks in options.blocks:
+            for head in options.heads:
+                compare(chain, whole, base, num_blocks, head, by, options)
+    if options.all_heads:
+        for head in HEAD_KINDS:
+            compare(chain, whole, base, 4, head, options.balance[0], options)
+
+
+def compare(
+    chain: Chain,
+    whole: DecoupledNet,
+    base: int,
+    num_blocks: int,
+    head: str,
+    by: str,
+    options: argparse.Namespace,
+) -> None:
+    """One decoupling against backpropagation."""
+    if by == "uniform":
+        decoupling = Decoupling.uniform(chain.num_layers, num_blocks, head)
+    else:
+        decoupling = balanced(
+            chain, num_blocks, head, 10, options.image_size, by=by, batch_size=options.batch_size
+        )
+    net = decouple(copy.deepcopy(chain), decoupling, 10, options.image_size)
+    kept = memory(net, options)
+    ours, theirs = times([stepper(net, options), stepper(whole, options)], options)
+    say(
+        case=f"{options.network} {options.width}x, {num_blocks} blocks by {by}, {head}",
+        cuts=decoupling.cuts,
+        saved_mib=kept / 2**20,
+        memory_ratio=kept / base,
+        ms=1e3 * ours,
+        backprop_ms=1e3 * theirs,
+        time_ratio=ours / theirs,
+        **size(net),
+    )
+
+
+def stepper(net: DecoupledNet, options: argparse.Namespace) -> Callable[[], object]:
+    """One training step on a batch of noise."""
+    net.to(options.device).train()
+    use_channels_last(net)
+    optimizers = [torch.optim.SGD(block.parameters(), lr=1e-3, momentum=0.9) for block in net.blocks]
+    rule = Greedy(Engine(net, optimizers))
+    shape = (options.batch_size, 3, options.image_size, options.image_size)
+    images = torch.randn(shape, device=options.device).contiguous(memory_format=torch.channels_last)
+    targets = torch.randint(10, (options.batch_size,), device=options.device)
+    part = Part(images, targets, torch.arange(options.batch_size))
+    return lambda: rule.step([part])
+
+
+def memory(net: DecoupledNet, options: argparse.Namespace) -> int:
+    """Peak bytes of saved activations in one step."""
+    step = stepper(net, options)
+    step()  # momentum and gradients exist from here on
+    return saved_activation_bytes(step)
+
+
+def times(steps: list[Callable[[], object]], options: argparse.Namespace) -> list[float]:
+    """Median seconds of each kind of step, taken in turn."""
+    taken: list[list[float]] = [[] for _ in steps]
+    for round_ in range(options.rounds + 2):
+        for step, seconds in zip(steps, taken, strict=True):
+            synchronise(options)
+            start = time.perf_counter()
+            step()
+            synchronise(options)
+            if round_ > 1:
+                seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in taken]
+
+
+def synchronise(options: argparse.Namespace) -> None:
+    if options.device == "cuda":
+        torch.cuda.synchronize()
+
+
+def size(net: DecoupledNet) -> dict[str, int]:
+    return {"params": count_params(net.chain()), "head_params": count_params(net) - count_params(net.chain())}
+
+
+def say(**values: object) -> None:
+    rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in values.items()}
+    print(json.dumps(rounded), flush=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--network", default="resnet50")
+    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--blocks", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--heads", nargs="+", default=["aux1", "aux2", "aux3", "aux4"])
+    parser.add_argument("--balance", nargs="+", default=["memory", "time", "macs", "uniform"])
+    parser.add_argument("--all-heads", action="store_true", help="also every kind of head, at four blocks")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""A chain in blocks: layers, a head, and the loss by which they are trained apart from all others."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from local_learning.chain import Chain
+from local_learning.decoupling import Decoupling
+from local_learning.features import as_map, layout_of, map_shape
+from local_learning.groups import GroupedHeads, group_layers
+from local_learning.heads import make_head
+from local_learning.losses import (
+    CrossEntropy,
+    Grouped,
+    InfoPro,
+    InfoProContrast,
+    Objective,
+    PredSim,
+    interpolate,
+    logits_of,
+)
+from local_learning.options import LocalLosses
+
+
+class Outcome(NamedTuple):
+    """What one block makes of a batch."""
+
+    loss: Tensor
+    outputs: Tensor
+    """What the next block takes: detach it."""
+    logits: tuple[Tensor, ...]
+    """One per neuron group."""
+
+
+class Block(nn.Module):
+    """The layers between two cuts, with their head and loss.
+
+    The last block's head is the chain's classifier. A block may have no head; then it has no loss either,
+    and a rule must bring its error from elsewhere. `layout` says how a local head is to read the features.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[nn.Module],
+        head: nn.Module | None,
+        objective: Objective | None = None,
+        *,
+        layout: str = "",
+    ) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.head = head
+        self.objective: Objective = CrossEntropy() if objective is None else objective
+        self.layout = layout
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor | None = None, images: Tensor | None = None
+    ) -> Outcome | Tensor:
+        """Run the layers, the head and the loss; `images` is what a decoder is to reconstruct.
+
+        Without targets, the layers alone: what a rule trains that has an error signal instead of a loss.
+        """
+        features: Tensor = self.layers(inputs)
+        if targets is None or images is None:
+            return features
+        outputs = self.read(features)
+        return Outcome(self.objective(outputs, targets, images), features, _logits(outputs))
+
+    def loss(self, inputs: Tensor, targets: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss on inputs that are the images or the outputs of the block before, and the own outputs."""
+        outcome = self(inputs, targets, images)
+        return outcome.loss, outcome.outputs
+
+    def read(self, features: Tensor) -> Any:
+        """What the head makes of the layers' outputs."""
+        assert self.head is not None, "this block has no head"
+        return self.head(as_map(features, self.layout) if self.layout else features)
+
+    def logits(self, features: Tensor) -> tuple[Tensor, ...]:
+        """The head's logits, one tensor per neuron group."""
+        return _logits(self.read(features))
+
+
+class DecoupledNet(nn.Module):
+    """A chain cut into blocks; its output is that of the last block."""
+
+    blocks: Sequence[Block]
+
+    def __init__(self, blocks: Iterable[Block], decoupling: Decoupling, *, width: float = 1.0) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]  # whose items have no type
+        self.decoupling = decoupling
+        self.width = width
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = images
+        for block in self.blocks:
+            features = block.layers(features)
+        return self.blocks[-1].logits(features)[0]
+
+    def losses(self, images: Tensor, targets: Tensor) -> list[Tensor]:
+        """Every block's own loss; no gradient of one reaches another block."""
+        losses, inputs = [], images
+        for block in self.blocks:
+            loss, outputs = block.loss(inputs, targets, images)
+            losses.append(loss)
+            inputs = outputs.detach()
+        return losses
+
+    def all_logits(self, images: Tensor) -> list[tuple[Tensor, ...]]:
+        """The logits of every head that there is, from the first block to the classifier."""
+        found, features = [], images
+        for block in self.blocks:
+            features = block.layers(features)
+            if block.head is not None:
+                found.append(block.logits(features))
+        return found
+
+    def drop_heads(self) -> None:
+        """Take away all heads but the classifier, for rules that do not train them."""
+        for block in self.blocks[:-1]:
+            block.head = None
+
+    def joined(self) -> "DecoupledNet":
+        """The same layers as one block, which is trained by backpropagation."""
+        layers = [layer for block in self.blocks for layer in block.layers]
+        last = self.blocks[-1]
+        whole = Block(layers, last.head, last.objective, layout=last.layout)
+        return DecoupledNet([whole], Decoupling((), ()), width=self.width)
+
+    def chain(self) -> Chain:
+        """The trunk as a chain that shares the weights."""
+        classifier = self.blocks[-1].head
+        assert classifier is not None
+        return Chain((layer for block in self.blocks for layer in block.layers), classifier, width=self.width)
+
+    def with_names(self) -> Chain:
+        """A view that shares the weights and names them as files do: those of the chain, and heads.<k>."""
+        view = self.chain()
+        heads = {str(k): block.head for k, block in enumerate(self.blocks[:-1]) if block.head is not None}
+        if heads:
+            view.heads = nn.ModuleDict(heads)
+        return view
+
+
+def decouple(
+    chain: Chain,
+    decoupling: Decoupling,
+    num_classes: int,
+    image_size: int,
+    *,
+    image_chs: int = 3,
+    options: LocalLosses | None = None,
+    last_loss: CrossEntropy | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    make: Callable[..., nn.Module] = make_head,
+) -> DecoupledNet:
+    """Cut a chain into blocks; layers without neuron groups are the chain's own, not copies.
+
+    `last_loss` is the cross-entropy of the classifier and of all heads that have nothing else; `mean` and
+    `std` are those by which the images were normalised, which InfoPro's decoder undoes. Heads start from
+    torch's global generator. `make` makes a head, in the way of `make_head`.
+
+    Raises:
+        ValueError: where the decoupling does not fit the chain.
+    """
+    options = LocalLosses() if options is None else options
+    loss = CrossEntropy() if last_loss is None else last_loss
+    ranges, groups = decoupling.blocks(chain.num_layers), decoupling.groups_of(chain.num_layers)
+    reference = next(chain.parameters())
+    shape = (image_chs, image_size, image_size)
+    features = torch.zeros(2, *shape, device=reference.device, dtype=reference.dtype)
+    blocks = []
+    for k, (layers, kind) in enumerate(zip(ranges[:-1], decoupling.heads, strict=True)):
+        own: Sequence[nn.Module] = [chain.layers[index] for index in layers]
+        sizes: list[int] = []
+        if groups[k] > 1:
+            own, sizes = group_layers(
+                own, features, groups[k], first=layers.start + 1, uneven=decoupling.uneven
+            )
+        features = _outputs(own, features)
+        layout = layout_of(tuple(features.shape))
+        chs, size = map_shape(tuple(features.shape))
+
+        def head(chs: int, kind: str = kind, size: int = size) -> nn.Module:
+            made = make(kind, chs, size, num_classes, width=chain.width, image_shape=shape)
+            return made.to(reference.device, reference.dtype)
+
+        objective = _objective(
+            kind, k, len(decoupling.cuts), num_classes, options, loss, tuple(mean), tuple(std)
+        )
+        if groups[k] > 1:
+            shared = options.shared_heads
+            heads = GroupedHeads((head(chs if shared else each) for each in sizes), sizes, shared=shared)
+            objective = Grouped(objective, options.diversity, options.diversity_gradient == "stopped")
+            blocks.append(Block(own, heads, objective, layout=layout))
+        else:
+            blocks.append(Block(own, head(chs), objective, layout=layout))
+    blocks.append(Block((chain.layers[index] for index in ranges[-1]), chain.classifier, loss))
+    return DecoupledNet(blocks, decoupling, width=chain.width)
+
+
+def _objective(
+    kind: str,
+    index: int,
+    count: int,
+    num_classes: int,
+    options: LocalLosses,
+    plain: CrossEntropy,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Objective:
+    """The loss that goes with a kind of head, at the cut `index` of `count`."""
+    if kind == "predsim":
+        return PredSim(options.similarity, num_classes)
+    weights = {
+        "reconstruction": interpolate(options.reconstruction, index, count),
+        "prediction": interpolate(options.prediction, index, count),
+    }
+    if kind == "infopro":
+        return InfoPro(**weights, mean=mean, std=std, smoothing=plain.smoothing, over=plain.over)
+    if kind == "infopro_contrast":
+        return InfoProContrast(**weights, mean=mean, std=std, temperature=options.temperature)
+    return plain
+
+
+@torch.no_grad()
+def _outputs(layers: Sequence[nn.Module], features: Tensor) -> Tensor:
+    """What the layers give in evaluation mode, to see its shape; modes stay as they were."""
+    modes = [(module, module.training) for layer in layers for module in layer.modules()]
+    with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
+        for layer in layers:
+            features = layer.eval()(features)
+    for module, mode in modes:
+        module.training = mode
+    return features
+
+
+def _logits(outputs: object) -> tuple[Tensor, ...]:
+    if isinstance(outputs, Tensor) or hasattr(outputs, "logits"):
+        return (logits_of(outputs),)
+    assert isinstance(outputs, list | tuple)
+    return tuple(logits_of(each) for each in outputs)

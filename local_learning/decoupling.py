@@ -1,0 +1,321 @@
+"""Where a network is cut, and what gives the loss at each cut. Free of torch."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from tools.config import suggest
+from tools.files import read_document, write_document
+
+HEAD_KINDS = (
+    "aux1",
+    "aux2",
+    "aux3",
+    "aux4",
+    "mlp_sr",
+    "predsim",
+    "infopro",
+    "infopro_contrast",
+    "conv1c2f",
+    "linear",
+)
+"""The heads of the papers. A decoupling may name others."""
+
+
+@dataclass(frozen=True)
+class Decoupling:
+    """Cuts, one head per cut, and the number of groups into which the blocks' neurons are split."""
+
+    cuts: tuple[int, ...]
+    """Ascending and 1-based: a cut at l stops the gradient after layer l."""
+
+    heads: tuple[str, ...]
+    """The kind of the head at each cut. The last block has the network's own classifier."""
+
+    groups: int | tuple[int, ...] = 1
+    """Neuron groups, trained apart: one number for every block with a cut, or one number per block."""
+
+    uneven: bool = False
+    """Groups may differ by one channel where their number does not divide the channels."""
+
+    def __post_init__(self) -> None:
+        cuts = _integers("cuts", self.cuts)
+        heads = _heads(self.heads)
+        _check_cuts(cuts)
+        if len(heads) != len(cuts):
+            raise ValueError(f"{_needs(len(cuts), 'cut', 'head')}, not {len(heads)}")
+        groups = _groups(self.groups, len(cuts) + 1)
+        if not isinstance(self.uneven, bool):
+            raise ValueError(f"uneven is {self.uneven!r}; it must be true or false")
+        object.__setattr__(self, "cuts", cuts)
+        object.__setattr__(self, "heads", heads)
+        object.__setattr__(self, "groups", groups)
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.cuts) + 1
+
+    def blocks(self, num_layers: int) -> list[range]:
+        """Each block's layers, counted from 0. A cut at the last layer leaves the last block empty."""
+        if self.cuts and self.cuts[-1] > num_layers:
+            raise ValueError(
+                f"cuts: there is no layer {self.cuts[-1]} to cut after; the network has {num_layers}"
+            )
+        return [range(*ends) for ends in pairwise((0, *self.cuts, num_layers))]
+
+    def groups_of(self, num_layers: int) -> tuple[int, ...]:
+        """Each block's number of groups; the last block is always one."""
+        blocks = self.blocks(num_layers)
+        if isinstance(self.groups, tuple):
+            return self.groups
+        return (self.groups,) * (len(blocks) - 1) + (1,)
+
+    def closed(self, num_layers: int, head: str) -> "Decoupling":
+        """This decoupling with a cut after the last layer, as in GN-DGL: the classifier stands alone."""
+        if not self.blocks(num_layers)[-1]:
+            return self
+        groups = (*self.groups, 1) if isinstance(self.groups, tuple) else self.groups
+        return replace(self, cuts=(*self.cuts, num_layers), heads=(*self.heads, head), groups=groups)
+
+    @classmethod
+    def uniform(
+        cls, num_layers: int, num_blocks: int, head: str, *, groups: int = 1, split: str = "floor"
+    ) -> "Decoupling":
+        """Blocks of about the same number of layers, with the same head.
+
+        `split` is floor, SEDONA's way, or ceil_units, DGL's, where the stem counts as one more layer. With
+        several groups there are `num_blocks` blocks of them, and the classifier alone in one more.
+        """
+        _check_num_blocks(num_layers, num_blocks)
+        if split == "floor":
+            cuts = [k * num_layers // num_blocks for k in range(1, num_blocks)]
+        elif split == "ceil_units":
+            cuts = _cuts_in_units(num_layers, num_blocks)
+        else:
+            raise ValueError(f"split is {split!r}; it must be floor or ceil_units")
+        return cls._of(num_layers, cuts, head, groups)
+
+    @classmethod
+    def balanced(
+        cls,
+        layer_costs: Sequence[float],
+        head_costs: Sequence[float],
+        classifier_cost: float,
+        num_blocks: int,
+        head: str,
+        *,
+        groups: int = 1,
+    ) -> "Decoupling":
+        """The blocks whose most expensive one is cheapest; of several such choices, the one that cuts lowest.
+
+        A block costs its layers and its head; `head_costs` has the head's cost after each layer. With
+        several groups the last layer is cut as well, and the classifier's cost plays no part.
+        """
+        layers, heads = _costs("layer_costs", layer_costs), _costs("head_costs", head_costs)
+        (classifier,) = _costs("classifier_cost", [classifier_cost])
+        if len(heads) != len(layers):
+            raise ValueError(f"head_costs: {_needs(len(layers), 'layer', 'number')}, not {len(heads)}")
+        _check_num_blocks(len(layers), num_blocks)
+        grouped = _positive("groups", groups) > 1
+        cuts = _balanced_cuts(layers, heads, heads[-1] if grouped else classifier, num_blocks)
+        return cls._of(len(layers), cuts, head, groups)
+
+    @classmethod
+    def _of(cls, num_layers: int, cuts: list[int], head: str, groups: int) -> "Decoupling":
+        groups = _positive("groups", groups)
+        decoupling = cls(tuple(cuts), (head,) * len(cuts), groups)
+        return decoupling.closed(num_layers, head) if groups > 1 else decoupling
+
+
+@dataclass(frozen=True)
+class DecouplingFile:
+    """What a decoupling.json says."""
+
+    decoupling: Decoupling
+
+    network: str
+    """The network for which it was made, or empty."""
+
+    num_layers: int | None
+    """Of that network."""
+
+
+def load_decoupling(path: str | Path) -> Decoupling:
+    """Read the decoupling in a file."""
+    return read_decoupling(path).decoupling
+
+
+def read_decoupling(path: str | Path) -> DecouplingFile:
+    """Read a decoupling with what its file says of the network.
+
+    Raises:
+        ValueError: in one line that names the file.
+    """
+    path = Path(path)
+    document = read_document(path, "decoupling", 1)
+    try:
+        content = _checked_content(document)
+        network, num_layers = content.pop("network", ""), content.pop("num_layers", None)
+        decoupling = Decoupling(**content)
+        if num_layers is not None:
+            decoupling.blocks(_positive("num_layers", num_layers))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return DecouplingFile(decoupling, network, num_layers)
+
+
+def save_decoupling(
+    path: str | Path, decoupling: Decoupling, network: str = "", num_layers: int | None = None
+) -> None:
+    """Write a decoupling, with the network for which it was made where that is known."""
+    content: dict[str, Any] = {"network": network} if network else {}
+    if num_layers is not None:
+        decoupling.blocks(_positive("num_layers", num_layers))
+        content["num_layers"] = int(num_layers)
+    content |= {"cuts": decoupling.cuts, "heads": decoupling.heads, "groups": decoupling.groups}
+    if decoupling.uneven:
+        content["uneven"] = True
+    write_document(Path(path), "decoupling", 1, content)
+
+
+_CONTENT: dict[str, tuple[tuple[type, ...], str]] = {
+    "network": ((str,), "a text"),
+    "num_layers": ((int, type(None)), "a whole number"),
+    "cuts": ((list,), "a list"),
+    "heads": ((list,), "a list"),
+    "groups": ((int, list), "a whole number or a list"),
+    "uneven": ((bool,), "true or false"),
+}
+
+
+def _checked_content(document: dict[str, Any]) -> dict[str, Any]:
+    content = {key: value for key, value in document.items() if key not in ("format", "version")}
+    for key, value in content.items():
+        if key not in _CONTENT:
+            raise ValueError(f"unknown key '{key}'{suggest(key, list(_CONTENT))}")
+        kinds, words = _CONTENT[key]
+        if type(value) not in kinds:
+            raise ValueError(f"'{key}' must be {words}, not {value!r}")
+    for key in ("cuts", "heads"):
+        if key not in content:
+            raise ValueError(f"the key '{key}' is missing")
+    return content
+
+
+def _cuts_in_units(num_layers: int, num_blocks: int) -> list[int]:
+    size = math.ceil((num_layers + 1) / num_blocks)
+    cuts = [k * size - 1 for k in range(1, num_blocks)]
+    filled = 1 + sum(cut < num_layers for cut in cuts)
+    if filled < num_blocks:
+        raise ValueError(
+            f"num_blocks is {num_blocks}; split ceil_units fills only {filled} blocks with {num_layers} "
+            "layers. Choose another number, or split floor"
+        )
+    return cuts
+
+
+def _balanced_cuts(layers: list[float], heads: list[float], last_head: float, num_blocks: int) -> list[int]:
+    """A dynamic programme: cheapest[n][i] is the largest cost of n blocks that share the layers from i on."""
+    num_layers = len(layers)
+    trunk = [[0.0, *accumulate(layers[start:])] for start in range(num_layers)]
+
+    def largest(n: int, start: int, cut: int) -> float:
+        return max(trunk[start][cut - start] + heads[cut - 1], cheapest[n - 1][cut])
+
+    def possible(n: int, start: int) -> range:
+        return range(start + 1, num_layers - n + 2)
+
+    cheapest = {1: {start: trunk[start][-1] + last_head for start in range(num_layers)}}
+    for n in range(2, num_blocks + 1):
+        starts = range(num_layers - n + 1)
+        cheapest[n] = {start: min(largest(n, start, cut) for cut in possible(n, start)) for start in starts}
+
+    limit, cuts = cheapest[num_blocks][0], [0]
+    for n in range(num_blocks, 1, -1):
+        cuts.append(next(cut for cut in possible(n, cuts[-1]) if largest(n, cuts[-1], cut) <= limit))
+    return cuts[1:]
+
+
+def _check_cuts(cuts: tuple[int, ...]) -> None:
+    for cut in cuts:
+        if cut < 1:
+            raise ValueError(f"cuts: there is no layer {cut}; layers count from 1")
+        if cuts.count(cut) > 1:
+            raise ValueError(f"cuts: {cut} is there twice")
+    for low, high in pairwise(cuts):
+        if low > high:
+            raise ValueError(f"cuts: {low} and {high} are out of order; cuts ascend")
+
+
+def _check_num_blocks(num_layers: int, num_blocks: int) -> None:
+    _positive("num_layers", num_layers)
+    if _positive("num_blocks", num_blocks) > num_layers:
+        raise ValueError(
+            f"num_blocks is {num_blocks}; a network of {_count(num_layers, 'layer')} has at most "
+            f"{_count(num_layers, 'block')}"
+        )
+
+
+def _heads(value: object) -> tuple[str, ...]:
+    heads = []
+    for head in _items("heads", value):
+        if not isinstance(head, str) or not head.strip():
+            raise ValueError(f"heads: {head!r} is not the name of a head")
+        heads.append(str(head))
+    return tuple(heads)
+
+
+def _groups(value: object, num_blocks: int) -> int | tuple[int, ...]:
+    if not isinstance(value, Iterable):
+        return _positive("groups", value)
+    groups = tuple(_positive("groups", number) for number in _items("groups", value))
+    if len(groups) != num_blocks:
+        raise ValueError(f"groups: {_needs(num_blocks, 'block', 'number')}, not {len(groups)}")
+    if groups[-1] != 1:
+        raise ValueError(
+            f"groups: the last block has the network's classifier and is one group, not {groups[-1]}"
+        )
+    return groups
+
+
+def _costs(name: str, values: Sequence[float]) -> list[float]:
+    costs = [float(value) for value in values]
+    for cost in costs:
+        if not (math.isfinite(cost) and cost >= 0):
+            raise ValueError(f"{name}: {cost} is no cost; it must be finite and at least 0")
+    return costs
+
+
+def _items(name: str, value: object) -> tuple[object, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} is {value!r}; it must be a list")
+    return tuple(value)
+
+
+def _integers(name: str, value: object) -> tuple[int, ...]:
+    return tuple(_integer(name, item) for item in _items(name, value))
+
+
+def _integer(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name}: {value!r} is not a whole number")
+    return int(value)
+
+
+def _positive(name: str, value: object) -> int:
+    number = _integer(name, value)
+    if number < 1:
+        raise ValueError(f"{name} is {number}; it must be at least 1")
+    return number
+
+
+def _needs(number: int, owner: str, noun: str) -> str:
+    return f"{_count(number, owner)} {'needs' if number == 1 else 'need'} {_count(number, noun)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,70 @@
+"""Maps out of whatever a layer gives: heads sit on square maps (B, C, S, S), layers of timm models may not.
+
+B batch, C channels, S height and width, N tokens.
+"""
+
+from collections.abc import Sequence
+from math import isqrt
+
+from torch import Tensor
+
+LAYOUTS = ("nchw", "nhwc", "tokens", "flat")
+
+
+def layout_of(shape: Sequence[int]) -> str:
+    """How the features of `shape`, batch first, are laid out.
+
+    nchw is (B, C, S, S), also where C = S; nhwc is (B, S, S, C); tokens is (B, N, C), flat is (B, C).
+
+    Raises:
+        ValueError: for a shape that a head cannot sit on, such as a map that is not square.
+    """
+    if all(size > 0 for size in shape[1:]):
+        match tuple(shape[1:]):
+            case (_, height, width) if height == width:
+                return "nchw"
+            case (height, width, _) if height == width:
+                return "nhwc"
+            case (_, _):
+                return "tokens"
+            case (_,):
+                return "flat"
+    raise ValueError(
+        f"a head cannot sit on features of shape {tuple(shape)}; "
+        "it needs (batch, channels, size, size), (batch, size, size, channels), "
+        "(batch, tokens, channels) or (batch, channels)"
+    )
+
+
+def map_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Channels and size of the map that `as_map` makes of features of `shape`, batch first."""
+    match layout_of(shape):
+        case "nchw":
+            return shape[1], shape[3]
+        case "nhwc":
+            return shape[3], shape[1]
+        case "tokens":
+            return shape[2], isqrt(shape[1])
+        case _:
+            return shape[1], 1
+
+
+def as_map(features: Tensor, layout: str) -> Tensor:
+    """The features, in one of LAYOUTS, as a map (B, C, S, S).
+
+    Of tokens the last S * S make the map, S as large as N allows. Those before them are taken for prefix
+    tokens (class, distillation, registers) and left out, which holds for up to 2S of them.
+    """
+    match layout:
+        case "nchw":
+            return features
+        case "nhwc":
+            return features.permute(0, 3, 1, 2)
+        case "tokens":
+            batch, tokens, channels = features.shape
+            size = isqrt(tokens)
+            return features[:, -(size**2) :].transpose(1, 2).reshape(batch, channels, size, size)
+        case "flat":
+            return features[:, :, None, None]
+        case _:
+            raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")

@@ -1,0 +1,228 @@
+"""Heads: the auxiliary networks that give the loss at a cut.
+
+A head takes a map (B, C, S, S) and returns logits, or a tuple of outputs with logits first where its loss
+needs more. All hidden convolutions go without bias into a BatchNorm.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from math import ceil, isqrt
+from typing import NamedTuple
+
+from timm.models._efficientnet_blocks import InvertedResidual
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from local_learning.decoupling import HEAD_KINDS
+from local_learning.networks.init import initialise
+from tools.config import suggest
+
+
+def make_head(
+    kind: str,
+    in_chs: int,
+    in_size: int,
+    num_classes: int,
+    *,
+    width: float = 1.0,
+    image_shape: tuple[int, int, int] = (3, 32, 32),
+) -> nn.Module:
+    """Build the head called `kind`, one of HEAD_KINDS, for maps of `in_chs` channels and `in_size` pixels.
+
+    `width` scales the hidden channels that the papers give as numbers; those that follow the map do not
+    need it. `image_shape` is what the InfoPro heads reconstruct. Initial weights are Kaiming normal from
+    torch's global generator.
+
+    Raises:
+        ValueError: for an unknown kind, or a number below 1.
+    """
+    for option, value in {"in_chs": in_chs, "in_size": in_size, "num_classes": num_classes}.items():
+        if value < 1:
+            raise ValueError(f"{option} is {value}; it must be at least 1")
+    builders: dict[str, Callable[[], nn.Module]] = {
+        **{f"aux{depth}": partial(_aux, depth, in_chs, in_size, num_classes, width) for depth in range(1, 5)},
+        "mlp_sr": partial(_mlp_sr, in_chs, in_size, num_classes),
+        "predsim": partial(PredSimHead, in_chs, in_size, num_classes, width),
+        "infopro": partial(InfoProHead, in_chs, num_classes, width, image_shape),
+        "infopro_contrast": partial(InfoProContrastHead, in_chs, num_classes, width, image_shape),
+        "conv1c2f": partial(_conv1c2f, in_chs, 2 * in_chs, 2, _scaled(128, width), num_classes),
+        "linear": partial(_linear, in_chs, num_classes),
+    }
+    if kind not in builders:
+        raise ValueError(f"head '{kind}' is unknown{suggest(kind, HEAD_KINDS)}")
+    head = builders[kind]()
+    initialise(head)
+    return head
+
+
+class PredSimOutput(NamedTuple):
+    logits: Tensor
+    similarity: Tensor
+    """The map whose pairwise similarities within a batch the similarity loss compares."""
+
+
+class PredSimHead(nn.Module):
+    """Prediction and similarity matching: a pooled linear classifier beside one convolution.
+
+    The map is pooled to the largest n x n that keeps C * n * n within 2048 features.
+    """
+
+    def __init__(self, in_chs: int, in_size: int, num_classes: int, width: float) -> None:
+        super().__init__()
+        size = max(1, min(in_size, isqrt(_scaled(2048, width) // in_chs)))
+        self.predict = nn.Sequential(
+            OrderedDict(
+                pool=nn.AdaptiveAvgPool2d(size),
+                flatten=nn.Flatten(),
+                fc=nn.Linear(in_chs * size**2, num_classes),
+            )
+        )
+        self.similarity = nn.Conv2d(in_chs, in_chs, 3, padding=1, bias=False)
+
+    def forward(self, features: Tensor) -> PredSimOutput:
+        return PredSimOutput(self.predict(features), self.similarity(features))
+
+
+class InfoProOutput(NamedTuple):
+    logits: Tensor
+    reconstruction: Tensor
+    """The image before the sigmoid."""
+
+
+class InfoProHead(nn.Module):
+    """InfoPro with cross-entropy: a classifier, and a decoder that reconstructs the image."""
+
+    def __init__(
+        self, in_chs: int, num_classes: int, width: float, image_shape: tuple[int, int, int]
+    ) -> None:
+        super().__init__()
+        self.decoder = _decoder(in_chs, width, image_shape)
+        self.classifier = _infopro_conv1c2f(in_chs, width, num_classes)
+
+    def forward(self, features: Tensor) -> InfoProOutput:
+        return InfoProOutput(self.classifier(features), self.decoder(features))
+
+
+class InfoProContrastOutput(NamedTuple):
+    logits: Tensor
+    """Of a probe: their gradient does not reach the features."""
+    reconstruction: Tensor
+    """The image before the sigmoid."""
+    embedding: Tensor
+    """Of length 1."""
+
+
+class InfoProContrastHead(nn.Module):
+    """InfoPro with the contrastive loss: a projection, the decoder, and a linear probe for an accuracy."""
+
+    def __init__(
+        self, in_chs: int, num_classes: int, width: float, image_shape: tuple[int, int, int]
+    ) -> None:
+        super().__init__()
+        self.decoder = _decoder(in_chs, width, image_shape)
+        self.projection = _infopro_conv1c2f(in_chs, width, _scaled(128, width))
+        self.probe = _linear(in_chs, num_classes)
+
+    def forward(self, features: Tensor) -> InfoProContrastOutput:
+        return InfoProContrastOutput(
+            self.probe(features.detach()),
+            self.decoder(features),
+            F.normalize(self.projection(features)),
+        )
+
+
+def _aux(depth: int, in_chs: int, in_size: int, num_classes: int, width: float) -> nn.Module:
+    """SEDONA's Aux heads, with a quarter of the map's channels and `depth` - 1 inverted residuals.
+
+    timm rounds an expansion to a multiple of 8, which changes nothing where `in_chs` divides by 16.
+    """
+    chs, out_chs = max(1, in_chs // 4), _scaled(2048, width)
+    wide_chs = max(1, int(1.5 * chs))
+    residuals = [(chs, chs, 1), (chs, wide_chs, 2), (wide_chs, wide_chs, 1)]
+    if in_size // 2 < 2:  # nothing left to stride over
+        residuals[1:] = [(chs, chs, 1), (chs, chs, 1)]
+
+    head = OrderedDict[str, nn.Module](
+        reduce=_conv_bn(in_chs, chs, 1), depthwise=_conv_bn(chs, chs, 3, stride=2, groups=chs)
+    )
+    for index, (from_chs, to_chs, stride) in enumerate(residuals[: depth - 1], 1):
+        head[f"residual{index}"] = InvertedResidual(from_chs, to_chs, stride=stride, exp_ratio=4)
+        chs = to_chs
+    head["expand"] = _conv_bn(chs, out_chs, 1)
+    return nn.Sequential(head | _pooled_fc(out_chs, num_classes))
+
+
+def _mlp_sr(in_chs: int, in_size: int, num_classes: int) -> nn.Module:
+    """DGL's MLP-SR head: 1x1 convolutions on a map a quarter as wide, and an MLP on a 2x2 one."""
+    head = OrderedDict[str, nn.Module](reduce=nn.AdaptiveAvgPool2d(ceil(in_size / 4)))
+    for index in range(1, 4):
+        head[f"conv{index}"] = _conv_bn(in_chs, in_chs, 1)
+    head["pool"] = nn.AdaptiveAvgPool2d(2)
+    head["flatten"] = nn.Flatten()
+    chs = 4 * in_chs
+    for index in range(1, 4):
+        head[f"fc{index}"] = nn.Sequential(
+            OrderedDict(fc=nn.Linear(chs, chs), bn=nn.BatchNorm1d(chs), act=nn.ReLU(inplace=True))
+        )
+    head["fc"] = nn.Linear(chs, num_classes)
+    return nn.Sequential(head)
+
+
+def _conv1c2f(in_chs: int, conv_chs: int, stride: int, hidden: int, num_outputs: int) -> nn.Module:
+    """One convolution and two linear layers."""
+    return nn.Sequential(
+        OrderedDict(
+            conv=_conv_bn(in_chs, conv_chs, 3, stride=stride),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            hidden=nn.Linear(conv_chs, hidden),
+            act=nn.ReLU(inplace=True),
+            fc=nn.Linear(hidden, num_outputs),
+        )
+    )
+
+
+def _infopro_conv1c2f(in_chs: int, width: float, num_outputs: int) -> nn.Module:
+    """InfoPro's: as above, but from 64 channels on the convolution keeps the map as it is."""
+    conv_chs, stride = (in_chs, 1) if in_chs >= _scaled(64, width) else (2 * in_chs, 2)
+    return _conv1c2f(in_chs, conv_chs, stride, _scaled(128, width), num_outputs)
+
+
+def _decoder(in_chs: int, width: float, image_shape: tuple[int, int, int]) -> nn.Module:
+    """InfoPro's decoder, without the sigmoid at its end: the loss takes logits."""
+    image_chs, *image_size = image_shape
+    hidden = _scaled(12, width)
+    return nn.Sequential(
+        OrderedDict(
+            upsample=nn.Upsample(tuple(image_size), mode="bilinear", align_corners=True),
+            hidden=_conv_bn(in_chs, hidden, 3),
+            conv=nn.Conv2d(hidden, image_chs, 3, padding=1),
+        )
+    )
+
+
+def _linear(in_chs: int, num_classes: int) -> nn.Module:
+    return nn.Sequential(_pooled_fc(in_chs, num_classes))
+
+
+def _pooled_fc(in_chs: int, num_outputs: int) -> OrderedDict[str, nn.Module]:
+    return OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(in_chs, num_outputs))
+
+
+def _conv_bn(in_chs: int, out_chs: int, kernel_size: int, *, stride: int = 1, groups: int = 1) -> nn.Module:
+    """A convolution that keeps the map's size but for its stride, BatchNorm and ReLU."""
+    conv = nn.Conv2d(
+        in_chs,
+        out_chs,
+        kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        groups=groups,
+        bias=False,
+    )
+    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_chs), act=nn.ReLU(inplace=True)))
+
+
+def _scaled(chs: int, width: float) -> int:
+    return max(1, round(chs * width))

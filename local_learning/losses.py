@@ -1,0 +1,217 @@
+"""Local losses: what a block minimises, given what its head made of the features.
+
+Targets are class numbers (B,), or probabilities (B, n) where it is not said otherwise. Losses are means over
+the batch, and taken in float32 at least, whatever precision the network runs in.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0, over: str = "all") -> Tensor:
+    """Cross-entropy, with a share of the target spread evenly over all classes or over the `others`.
+
+    "all" is torch's label smoothing; "others" is SEDONA's, which leaves 1 - smoothing on the true class.
+    """
+    assert over in ("all", "others")
+    if over == "others":
+        num_classes = logits.shape[1]
+        smoothing = smoothing * num_classes / (num_classes - 1)
+    logits = upcast(logits)
+    if _is_soft(targets):
+        targets = targets.to(logits.dtype)
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+
+
+def similarity_matrix(features: Tensor) -> Tensor:
+    """Correlations between the samples of a batch, (B, B).
+
+    Of a map (B, C, H, W) with more than 3 channels and more than one row, each channel's spread over the
+    pixels is what is compared.
+    """
+    features = upcast(features)
+    if features.ndim == 4 and features.shape[1] > 3 and features.shape[2] > 1:
+        features = features.std(dim=(2, 3))
+    features = features.flatten(1)
+    centred = features - features.mean(dim=1, keepdim=True)
+    unit = centred / (torch.linalg.vector_norm(centred, dim=1, keepdim=True) + 1e-8)
+    return _products(unit).clamp(-1, 1)
+
+
+def similarity_matching(features: Tensor, targets: Tensor, num_classes: int) -> Tensor:
+    """Mean squared difference between the features' similarities and those of the labels."""
+    found = similarity_matrix(features)
+    wanted = similarity_matrix(_probabilities(targets, num_classes, found.dtype))
+    return F.mse_loss(found, wanted)
+
+
+def supervised_contrast(embeddings: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Supervised contrast of embeddings (B, d) of length 1, one view per image; class numbers only.
+
+    L_out of Khosla et al. (2020), as a mean over the anchors that have a positive, another sample of their
+    class; 0 where there is none.
+    """
+    _insist_on_classes(targets, "supervised contrast")
+    similarities = _products(upcast(embeddings)) / temperature
+    itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
+    # Not -inf: a batch of one, whose only sample has nobody to be compared with, would give NaN.
+    similarities = similarities.masked_fill(itself, torch.finfo(similarities.dtype).min)
+    positives = (targets[:, None] == targets[None, :]) & ~itself
+    log_shares = similarities.log_softmax(dim=1).masked_fill(~positives, 0)
+    counts = positives.sum(dim=1)
+    per_anchor = -log_shares.sum(dim=1) / counts.clamp(min=1)
+    return per_anchor.sum() / (counts > 0).sum().clamp(min=1)
+
+
+def diversity(
+    logits: Sequence[Tensor], targets: Tensor, *, temperature: float = 3.0, stop_gradient: bool = True
+) -> Tensor:
+    """How alike neuron groups judge the wrong classes: Eq. 1 of GN-DGL; class numbers only.
+
+    The mean over all ordered pairs of groups of the cosine between their softmax outputs without the true
+    class. With `stop_gradient` the second of a pair is a constant, as in the paper; in the released code
+    it is not. One group gives 0.
+    """
+    _insist_on_classes(targets, "diversity")
+    z_GBN = torch.stack([upcast(each) for each in logits])
+    true_BN = F.one_hot(targets, z_GBN.shape[2]).bool()
+    # The softmax over the wrong classes is the renormalised one, and stays finite where they underflow.
+    wrong_GBN = (z_GBN / temperature).masked_fill(true_BN, -torch.inf).softmax(dim=2)
+    unit_GBN = wrong_GBN / torch.linalg.vector_norm(wrong_GBN, dim=2, keepdim=True)
+    second_GBN = unit_GBN.detach() if stop_gradient else unit_GBN
+    others_GBN = second_GBN.sum(dim=0) - second_GBN
+    return (unit_GBN * others_GBN).sum(dim=2).mean() / max(1, len(logits) - 1)
+
+
+class Objective(Protocol):
+    """The loss of a block, from what its head returned, the targets, and the network's input images."""
+
+    def __call__(self, outputs: Any, targets: Tensor, images: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """For heads that return logits."""
+
+    smoothing: float = 0.0
+    over: str = "all"
+
+    def __call__(self, outputs: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+        return cross_entropy(outputs, targets, smoothing=self.smoothing, over=self.over)
+
+
+@dataclass(frozen=True)
+class PredSim:
+    """Cross-entropy, and `share` of similarity matching (Nøkland and Eidnes, 2019)."""
+
+    share: float
+    num_classes: int
+
+    def __call__(self, outputs: Any, targets: Tensor, images: Tensor) -> Tensor:
+        matching = similarity_matching(outputs.similarity, targets, self.num_classes)
+        return (1 - self.share) * cross_entropy(outputs.logits, targets) + self.share * matching
+
+
+@dataclass(frozen=True)
+class InfoPro:
+    """Weighted reconstruction of the image and cross-entropy (Wang et al., 2021).
+
+    `mean` and `std` are those by which the images were normalised, one per channel or one for all.
+    """
+
+    reconstruction: float
+    prediction: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    smoothing: float = 0.0
+    over: str = "all"
+
+    def __call__(self, outputs: Any, targets: Tensor, images: Tensor) -> Tensor:
+        error = _reconstruction_error(outputs.reconstruction, images, self.mean, self.std)
+        loss = cross_entropy(outputs.logits, targets, smoothing=self.smoothing, over=self.over)
+        return self.reconstruction * error + self.prediction * loss
+
+
+@dataclass(frozen=True)
+class InfoProContrast:
+    """Weighted reconstruction and supervised contrast; cross-entropy for the probe alone."""
+
+    reconstruction: float
+    prediction: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    temperature: float = 0.07
+
+    def __call__(self, outputs: Any, targets: Tensor, images: Tensor) -> Tensor:
+        error = _reconstruction_error(outputs.reconstruction, images, self.mean, self.std)
+        contrast = supervised_contrast(outputs.embedding, targets, self.temperature)
+        probe = cross_entropy(outputs.logits, targets)
+        return self.reconstruction * error + self.prediction * contrast + probe
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """The sum of the neuron groups' own losses, and the diversity between them."""
+
+    each: Objective
+    weight: float
+    stop_gradient: bool = True
+
+    def __call__(self, outputs: Sequence[Any], targets: Tensor, images: Tensor) -> Tensor:
+        loss = torch.stack([self.each(own, targets, images) for own in outputs]).sum()
+        if not self.weight:
+            return loss
+        logits = [logits_of(own) for own in outputs]
+        return loss + self.weight * diversity(logits, targets, stop_gradient=self.stop_gradient)
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The logits in what a head returned."""
+    logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
+    return logits
+
+
+def interpolate(ends: tuple[float, float], index: int, count: int) -> float:
+    """A weight at the local head `index` of `count`, linear between those of the first and the last."""
+    share = index / (count - 1) if count > 1 else 0.0
+    return (1 - share) * ends[0] + share * ends[1]
+
+
+def upcast(values: Tensor) -> Tensor:
+    """The values in float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _is_soft(targets: Tensor) -> bool:
+    return targets.is_floating_point()
+
+
+def _insist_on_classes(targets: Tensor, loss: str) -> None:
+    if _is_soft(targets):
+        raise ValueError(f"{loss}: needs one class for each image, not probabilities (mixup, CutMix)")
+
+
+def _probabilities(targets: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    return (targets if _is_soft(targets) else F.one_hot(targets, num_classes)).to(dtype)
+
+
+def _products(rows: Tensor) -> Tensor:
+    """All inner products between rows."""
+    with torch.autocast(rows.device.type, enabled=False):  # which would take them in half precision
+        return rows @ rows.T
+
+
+def _reconstruction_error(
+    reconstruction: Tensor, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
+    """Binary cross-entropy between the sigmoid of a reconstruction and the image with pixels in [0, 1]."""
+    reconstruction = upcast(reconstruction)
+    images = images.to(reconstruction.dtype)
+    shift, scale = (images.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+    pixels = (images * scale + shift).clamp(0, 1)
+    return F.binary_cross_entropy_with_logits(reconstruction, pixels)

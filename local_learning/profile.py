@@ -1,0 +1,183 @@
+"""What layers, heads and blocks cost, for balanced cuts and for the figures by which methods are compared."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from local_learning.blocks import DecoupledNet
+from local_learning.chain import Chain
+from local_learning.decoupling import Decoupling
+from local_learning.features import as_map, layout_of, map_shape
+from local_learning.groups import GroupedHeads
+from local_learning.heads import make_head
+from tools.cost import count_macs, saved_activation_bytes
+
+MEASURES = ("time", "macs", "memory")
+
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of each layer, of a head on each layer, and of the classifier."""
+
+    layers: tuple[float, ...]
+    heads: tuple[float, ...]
+    classifier: float
+
+
+def measure_costs(
+    chain: Chain,
+    head: str,
+    num_classes: int,
+    image_size: int,
+    *,
+    by: str,
+    image_chs: int = 3,
+    batch_size: int = 32,
+) -> Costs:
+    """Cost of forward and backward passes: seconds, multiply-accumulates (forward), or bytes kept between.
+
+    The chain is left as it is. With `head` empty the heads cost nothing.
+    """
+    chain = copy.deepcopy(chain).train()
+    reference = next(chain.parameters())
+    with torch.random.fork_rng(devices=[reference.device] if reference.is_cuda else []), torch.enable_grad():
+        torch.manual_seed(0)
+        features = torch.randn(
+            batch_size, image_chs, image_size, image_size, device=reference.device, dtype=reference.dtype
+        ).contiguous(memory_format=torch.channels_last)
+        pieces, heads = [], []
+        for layer in chain.layers:
+            pieces.append((layer, features))
+            features = layer(features).detach()
+            if head:
+                chs, size = map_shape(tuple(features.shape))
+                shape = (image_chs, image_size, image_size)
+                made = make_head(head, chs, size, num_classes, width=chain.width, image_shape=shape)
+                adapted = _OnFeatures(made, layout_of(tuple(features.shape)))
+                heads.append((adapted.to(reference.device, reference.dtype).train(), features))
+        pieces += [*heads, (chain.classifier, features)]
+        costs = (
+            [_MEASURES[by](module, inputs) for module, inputs in pieces] if by != "time" else _times(pieces)
+        )
+    count = chain.num_layers
+    return Costs(
+        layers=tuple(costs[:count]),
+        heads=tuple(costs[count:-1]) if head else (0.0,) * count,
+        classifier=costs[-1],
+    )
+
+
+def balanced(
+    chain: Chain,
+    num_blocks: int,
+    head: str,
+    num_classes: int,
+    image_size: int,
+    *,
+    by: str = "time",
+    groups: int = 1,
+    image_chs: int = 3,
+    batch_size: int = 32,
+    costs_of: str | None = None,
+) -> Decoupling:
+    """The cuts by which the most expensive block, with its head, is cheapest.
+
+    `costs_of` is the head whose cost counts, where that is not `head`: empty for rules without heads.
+    """
+    costs = measure_costs(
+        chain,
+        head if costs_of is None else costs_of,
+        num_classes,
+        image_size,
+        by=by,
+        image_chs=image_chs,
+        batch_size=batch_size,
+    )
+    return Decoupling.balanced(costs.layers, costs.heads, costs.classifier, num_blocks, head, groups=groups)
+
+
+def module_macs(net: DecoupledNet, image_shape: Sequence[int]) -> list[int]:
+    """MACs of each module that could have a device of its own: a block with its head, or one group of it.
+
+    Its largest entry is the busiest module's: what bounds the time of training in parallel (GN-DGL).
+    """
+    reference = next(net.parameters())
+    features = torch.zeros(2, *image_shape, device=reference.device, dtype=reference.dtype)
+    found = []
+    for block in net.blocks:
+        trunk = 0
+        for layer in block.layers:
+            trunk += count_macs(layer, features.shape[1:])
+            features = _shape_after(layer, features)
+        inputs = as_map(features, block.layout) if block.layout else features
+        match block.head:
+            case None:
+                found.append(trunk)
+            case GroupedHeads(heads=heads, sizes=sizes, shared=shared):
+                for head, size in zip(heads, sizes, strict=True):
+                    seen = inputs if shared else inputs[:, :size]
+                    found.append(math.ceil(trunk * size / sum(sizes)) + count_macs(head, seen.shape[1:]))
+            case head:
+                found.append(trunk + count_macs(head, inputs.shape[1:]))
+    return found
+
+
+class _OnFeatures(nn.Module):
+    """A head that takes features as a layer gives them."""
+
+    def __init__(self, head: nn.Module, layout: str) -> None:
+        super().__init__()
+        self.head, self.layout = head, layout
+
+    def forward(self, features: Tensor) -> object:
+        return self.head(as_map(features, self.layout))
+
+
+@torch.no_grad()
+def _shape_after(layer: nn.Module, features: Tensor) -> Tensor:
+    probe = copy.deepcopy(layer).eval()
+    outputs: Tensor = probe(features)
+    return outputs
+
+
+def _macs(module: nn.Module, inputs: Tensor) -> float:
+    return count_macs(module, inputs.shape[1:])
+
+
+def _kept_bytes(module: nn.Module, inputs: Tensor) -> float:
+    return saved_activation_bytes(lambda: _backward(module(inputs.detach().requires_grad_())))
+
+
+_MEASURES: dict[str, Callable[[nn.Module, Tensor], float]] = {"macs": _macs, "memory": _kept_bytes}
+
+
+def _times(pieces: Sequence[tuple[nn.Module, Tensor]]) -> list[float]:
+    """Seconds of each piece: the best of several rounds, so that a disturbance does not fall on one piece."""
+    best = [math.inf] * len(pieces)
+    for _ in range(REPEATS):
+        for index, (module, inputs) in enumerate(pieces):
+            inputs = inputs.detach().requires_grad_()
+            _wait(inputs)
+            start = time.perf_counter()
+            _backward(module(inputs))
+            _wait(inputs)
+            best[index] = min(best[index], time.perf_counter() - start)
+    return best
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+
+
+def _backward(outputs: object) -> None:
+    """Go back from all tensors that a module gave."""
+    tensors = [outputs] if isinstance(outputs, Tensor) else list(outputs)  # type: ignore[call-overload]
+    torch.autograd.backward(tensors, [torch.ones_like(tensor) for tensor in tensors])

@@ -1,0 +1,98 @@
+"""What `--decoupling` can say: a file, or how to choose the cuts. Free of torch."""
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from local_learning.decoupling import HEAD_KINDS
+from tools.config import suggest
+
+OPTION = "--decoupling"
+
+FORMS = {"uniform": "uniform:K:HEAD", "balanced": "balanced:K:HEAD", "published": "published:K"}
+"""How a way of choosing the cuts into K blocks is written; anything else is a file."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One way to come by a decoupling."""
+
+    kind: Literal["file", "uniform", "balanced", "published"]
+
+    path: str = ""
+    """Of the file."""
+
+    num_blocks: int = 0
+    """Where it is not a file."""
+
+    head: str = ""
+    """At every cut of the uniform and balanced ones."""
+
+
+def parse_request(text: str) -> Request:
+    """Read the value of `--decoupling`.
+
+    Raises:
+        ValueError: in one line that says what would be right.
+    """
+    kind, *parts = text.split(":")
+    match kind:
+        case "uniform" | "balanced":
+            _check_parts(text, kind, parts, 2)
+            _check_head(parts[1])
+            return Request(kind, num_blocks=_num_blocks(text, parts[0]), head=parts[1])
+        case "published":
+            _check_parts(text, kind, parts, 1)
+            return Request(kind, num_blocks=_num_blocks(text, parts[0]))
+        case _:
+            _check_file(text, kind if parts else "")
+            return Request("file", path=text)
+
+
+def _check_parts(text: str, kind: str, parts: list[str], wanted: int) -> None:
+    if len(parts) == wanted and all(parts):
+        return
+    form = FORMS[kind]
+    if wanted == 2 and parts and parts[0].isdecimal() and not any(parts[1:]):
+        raise ValueError(f"{OPTION}: '{text}' names no head; write {form}, HEAD being {_heads()}")
+    if wanted == 1 and len(parts) == 2:
+        raise ValueError(f"{OPTION}: '{text}' names a head, but the published ones have theirs; write {form}")
+    raise ValueError(f"{OPTION}: '{text}' is not of the form {form}, such as {_example(kind)}")
+
+
+def _num_blocks(text: str, number: str) -> int:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", number):
+        raise ValueError(
+            f"{OPTION}: '{number}' in '{text}' is not a number of blocks; it must be a whole number from 1 on"
+        )
+    return int(number)
+
+
+def _check_head(head: str) -> None:
+    if head not in HEAD_KINDS:
+        raise ValueError(f"{OPTION}: head '{head}' is unknown{suggest(head, HEAD_KINDS)}")
+
+
+def _check_file(text: str, prefix: str) -> None:
+    if not text:
+        raise ValueError(f"{OPTION}: takes {_forms()}")
+    if os.path.isfile(text):
+        return
+    if os.path.isdir(text):
+        raise ValueError(f"{OPTION}: '{text}' is a folder; it takes {_forms()}")
+    near = suggest(prefix, list(FORMS)) if prefix else ""
+    hint = near if "did you mean" in near else f"; it takes {_forms()}"
+    raise ValueError(f"{OPTION}: there is no file '{text}'{hint}")
+
+
+def _forms() -> str:
+    return f"a decoupling.json, {', '.join(FORMS.values())}"
+
+
+def _heads() -> str:
+    return f"one of {', '.join(HEAD_KINDS)}"
+
+
+def _example(kind: str) -> str:
+    return FORMS[kind].replace("K", "4").replace("HEAD", "aux2")

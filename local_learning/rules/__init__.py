@@ -1,0 +1,1 @@
+"""How a batch becomes updates of the blocks: greedy, Features Replay, BlockProp."""

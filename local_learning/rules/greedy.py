@@ -1,0 +1,35 @@
+"""Greedy block-wise learning: every block follows its own loss on the outputs of the one before.
+
+DGL, SEDONA, PredSim, InfoPro and GN-DGL differ in cuts, heads and losses only. With one block this is
+backpropagation.
+"""
+
+from collections.abc import Sequence
+
+from local_learning.rules.engine import Engine, Means, Part, Report, Stateless, loss_name
+
+
+class Greedy(Stateless):
+    """z_k = f_k(sg z_{k-1}); the outputs passed on are those from before the block's update."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def step(self, parts: Sequence[Part]) -> Report:
+        """One update of every block, each of which is done with before the next one runs."""
+        engine, means = self._engine, Means(len(parts))
+        inputs = [part.images for part in parts]
+        logits = []
+        for index in range(engine.num_blocks):
+            last_block = index == engine.num_blocks - 1
+            for number, part in enumerate(parts):
+                with engine.part(index, last=number == len(parts) - 1):
+                    outcome = engine.run(index, inputs[number], part)
+                    engine.backward(outcome.loss / len(parts))
+                inputs[number] = outcome.outputs.detach()
+                means.add(loss_name(index, engine.num_blocks), outcome.loss)
+                if last_block:
+                    logits.append(outcome.logits[0].detach())
+                del outcome  # and with it the graph
+            engine.update(index)
+        return Report(means.values, logits)

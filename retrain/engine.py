@@ -1,0 +1,67 @@
+"""Blocks on Accelerate: each wrapped for data parallelism of its own, in mixed precision, compiled."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from local_learning.blocks import DecoupledNet, Outcome
+from local_learning.rules.engine import Engine, Part
+
+
+class AccelerateEngine(Engine):
+    """Every block is a model and has an optimiser of its own, so that it may go backward on its own."""
+
+    def __init__(
+        self,
+        net: DecoupledNet,
+        optimizers: Sequence[torch.optim.Optimizer],
+        accelerator: Accelerator,
+        *,
+        clip_norm: float = 0.0,
+        compile_mode: str = "",
+    ) -> None:
+        super().__init__(net, optimizers)
+        self._accelerator, self._clip_norm = accelerator, clip_norm
+        self._models: list[nn.Module] = [accelerator.prepare(block) for block in net.blocks]
+        self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+        self._callables: list[Any] = list(self._models)
+        if compile_mode:
+            self._callables = [torch.compile(model, mode=compile_mode) for model in self._models]
+
+    def run(self, index: int, inputs: Tensor, part: Part) -> Outcome:
+        outcome: Outcome = self._callables[index](inputs, part.targets, part.images)
+        return outcome
+
+    def trained_features(self, index: int, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self._callables[index](inputs)
+        return outputs
+
+    def backward(self, tensor: Tensor, gradient: Tensor | None = None) -> None:
+        self._accelerator.backward(tensor, gradient=gradient)
+
+    def error_signal(self, inputs: Tensor) -> Tensor:
+        signal = super().error_signal(inputs)
+        scaler = self._accelerator.scaler
+        return signal / scaler.get_scale() if scaler else signal
+
+    def update(self, index: int) -> None:
+        optimizer = self.optimizers[index]
+        if self._clip_norm:
+            self._accelerator.unscale_gradients(optimizer)
+            nn.utils.clip_grad_norm_(self.net.blocks[index].parameters(), self._clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        context: contextlib.AbstractContextManager[Any] = self._accelerator.autocast()
+        return context
+
+    def part(self, index: int, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        if last:
+            return contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[Any] = self._accelerator.no_sync(self._models[index])
+        return context

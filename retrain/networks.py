@@ -1,0 +1,140 @@
+"""From options to a network in blocks: the chain, where it is cut, and the weights it starts from."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from local_learning.blocks import DecoupledNet, decouple
+from local_learning.build import build_chain
+from local_learning.chain import Chain
+from local_learning.decoupling import Decoupling, read_decoupling
+from local_learning.losses import CrossEntropy
+from local_learning.networks.traced import timm_names
+from local_learning.profile import balanced
+from local_learning.published import published
+from local_learning.requests import parse_request
+from retrain.config import RetrainConfig
+from tools.datasets import Data
+from tools.seeding import seed_globals
+from tools.weights import load_weights
+
+WITHOUT_HEADS = ("replay", "gluing")
+"""Rules to which the heads are nothing but ballast."""
+
+
+def make_chain(config: RetrainConfig, data: Data) -> Chain:
+    """The network that the config names, initialised from the seed."""
+    seed_globals(config.seed, "init")
+    try:
+        return build_chain(
+            config.network,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+            in_chs=data.channels,
+            width=config.width,
+            dropout=config.dropout,
+            drop_path=config.drop_path,
+            init=config.init,
+            pretrained=config.pretrained,
+        )
+    except ValueError as error:
+        raise ValueError(f"--network {config.network}: {error}") from error
+
+
+def choose_decoupling(config: RetrainConfig, chain: Chain, data: Data) -> Decoupling:
+    """Where to cut the chain, as --decoupling and --groups ask."""
+    if not config.decoupling:
+        return Decoupling((), ())
+    try:
+        return _grouped(config, chain, _cuts(config, chain, data))
+    except ValueError as error:
+        raise ValueError(f"--decoupling {config.decoupling}: {error}") from error
+
+
+def make_net(
+    config: RetrainConfig,
+    chain: Chain,
+    decoupling: Decoupling,
+    data: Data,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> DecoupledNet:
+    """The chain in blocks as the rule trains them, with the tensors given in place of initial weights."""
+    recipe = config.recipe
+    seed_globals(config.seed, "heads")
+    try:
+        net = decouple(
+            chain,
+            decoupling,
+            data.num_classes,
+            data.image_size,
+            image_chs=data.channels,
+            options=config.local,
+            last_loss=CrossEntropy(recipe.label_smoothing, recipe.smoothing),
+            mean=data.mean,
+            std=data.std,
+        )
+    except ValueError as error:
+        raise ValueError(f"--decoupling {config.decoupling}: {error}") from error
+    if config.chosen_rule == "backprop":
+        net = net.joined()
+    elif config.chosen_rule in WITHOUT_HEADS:
+        net.drop_heads()
+    if tensors is not None:
+        _load(config, net, tensors)
+    return net
+
+
+def _cuts(config: RetrainConfig, chain: Chain, data: Data) -> Decoupling:
+    request = parse_request(config.decoupling)
+    if request.kind == "published":
+        return published(config.network, request.num_blocks)
+    if request.kind == "uniform":
+        return Decoupling.uniform(chain.num_layers, request.num_blocks, request.head, groups=config.groups)
+    if request.kind == "balanced":
+        return balanced(
+            chain,
+            request.num_blocks,
+            request.head,
+            data.num_classes,
+            data.image_size,
+            by=config.balance,
+            groups=config.groups,
+            image_chs=data.channels,
+            costs_of="" if config.chosen_rule in (*WITHOUT_HEADS, "backprop") else request.head,
+        )
+    found = read_decoupling(request.path)
+    if found.num_layers not in (None, chain.num_layers):
+        raise ValueError(
+            f"it is for {found.network or 'a network'} of {found.num_layers} layers; "
+            f"{config.network} has {chain.num_layers}"
+        )
+    return found.decoupling
+
+
+def _grouped(config: RetrainConfig, chain: Chain, decoupling: Decoupling) -> Decoupling:
+    """With the groups that are asked for, in every block, the last layers' included."""
+    if config.groups > 1 and decoupling.groups not in (1, config.groups):
+        raise ValueError(f"it has {decoupling.groups} groups of its own; leave out --groups {config.groups}")
+    if config.groups > 1 and not decoupling.heads:
+        raise ValueError(
+            "one block has no head for its groups; ask for two blocks or more, or uniform:1:HEAD"
+        )
+    if config.groups > 1:
+        decoupling = replace(decoupling, groups=config.groups).closed(chain.num_layers, decoupling.heads[-1])
+    return replace(decoupling, uneven=True) if config.uneven_groups else decoupling
+
+
+def _load(config: RetrainConfig, net: DecoupledNet, tensors: Mapping[str, Tensor]) -> None:
+    """Start from given weights; heads start anew unless the file has every one of them."""
+    view, source = net.with_names(), Path(config.weights)
+    if config.network.startswith("timm/"):
+        ours = {timm: ours for ours, timm in timm_names(view).items()}
+        tensors = {ours.get(name, name): tensor for name, tensor in tensors.items()}
+    own = {name: tensor.shape for name, tensor in view.state_dict().items() if name.startswith("heads.")}
+    given = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("heads.")}
+    skip: tuple[str, ...] = () if own == given else ("heads.",)
+    if config.reset_classifier:
+        skip = ("heads.", "classifier.")
+    load_weights(view, tensors, source=source, skip=skip)
