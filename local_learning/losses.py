@@ -57,11 +57,9 @@ def supervised_contrast(embeddings: Tensor, targets: Tensor, temperature: float)
     class; 0 where there is none.
     """
     _insist_on_classes(targets, "supervised contrast")
-    similarities = _products(upcast(embeddings)) / temperature
     itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
-    # Not -inf: a batch of one, whose only sample has nobody to be compared with, would give NaN.
-    similarities = similarities.masked_fill(itself, torch.finfo(similarities.dtype).min)
     positives = (targets[:, None] == targets[None, :]) & ~itself
+    similarities = (_products(upcast(embeddings)) / temperature).masked_fill(itself, -torch.inf)
     log_shares = similarities.log_softmax(dim=1).masked_fill(~positives, 0)
     counts = positives.sum(dim=1)
     per_anchor = -log_shares.sum(dim=1) / counts.clamp(min=1)
@@ -78,14 +76,16 @@ def diversity(
     it is not. One group gives 0.
     """
     _insist_on_classes(targets, "diversity")
+    # G groups, B images, N classes
     z_GBN = torch.stack([upcast(each) for each in logits])
     true_BN = F.one_hot(targets, z_GBN.shape[2]).bool()
     # The softmax over the wrong classes is the renormalised one, and stays finite where they underflow.
     wrong_GBN = (z_GBN / temperature).masked_fill(true_BN, -torch.inf).softmax(dim=2)
-    unit_GBN = wrong_GBN / torch.linalg.vector_norm(wrong_GBN, dim=2, keepdim=True)
+    unit_GBN: Tensor = wrong_GBN / torch.linalg.vector_norm(wrong_GBN, dim=2, keepdim=True)
     second_GBN = unit_GBN.detach() if stop_gradient else unit_GBN
     others_GBN = second_GBN.sum(dim=0) - second_GBN
-    return (unit_GBN * others_GBN).sum(dim=2).mean() / max(1, len(logits) - 1)
+    cosines_GB = (unit_GBN * others_GBN).sum(dim=2)
+    return cosines_GB.mean() / max(1, len(logits) - 1)
 
 
 class Objective(Protocol):
