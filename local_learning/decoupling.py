@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from local_learning.balance import balanced_cuts
 from tools.config import suggest
 from tools.files import read_document, write_document
 
@@ -110,7 +111,7 @@ class Decoupling:
         *,
         groups: int = 1,
     ) -> "Decoupling":
-        """The blocks whose most expensive one is cheapest; of several such choices, the one that cuts lowest.
+        """The blocks whose most expensive one is cheapest; of several such choices, the one with cheapest heads.
 
         A block costs its layers and its head; `head_costs` has the head's cost after each layer. With
         several groups the last layer is cut as well, and the classifier's cost plays no part.
@@ -121,7 +122,7 @@ class Decoupling:
             raise ValueError(f"head_costs: {_needs(len(layers), 'layer', 'number')}, not {len(heads)}")
         _check_num_blocks(len(layers), num_blocks)
         grouped = _positive("groups", groups) > 1
-        cuts = _balanced_cuts(layers, heads, heads[-1] if grouped else classifier, num_blocks)
+        cuts = balanced_cuts(layers, heads, heads[-1] if grouped else classifier, num_blocks)
         return cls._of(len(layers), cuts, head, groups)
 
     @classmethod
@@ -216,28 +217,6 @@ def _cuts_in_units(num_layers: int, num_blocks: int) -> list[int]:
             "layers. Choose another number, or split floor"
         )
     return cuts
-
-
-def _balanced_cuts(layers: list[float], heads: list[float], last_head: float, num_blocks: int) -> list[int]:
-    """A dynamic programme: cheapest[n][i] is the largest cost of n blocks that share the layers from i on."""
-    num_layers = len(layers)
-    trunk = [[0.0, *accumulate(layers[start:])] for start in range(num_layers)]
-
-    def largest(n: int, start: int, cut: int) -> float:
-        return max(trunk[start][cut - start] + heads[cut - 1], cheapest[n - 1][cut])
-
-    def possible(n: int, start: int) -> range:
-        return range(start + 1, num_layers - n + 2)
-
-    cheapest = {1: {start: trunk[start][-1] + last_head for start in range(num_layers)}}
-    for n in range(2, num_blocks + 1):
-        starts = range(num_layers - n + 1)
-        cheapest[n] = {start: min(largest(n, start, cut) for cut in possible(n, start)) for start in starts}
-
-    limit, cuts = cheapest[num_blocks][0], [0]
-    for n in range(num_blocks, 1, -1):
-        cuts.append(next(cut for cut in possible(n, cuts[-1]) if largest(n, cuts[-1], cut) <= limit))
-    return cuts[1:]
 
 
 def _check_cuts(cuts: tuple[int, ...]) -> None:

@@ -86,7 +86,7 @@ def _out_chs(module: nn.Module) -> int:
 def _entries(block: nn.Sequential, inputs: Tensor) -> tuple[set[nn.Module], Tensor]:
     """The mixing modules that read the block's inputs through no other, and the block's outputs.
 
-    Their outputs are made leaves that require a gradient: what depends on one requires a gradient too.
+    Their outputs are made to require a gradient: what depends on one requires a gradient too.
     """
     probe = copy.deepcopy(block).requires_grad_(False).eval()
     names = {module: name for name, module in probe.named_modules()}
@@ -97,25 +97,16 @@ def _entries(block: nn.Sequential, inputs: Tensor) -> tuple[set[nn.Module], Tens
             found.add(names[module])
 
     def leave(module: nn.Module, arguments: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
-        return outputs.detach().clone().requires_grad_()
+        return outputs.detach().requires_grad_().clone()  # a clone: an in-place activation may follow
 
     for module in probe.modules():
         if _mixes(module):
             module.register_forward_pre_hook(enter)
             module.register_forward_hook(leave)
     with torch.enable_grad(), _own_random_state(inputs):
-        outputs = _run(probe, inputs)
+        outputs = probe(inputs.clone())
     own = dict(block.named_modules())
     return {own[name] for name in found}, outputs.detach()
-
-
-def _run(block: nn.Sequential, inputs: Tensor) -> Tensor:
-    """The block's outputs; its in-place activations must not meet the leaves of `_entries`."""
-    for module in block.modules():
-        if hasattr(module, "inplace"):
-            module.inplace = False  # type: ignore[assignment]
-    outputs: Tensor = block(inputs)
-    return outputs
 
 
 def _check_slices(layer: str, chs: int, groups: int, uneven: bool) -> None:
@@ -147,24 +138,29 @@ def _group(conv: nn.Conv2d, layer: str, groups: int) -> None:
 
 def _insist_on_isolation(block: nn.Sequential, inputs: Tensor, sizes: Sequence[int], first: int) -> None:
     """Refuse a block in which a parameter serves two groups, or reaches another group's slice."""
-    probe = copy.deepcopy(block).double().eval()
+    probe = copy.deepcopy(block).double().eval().requires_grad_()
     with _own_random_state(inputs):
         torch.manual_seed(0)
+        for module in probe.modules():
+            if hasattr(module, "reset_running_stats"):
+                module.reset_running_stats()  # pretrained ones could turn everything negative
         for parameter in probe.parameters():
             nn.init.uniform_(parameter, 0.5, 1.0)  # a zero would hide a path
             if parameter.ndim > 1:
                 parameter.data /= parameter[0].numel()
         with torch.enable_grad():
-            outputs = _run(probe, torch.rand(inputs.shape, dtype=torch.float64, device=inputs.device))
-    reached = []
-    for part in (torch.split(outputs, list(sizes), 1)[index] for index in (0, -1)):
+            outputs = probe(torch.rand(inputs.shape, dtype=torch.float64, device=inputs.device))
+    parameters = dict(probe.named_parameters())
+    served = [torch.zeros_like(parameter, dtype=torch.int) for parameter in parameters.values()]
+    for part in torch.split(outputs, list(sizes), 1):
         # Inputs and parameters are positive and of order one: no activation is dead, and nothing cancels.
         gradients = torch.autograd.grad(
-            part.sum(), list(probe.parameters()), retain_graph=True, allow_unused=True
+            part.sum(), list(parameters.values()), retain_graph=True, materialize_grads=True
         )
-        reached.append([None if g is None else g != 0 for g in gradients])
-    for (name, _), one, other in zip(probe.named_parameters(), *reached, strict=True):
-        if one is not None and other is not None and bool((one & other).any()):
+        for count, gradient in zip(served, gradients, strict=True):
+            count += gradient != 0
+    for name, count in zip(parameters, served, strict=True):
+        if bool((count > 1).any()):
             layer = first + int(name.split(".")[0])
             raise ValueError(
                 f"groups: layer {layer} cannot be split into neuron groups, its {name.partition('.')[2]} "

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from local_learning.decoupling import HEAD_KINDS
 from local_learning.networks.init import initialise
+from local_learning.relu_mean import ReluMean
 from tools.config import suggest
 
 
@@ -149,8 +150,10 @@ def _aux(depth: int, in_chs: int, in_size: int, num_classes: int, width: float) 
     for index, (from_chs, to_chs, stride) in enumerate(residuals[: depth - 1], 1):
         head[f"residual{index}"] = InvertedResidual(from_chs, to_chs, stride=stride, exp_ratio=4)
         chs = to_chs
-    head["expand"] = _conv_bn(chs, out_chs, 1)
-    return nn.Sequential(head | _pooled_fc(out_chs, num_classes))
+    head["expand"] = _conv_bn(chs, out_chs, 1, act=False)
+    head["pool"] = ReluMean()
+    head["fc"] = nn.Linear(out_chs, num_classes)
+    return nn.Sequential(head)
 
 
 def _mlp_sr(in_chs: int, in_size: int, num_classes: int) -> nn.Module:
@@ -173,9 +176,8 @@ def _conv1c2f(in_chs: int, conv_chs: int, stride: int, hidden: int, num_outputs:
     """One convolution and two linear layers."""
     return nn.Sequential(
         OrderedDict(
-            conv=_conv_bn(in_chs, conv_chs, 3, stride=stride),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flatten=nn.Flatten(),
+            conv=_conv_bn(in_chs, conv_chs, 3, stride=stride, act=False),
+            pool=ReluMean(),
             hidden=nn.Linear(conv_chs, hidden),
             act=nn.ReLU(inplace=True),
             fc=nn.Linear(hidden, num_outputs),
@@ -210,8 +212,10 @@ def _pooled_fc(in_chs: int, num_outputs: int) -> OrderedDict[str, nn.Module]:
     return OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(in_chs, num_outputs))
 
 
-def _conv_bn(in_chs: int, out_chs: int, kernel_size: int, *, stride: int = 1, groups: int = 1) -> nn.Module:
-    """A convolution that keeps the map's size but for its stride, BatchNorm and ReLU."""
+def _conv_bn(
+    in_chs: int, out_chs: int, kernel_size: int, *, stride: int = 1, groups: int = 1, act: bool = True
+) -> nn.Module:
+    """A convolution that keeps the map's size but for its stride, BatchNorm and, with `act`, ReLU."""
     conv = nn.Conv2d(
         in_chs,
         out_chs,
@@ -221,7 +225,10 @@ def _conv_bn(in_chs: int, out_chs: int, kernel_size: int, *, stride: int = 1, gr
         groups=groups,
         bias=False,
     )
-    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_chs), act=nn.ReLU(inplace=True)))
+    parts = OrderedDict[str, nn.Module](conv=conv, bn=nn.BatchNorm2d(out_chs))
+    if act:
+        parts["act"] = nn.ReLU(inplace=True)
+    return nn.Sequential(parts)
 
 
 def _scaled(chs: int, width: float) -> int:

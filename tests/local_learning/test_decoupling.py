@@ -183,14 +183,15 @@ def test_balanced_is_the_best_of_all_cuts(data: st.DataObject) -> None:
     classifier = data.draw(COSTS)
     grouped = data.draw(st.booleans())
 
-    def largest(cuts: tuple[int, ...]) -> float:
+    def rank(cuts: tuple[int, ...]) -> tuple[float, float]:
         ends = (0, *cuts, num_layers)
         local = [*(heads[cut - 1] for cut in cuts), heads[-1] if grouped else classifier]
         sums = [sum(layers[low:high]) for low, high in itertools.pairwise(ends)]
-        return max(trunk + head for trunk, head in zip(sums, local, strict=True))
+        largest = max(trunk + head for trunk, head in zip(sums, local, strict=True))
+        return largest, sum(heads[cut - 1] for cut in cuts)
 
     # Combinations come in lexicographic order, and min takes the first of equals.
-    best = min(itertools.combinations(range(1, num_layers), num_blocks - 1), key=largest)
+    best = min(itertools.combinations(range(1, num_layers), num_blocks - 1), key=rank)
     found = Decoupling.balanced(layers, heads, classifier, num_blocks, "aux2", groups=3 if grouped else 1)
     cuts = (*best, num_layers) if grouped else best
     assert found == Decoupling(cuts, ("aux2",) * len(cuts), 3 if grouped else 1)

@@ -15,6 +15,7 @@ from local_learning.heads import (
     PredSimOutput,
     make_head,
 )
+from local_learning.relu_mean import ReluMean
 from tools.cost import count_macs, count_params
 
 # Heads of ResNet-101 on ImageNet, on 1024 channels of 14 x 14: parameters, MACs in millions, and Table 1
@@ -52,14 +53,14 @@ def test_table_1_of_sedona(
 
 
 def flops_of_table_1(module: nn.Module, input_shape: Sequence[int]) -> int:
-    """MACs, and one for each output element of BatchNorm and ReLU."""
+    """MACs, and one for each element that goes through BatchNorm or ReLU."""
     elements = 0
 
     def add(module: nn.Module, inputs: Any, output: Tensor) -> None:
         nonlocal elements
-        elements += output.numel()
+        elements += inputs[0].numel()
 
-    counted = (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU)
+    counted = (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, ReluMean)
     hooks = [m.register_forward_hook(add) for m in module.modules() if isinstance(m, counted)]
     macs = count_macs(module, input_shape)
     for hook in hooks:

@@ -1,0 +1,31 @@
+"""ReLU and global average pooling as one operator that keeps little for the backward pass."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ReluMean(nn.Module):
+    """The mean over each channel of ReLU: (B, C, H, W) to (B, C).
+
+    Autograd would keep the whole map after the ReLU, and a head's last map is its largest; one byte for
+    each value says all that the backward pass asks. It can be differentiated twice.
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = _ReluMean.apply(inputs)  # type: ignore[no-untyped-call]
+        return outputs
+
+
+class _ReluMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs > 0)
+        return inputs.clamp_min(0).mean((2, 3))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        share = gradients[0][:, :, None, None] / (positive.shape[2] * positive.shape[3])
+        return torch.where(positive, share, share.new_zeros(()))
