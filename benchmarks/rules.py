@@ -1,6 +1,6 @@
 """All ways to train in pieces on real data: same network, recipe, budget and seeds; accuracy, memory, MACs.
 
-    python benchmarks/rules.py --root data/cifar10 --out runs/rules --at-once 2 --recipe.lr 0.01 --recipe.min-lr 1e-4
+    python benchmarks/rules.py --root data/cifar10 --out runs/rules --at-once 2 --recipe.lr 0.01
     python benchmarks/rules.py --root data/cifar10 --out runs/64k --steps 64000 --device cuda --precision bf16
 
 Every cell is a run of retrain_model.py in a folder of its own, so that the benchmark goes on where it was
@@ -49,7 +49,7 @@ def main() -> None:
     chosen = {name: METHODS[name] for name in options.methods}
     cells = [(name, seed) for seed in options.seeds for name in chosen]
     with ThreadPoolExecutor(options.at_once) as pool:
-        list(pool.map(lambda cell: train(*cell, options), cells))
+        list(pool.map(lambda cell: train(cell[0], cell[1], options), cells))
     for name in chosen:
         report(name, options)
 
@@ -159,7 +159,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32")
     # Whatever else is on the command line goes to every run.
-    options, options.recipe = parser.parse_known_args()
+    options, rest = parser.parse_known_args()
+    options.recipe = rest
     return options
 
 

@@ -46,8 +46,9 @@ def gradient_alignment(net: DecoupledNet, images: Tensor, targets: Tensor) -> di
 
 def _weights(layer: nn.Module) -> list[Tensor]:
     convs = [module for module in layer.modules() if isinstance(module, nn.Conv2d)]
-    spatial = [conv.weight for conv in convs if conv.kernel_size == (3, 3)]
-    return [*spatial] or [parameter for parameter in layer.parameters() if parameter.ndim > 1]
+    spatial: list[Tensor] = [conv.weight for conv in convs if conv.kernel_size == (3, 3)]
+    weights = spatial or [parameter for parameter in layer.parameters() if parameter.ndim > 1]
+    return [weight for weight in weights if weight.requires_grad]
 
 
 def _averaged(gradient: Tensor) -> Tensor:

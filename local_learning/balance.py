@@ -6,20 +6,24 @@ from itertools import accumulate
 
 
 def balanced_cuts(
-    layers: Sequence[float], heads: Sequence[float], last_head: float, num_blocks: int
+    layers: Sequence[float],
+    heads: Sequence[float],
+    last_head: float,
+    entries: Sequence[float],
+    num_blocks: int,
 ) -> list[int]:
     """The K - 1 cuts with the smallest largest block; among those the cheapest heads, then the lowest cuts.
 
-    A block costs its layers and the head at its end: `heads` has one for a cut after each layer, and
-    `last_head` belongs to the last block.
+    A block costs its layers, the head at its end, and something for where it begins: `heads` has the cost
+    for a cut after each layer, `entries` for a beginning with each, and `last_head` is the last block's.
     """
     trunk = [[0.0, *accumulate(layers[start:])] for start in range(len(layers))]
 
     def block(start: int, cut: int) -> float:
-        return trunk[start][cut - start] + heads[cut - 1]
+        return entries[start] + trunk[start][cut - start] + heads[cut - 1]
 
     def last(start: int) -> float:
-        return trunk[start][-1] + last_head
+        return entries[start] + trunk[start][-1] + last_head
 
     costs = _best(len(layers), num_blocks, last, lambda start, cut, rest: max(block(start, cut), rest))
     limit = costs[num_blocks][0]

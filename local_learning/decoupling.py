@@ -110,19 +110,24 @@ class Decoupling:
         head: str,
         *,
         groups: int = 1,
+        entry_costs: Sequence[float] = (),
     ) -> "Decoupling":
-        """The blocks whose most expensive one is cheapest; of several such choices, the one with cheapest heads.
+        """The blocks whose most expensive one is cheapest; of such choices, the one with the cheapest heads.
 
-        A block costs its layers and its head; `head_costs` has the head's cost after each layer. With
+        A block costs its layers and its head; `head_costs` has the head's cost after each layer, and
+        `entry_costs`, if there are any, what else it costs a block to begin with each layer. With
         several groups the last layer is cut as well, and the classifier's cost plays no part.
         """
         layers, heads = _costs("layer_costs", layer_costs), _costs("head_costs", head_costs)
         (classifier,) = _costs("classifier_cost", [classifier_cost])
         if len(heads) != len(layers):
             raise ValueError(f"head_costs: {_needs(len(layers), 'layer', 'number')}, not {len(heads)}")
+        entries = _costs("entry_costs", entry_costs) or [0.0] * len(layers)
+        if len(entries) != len(layers):
+            raise ValueError(f"entry_costs: {_needs(len(layers), 'layer', 'number')}, not {len(entries)}")
         _check_num_blocks(len(layers), num_blocks)
         grouped = _positive("groups", groups) > 1
-        cuts = balanced_cuts(layers, heads, heads[-1] if grouped else classifier, num_blocks)
+        cuts = balanced_cuts(layers, heads, heads[-1] if grouped else classifier, entries, num_blocks)
         return cls._of(len(layers), cuts, head, groups)
 
     @classmethod

@@ -54,7 +54,7 @@ def group_layers(
     for name, module in mixers:
         layer = f"layer {first + int(name.split('.')[0])}"
         if module in entries:
-            _check_slices(layer, _out_chs(module), groups, uneven and len(mixers) == len(entries))
+            _check_slices(layer, _out_chs(module), groups, uneven)
         elif isinstance(module, nn.Conv2d):
             _group(module, layer, groups)
         else:
@@ -142,7 +142,7 @@ def _insist_on_isolation(block: nn.Sequential, inputs: Tensor, sizes: Sequence[i
     with _own_random_state(inputs):
         torch.manual_seed(0)
         for module in probe.modules():
-            if hasattr(module, "reset_running_stats"):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.reset_running_stats()  # pretrained ones could turn everything negative
         for parameter in probe.parameters():
             nn.init.uniform_(parameter, 0.5, 1.0)  # a zero would hide a path
@@ -151,6 +151,8 @@ def _insist_on_isolation(block: nn.Sequential, inputs: Tensor, sizes: Sequence[i
         with torch.enable_grad():
             outputs = probe(torch.rand(inputs.shape, dtype=torch.float64, device=inputs.device))
     parameters = dict(probe.named_parameters())
+    if not parameters:
+        return
     served = [torch.zeros_like(parameter, dtype=torch.int) for parameter in parameters.values()]
     for part in torch.split(outputs, list(sizes), 1):
         # Inputs and parameters are positive and of order one: no activation is dead, and nothing cancels.

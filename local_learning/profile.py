@@ -29,6 +29,8 @@ class Costs:
     layers: tuple[float, ...]
     heads: tuple[float, ...]
     classifier: float
+    entries: tuple[float, ...]
+    """Of beginning a block with each layer: the bytes of its inputs, which no other layer of it keeps."""
 
 
 def measure_costs(
@@ -71,6 +73,7 @@ def measure_costs(
         layers=tuple(costs[:count]),
         heads=tuple(costs[count:-1]) if head else (0.0,) * count,
         classifier=costs[-1],
+        entries=tuple(float(inputs.nbytes) if by == "memory" else 0.0 for _, inputs in pieces[:count]),
     )
 
 
@@ -100,7 +103,15 @@ def balanced(
         image_chs=image_chs,
         batch_size=batch_size,
     )
-    return Decoupling.balanced(costs.layers, costs.heads, costs.classifier, num_blocks, head, groups=groups)
+    return Decoupling.balanced(
+        costs.layers,
+        costs.heads,
+        costs.classifier,
+        num_blocks,
+        head,
+        groups=groups,
+        entry_costs=costs.entries,
+    )
 
 
 def module_macs(net: DecoupledNet, image_shape: Sequence[int]) -> list[int]:
@@ -152,7 +163,14 @@ def _macs(module: nn.Module, inputs: Tensor) -> float:
 
 
 def _kept_bytes(module: nn.Module, inputs: Tensor) -> float:
-    return saved_activation_bytes(lambda: _backward(module(inputs.detach().requires_grad_())))
+    """Inputs are a leaf and do not count; outputs do, for whatever follows keeps them as its inputs."""
+    factor = torch.ones((), device=inputs.device, dtype=inputs.dtype, requires_grad=True)
+
+    def run() -> None:
+        outputs = module(inputs.detach().requires_grad_())
+        _backward(outputs * factor if isinstance(outputs, Tensor) else outputs)
+
+    return saved_activation_bytes(run)
 
 
 _MEASURES: dict[str, Callable[[nn.Module, Tensor], float]] = {"macs": _macs, "memory": _kept_bytes}

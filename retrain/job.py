@@ -56,7 +56,7 @@ class Training:
         self._optimizers = [make_optimizer(recipe, block.parameters()) for block in net.blocks]
         for optimizer, rate in zip(self._optimizers, _rates(config, net), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] *= rate
+                group["lr_scale"] = rate  # timm's schedules put it on every rate, the last ones included
         self._schedules = [make_schedule(recipe, optimizer, num_steps) for optimizer in self._optimizers]
         engine = AccelerateEngine(
             net,
@@ -70,6 +70,11 @@ class Training:
             case "replay":
                 self._rule = Replay(engine)
             case "gluing":
+                if config.gluing.cache and accelerator.num_processes > 1:
+                    raise ValueError(
+                        "--gluing.cache: an image meets another process in each epoch, but each has its own "
+                        "variables; use one process"
+                    )
                 self._rule = Gluing(engine, config.gluing, num_images=num_images)
             case _:
                 self._rule = Greedy(engine)
@@ -187,5 +192,7 @@ def use_channels_last(network: nn.Module) -> None:
 def _rates(config: RetrainConfig, net: DecoupledNet) -> tuple[float, ...]:
     count = len(net.blocks)
     if config.block_rates and len(config.block_rates) != count:
-        raise ValueError(f"--block-rates: {len(config.block_rates)} factors for {count} blocks")
+        raise ValueError(
+            f"--block-rates: {len(config.block_rates)} factors for {count} blocks; give one for each"
+        )
     return config.block_rates or (1.0,) * count

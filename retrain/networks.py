@@ -48,9 +48,12 @@ def choose_decoupling(config: RetrainConfig, chain: Chain, data: Data) -> Decoup
     if not config.decoupling:
         return Decoupling((), ())
     try:
-        return _grouped(config, chain, _cuts(config, chain, data))
+        decoupling = _grouped(config, chain, _cuts(config, chain, data))
+        decoupling.blocks(chain.num_layers)  # a file's cuts may lie beyond the network
     except ValueError as error:
-        raise ValueError(f"--decoupling {config.decoupling}: {error}") from error
+        what = str(error).removeprefix(f"{config.decoupling}: ")
+        raise ValueError(f"--decoupling {config.decoupling}: {what}") from error
+    return decoupling
 
 
 def make_net(

@@ -1,7 +1,7 @@
 """VGG-19 as SEDONA cuts it, and VGG6a of the local-loss and GN-DGL papers.
 
-A layer is a convolution with its BatchNorm and ReLU. A max-pool stands in front of the next convolution,
-so that a head sees the map before it is pooled; the last pool of VGG-19 belongs to the classifier.
+A layer is a convolution with its BatchNorm and ReLU. A max-pool and dropout stand in front of the next
+layer, so that a head sees the map before them; the last pool of VGG-19 belongs to the classifier.
 """
 
 from collections import OrderedDict
@@ -56,29 +56,32 @@ def _vgg6a(num_classes: int, image_size: int, width: float, in_chs: int, dropout
     chs = in_chs
     for index, planes in enumerate(_VGG6A_CHS):
         out_chs = _scaled(planes, width)
-        layers.append(_conv_layer(chs, out_chs, pool=index > 0, bias=True, dropout=dropout))
+        drops = dropout if index > 0 else 0.0
+        layers.append(_conv_layer(chs, out_chs, pool=index > 0, bias=True, dropout=drops))
         chs = out_chs
 
     hidden = _scaled(1024, width)
     map_size = image_size // 2 ** (len(_VGG6A_CHS) - 1)
-    layer = OrderedDict[str, nn.Module](
-        flatten=nn.Flatten(), fc=nn.Linear(chs * map_size**2, hidden), act=nn.ReLU(inplace=True)
-    )
+    layer, classifier = OrderedDict[str, nn.Module](), OrderedDict[str, nn.Module]()
     if dropout:
-        layer["drop"] = nn.Dropout(dropout)
+        layer["drop"], classifier["drop"] = nn.Dropout(dropout), nn.Dropout(dropout)
+    layer["flatten"] = nn.Flatten()
+    layer["fc"] = nn.Linear(chs * map_size**2, hidden)
+    layer["act"] = nn.ReLU(inplace=True)
+    classifier["fc"] = nn.Linear(hidden, num_classes)
     layers.append(nn.Sequential(layer))
-    return Chain(layers, nn.Linear(hidden, num_classes), width=width)
+    return Chain(layers, nn.Sequential(classifier), width=width)
 
 
 def _conv_layer(in_chs: int, out_chs: int, *, pool: bool, bias: bool, dropout: float) -> nn.Module:
     layer = OrderedDict[str, nn.Module]()
+    if dropout:
+        layer["drop"] = nn.Dropout(dropout)
     if pool:
         layer["pool"] = nn.MaxPool2d(2)
     layer["conv"] = nn.Conv2d(in_chs, out_chs, 3, padding=1, bias=bias)
     layer["bn"] = nn.BatchNorm2d(out_chs)
     layer["act"] = nn.ReLU(inplace=True)
-    if dropout:
-        layer["drop"] = nn.Dropout(dropout)
     return nn.Sequential(layer)
 
 

@@ -181,18 +181,28 @@ def test_balanced_is_the_best_of_all_cuts(data: st.DataObject) -> None:
     layers = data.draw(st.lists(COSTS, min_size=num_layers, max_size=num_layers))
     heads = data.draw(st.lists(COSTS, min_size=num_layers, max_size=num_layers))
     classifier = data.draw(COSTS)
+    entries = data.draw(st.lists(COSTS, min_size=num_layers, max_size=num_layers))
     grouped = data.draw(st.booleans())
 
     def rank(cuts: tuple[int, ...]) -> tuple[float, float]:
         ends = (0, *cuts, num_layers)
         local = [*(heads[cut - 1] for cut in cuts), heads[-1] if grouped else classifier]
         sums = [sum(layers[low:high]) for low, high in itertools.pairwise(ends)]
-        largest = max(trunk + head for trunk, head in zip(sums, local, strict=True))
+        starts = [entries[low] for low in ends[:-1]]
+        largest = max(map(sum, zip(sums, local, starts, strict=True)))
         return largest, sum(heads[cut - 1] for cut in cuts)
 
     # Combinations come in lexicographic order, and min takes the first of equals.
     best = min(itertools.combinations(range(1, num_layers), num_blocks - 1), key=rank)
-    found = Decoupling.balanced(layers, heads, classifier, num_blocks, "aux2", groups=3 if grouped else 1)
+    found = Decoupling.balanced(
+        layers,
+        heads,
+        classifier,
+        num_blocks,
+        "aux2",
+        groups=3 if grouped else 1,
+        entry_costs=entries,
+    )
     cuts = (*best, num_layers) if grouped else best
     assert found == Decoupling(cuts, ("aux2",) * len(cuts), 3 if grouped else 1)
 
