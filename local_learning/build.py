@@ -25,12 +25,14 @@ def build_chain(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     init: str = "fan_in",
+    stem: str = "fused",
     pretrained: bool = False,
 ) -> Chain:
     """Build the network called `name` for square images of `image_size` pixels.
 
     Initial weights come from torch's global generator, which the caller seeds. `width` scales the channels
-    of the papers' networks and `init` chooses their Kaiming initialisation (SEDONA: fan_in; DGL, InfoPro
+    of the papers' networks, `stem` says whether a ResNet's stem is part of layer 1 (SEDONA) or a layer (DGL,
+    InfoPro), and `init` chooses their Kaiming initialisation (SEDONA: fan_in; DGL, InfoPro
     and GN-DGL: fan_out); timm models have their own. `drop_path` and `pretrained` are for timm models,
     `dropout` for those networks that have one. Timm models hold for this image size only.
 
@@ -39,10 +41,14 @@ def build_chain(
     """
     _check_numbers(num_classes=num_classes, image_size=image_size, width=width, in_chs=in_chs)
     _check_rates(dropout=dropout, drop_path=drop_path)
+    if stem not in ("fused", "unit"):
+        raise ValueError(f"stem is {stem!r}; it must be fused or unit")
     if init not in ("fan_in", "fan_out"):
         raise ValueError(f"init is {init!r}; it must be fan_in or fan_out")
 
     check_name(name)
+    if stem == "unit" and name not in resnet.RESNETS:
+        raise ValueError(f"stem: only the ResNets have one that can be a layer of its own; {name} has not")
     if name.startswith("timm/"):
         if width != 1.0:
             raise ValueError(f"width: {name} cannot be scaled; leave it at 1 and choose another timm model")
@@ -68,7 +74,7 @@ def build_chain(
     if image_size < smallest:
         raise ValueError(f"image_size is {image_size}; {name} needs at least {smallest}")
 
-    chain = _build(name, num_classes, image_size, width, in_chs, dropout)
+    chain = _build(name, num_classes, image_size, width, in_chs, dropout, stem)
     initialise(chain, init)
     return chain
 
@@ -82,10 +88,17 @@ def check_name(name: str) -> None:
     raise ValueError(f"network '{name}' is unknown{hint}")
 
 
-def _build(name: str, num_classes: int, image_size: int, width: float, in_chs: int, dropout: float) -> Chain:
+def _build(
+    name: str, num_classes: int, image_size: int, width: float, in_chs: int, dropout: float, stem: str
+) -> Chain:
     if name in resnet.RESNETS:
         return resnet.build_resnet(
-            name, num_classes=num_classes, image_size=image_size, width=width, in_chs=in_chs
+            name,
+            num_classes=num_classes,
+            image_size=image_size,
+            width=width,
+            in_chs=in_chs,
+            stem_alone=stem == "unit",
         )
     if name in vgg.VGGS:
         return vgg.build_vgg(

@@ -30,6 +30,8 @@ class RetrainConfig:
     """Rate of stochastic depth, for the timm models that have it."""
     init: str = "fan_in"
     """Kaiming initialisation of the papers' networks: fan_in or fan_out."""
+    stem: str = "fused"
+    """A ResNet's stem: part of its first layer (fused, as in SEDONA) or a layer (unit, as in DGL)."""
     pretrained: bool = False
     """Start a timm model from its published weights (from timm's cache, or fetched)."""
     weights: str = ""
@@ -80,6 +82,7 @@ class RetrainConfig:
         check_range("--dropout", self.dropout, 0, 0.99)
         check_range("--drop-path", self.drop_path, 0, 0.99)
         check_choice("--init", self.init, ("fan_in", "fan_out"))
+        check_choice("--stem", self.stem, ("fused", "unit"))
         check_range("--seed", self.seed, 0)
         check_choice("--device", self.device, ("auto", "cpu", "cuda"))
         check_choice("--precision", self.precision, ("fp32", "bf16", "fp16", "fp64"))

@@ -37,6 +37,7 @@ def make_chain(config: RetrainConfig, data: Data) -> Chain:
             dropout=config.dropout,
             drop_path=config.drop_path,
             init=config.init,
+            stem=config.stem,
             pretrained=config.pretrained,
         )
     except ValueError as error:

@@ -1,7 +1,7 @@
 """ResNets as SEDONA, InfoPro and their followers cut them: one residual block, one layer.
 
-The stem belongs to layer 1, so ResNet-50/101/152 have 16/33/50 layers. Bottlenecks are v1.5: the stride
-is on the 3x3 convolution.
+The stem belongs to layer 1, so ResNet-50/101/152 have 16/33/50 layers; as a unit of its own, as in DGL and
+InfoPro, it makes one more. Bottlenecks are v1.5: the stride is on the 3x3 convolution.
 """
 
 from collections import OrderedDict
@@ -29,7 +29,9 @@ SMALLEST_IMAGE = 8
 """At 8 pixels the last of the four stages behind a 3x3 stem still sees one whole pixel."""
 
 
-def build_resnet(name: str, *, num_classes: int, image_size: int, width: float, in_chs: int) -> Chain:
+def build_resnet(
+    name: str, *, num_classes: int, image_size: int, width: float, in_chs: int, stem_alone: bool = False
+) -> Chain:
     """A ResNet with the stem that the literature uses at this image size (ResNet-32/110: always 3x3)."""
     block, depths = _CIFAR[name] if name in _CIFAR else _IMAGENET[name]
     first_chs = max(1, round((16 if name in _CIFAR else 64) * width))
@@ -43,7 +45,10 @@ def build_resnet(name: str, *, num_classes: int, image_size: int, width: float, 
             stride = 2 if stage > 0 and index == 0 else 1
             layers.append(_residual_block(block, chs, planes, stride))
             chs = planes * block.expansion
-    layers[0] = nn.Sequential(OrderedDict(stem=stem, block=layers[0]))
+    if stem_alone:
+        layers.insert(0, stem)
+    else:
+        layers[0] = nn.Sequential(OrderedDict(stem=stem, block=layers[0]))
 
     classifier = nn.Sequential(
         OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(chs, num_classes))

@@ -160,3 +160,18 @@ def test_mistakes_are_named_in_one_line(name: str, options: dict[str, Any], mess
     with pytest.raises(ValueError, match=message) as caught:
         build_chain(name, **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_stem_of_its_own_is_one_layer_more_and_the_same_network() -> None:
+    torch.manual_seed(0)
+    fused = build_chain("resnet32", num_classes=10, image_size=32, width=0.25)
+    torch.manual_seed(0)
+    unit = build_chain("resnet32", num_classes=10, image_size=32, width=0.25, stem="unit")
+    assert (fused.num_layers, unit.num_layers) == (15, 16)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(fused(images), unit(images))
+    assert unit.layers[0](images).shape == (2, 4, 32, 32)
+    with pytest.raises(ValueError, match="stem: only the ResNets"):
+        build_chain("vgg19", num_classes=10, image_size=32, stem="unit")
+    with pytest.raises(ValueError, match="stem is 'flat'"):
+        build_chain("resnet32", num_classes=10, image_size=32, stem="flat")
