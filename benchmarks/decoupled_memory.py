@@ -3,8 +3,9 @@
     python benchmarks/decoupled_memory.py
     python benchmarks/decoupled_memory.py --device cuda --batch-size 128 --width 1
 
-Memory is the peak of the activations that autograd keeps during one step (and on CUDA also the allocator's
-peak). Time per step is taken with both sides in turn, step by step, and compared by medians. One JSON line
+"saved" is the peak of the activations that autograd keeps during one step; "live" the peak of all tensors
+that there are besides parameters, buffers and inputs, with gradients, temporary ones and what is computed
+again. Time per step is taken with both sides in turn, step by step, and compared by medians. One JSON line
 per case.
 """
 
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from local_learning.blocks import DecoupledNet, decouple
 from local_learning.build import build_chain
@@ -37,8 +39,8 @@ def main() -> None:
     ).to(options.device)
     use_channels_last(chain)
     whole = decouple(copy.deepcopy(chain), Decoupling((), ()), 10, options.image_size)
-    base = memory(whole, options)
-    say(case="backprop", saved_mib=base / 2**20, **size(whole))
+    base = (memory(whole, options), live_memory(whole, options))
+    say(case="backprop", saved_mib=base[0] / 2**20, live_mib=base[1] / 2**20, **size(whole))
     for by in options.balance:
         for num_blocks in options.blocks:
             for head in options.heads:
@@ -51,7 +53,7 @@ def main() -> None:
 def compare(
     chain: Chain,
     whole: DecoupledNet,
-    base: int,
+    base: tuple[int, int],
     num_blocks: int,
     head: str,
     by: str,
@@ -65,13 +67,15 @@ def compare(
             chain, num_blocks, head, 10, options.image_size, by=by, batch_size=options.batch_size
         )
     net = decouple(copy.deepcopy(chain), decoupling, 10, options.image_size)
-    kept = memory(net, options)
+    kept, live = memory(net, options), live_memory(net, options)
     ours, theirs = times([stepper(net, options), stepper(whole, options)], options)
     say(
         case=f"{options.network} {options.width}x, {num_blocks} blocks by {by}, {head}",
         cuts=decoupling.cuts,
         saved_mib=kept / 2**20,
-        memory_ratio=kept / base,
+        saved_ratio=kept / base[0],
+        live_mib=live / 2**20,
+        live_ratio=live / base[1],
         ms=1e3 * ours,
         backprop_ms=1e3 * theirs,
         time_ratio=ours / theirs,
@@ -97,6 +101,23 @@ def memory(net: DecoupledNet, options: argparse.Namespace) -> int:
     step = stepper(net, options)
     step()  # momentum and gradients exist from here on
     return saved_activation_bytes(step)
+
+
+def live_memory(net: DecoupledNet, options: argparse.Namespace) -> int:
+    """Peak bytes of what comes and goes in one step."""
+    step = stepper(net, options)
+    step()
+    tracker = MemTracker()
+    tracker.track_external(net)
+    with tracker:
+        step()
+    (peak,) = (
+        found
+        for device, found in tracker.get_tracker_snapshot("peak").items()
+        if device.type == options.device
+    )
+    held = sum(bytes_ for kind, bytes_ in peak.items() if str(kind).endswith(("PARAM", "BUFFER", "OPT")))
+    return int(peak["Total"] - held)
 
 
 def times(steps: list[Callable[[], object]], options: argparse.Namespace) -> list[float]:

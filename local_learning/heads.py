@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from local_learning.decoupling import HEAD_KINDS
+from local_learning.expansion import Expansion
 from local_learning.networks.init import initialise
 from local_learning.relu_mean import ReluMean
 from tools.config import suggest
@@ -150,8 +151,7 @@ def _aux(depth: int, in_chs: int, in_size: int, num_classes: int, width: float) 
     for index, (from_chs, to_chs, stride) in enumerate(residuals[: depth - 1], 1):
         head[f"residual{index}"] = InvertedResidual(from_chs, to_chs, stride=stride, exp_ratio=4)
         chs = to_chs
-    head["expand"] = _conv_bn(chs, out_chs, 1, act=False)
-    head["pool"] = ReluMean()
+    head["expand"] = Expansion(chs, out_chs)
     head["fc"] = nn.Linear(out_chs, num_classes)
     return nn.Sequential(head)
 

@@ -14,8 +14,13 @@ class ReluMean(nn.Module):
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = _ReluMean.apply(inputs)  # type: ignore[no-untyped-call]
-        return outputs
+        return relu_mean(inputs)
+
+
+def relu_mean(inputs: Tensor) -> Tensor:
+    """The same as a function."""
+    outputs: Tensor = _ReluMean.apply(inputs)  # type: ignore[no-untyped-call]
+    return outputs
 
 
 class _ReluMean(torch.autograd.Function):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from local_learning.build import build_chain
 from local_learning.decoupling import HEAD_KINDS
+from local_learning.expansion import Expansion
 from local_learning.heads import (
     InfoProContrastOutput,
     InfoProOutput,
@@ -62,6 +63,8 @@ def flops_of_table_1(module: nn.Module, input_shape: Sequence[int]) -> int:
 
     counted = (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, ReluMean)
     hooks = [m.register_forward_hook(add) for m in module.modules() if isinstance(m, counted)]
+    # Behind an expansion's BatchNorm there is a ReLU that is no module.
+    hooks += [m.bn.register_forward_hook(add) for m in module.modules() if isinstance(m, Expansion)]
     macs = count_macs(module, input_shape)
     for hook in hooks:
         hook.remove()
