@@ -137,9 +137,10 @@ class DecoupledNet(nn.Module):
         return Chain((layer for block in self.blocks for layer in block.layers), classifier, width=self.width)
 
     def with_names(self) -> Chain:
-        """A view that shares the weights and names them as files do: those of the chain, and heads.<k>."""
+        """A view that shares the weights and names them as files do: the chain's names, and heads.<block>."""
         view = self.chain()
-        heads = {str(k): block.head for k, block in enumerate(self.blocks[:-1]) if block.head is not None}
+        local = enumerate(self.blocks[:-1], start=1)
+        heads = {str(k): block.head for k, block in local if block.head is not None}
         if heads:
             view.heads = nn.ModuleDict(heads)
         return view

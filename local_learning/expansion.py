@@ -8,6 +8,7 @@ costs little to make, it is made again in the backward pass instead of being kep
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import has_torch_function
 from torch.utils.checkpoint import checkpoint
 
 from local_learning.relu_mean import relu_mean
@@ -45,7 +46,11 @@ class Expansion(nn.Module):
         return torch.cat(parts, dim=1)
 
     def _slices(self, inputs: Tensor) -> bool:
-        """Whether there is something to save; SyncBatchNorm and compilers have ways of their own."""
+        """Whether there is something to save, and nothing that would not be there when it is made again.
+
+        SyncBatchNorm and compilers have ways of their own, and modes that intercept functions (as for
+        BatchNorm over CPU ranks) are off in a backward pass.
+        """
         return (
             self.training
             and inputs.shape[2] * inputs.shape[3] >= LARGE_MAP
@@ -53,6 +58,7 @@ class Expansion(nn.Module):
             and type(self.bn) is nn.BatchNorm2d
             and self.bn.momentum is not None
             and not torch.compiler.is_compiling()
+            and not has_torch_function((inputs,))
         )
 
 

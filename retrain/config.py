@@ -110,18 +110,12 @@ class RetrainConfig:
             parse_request(self.decoupling)
         elif self.chosen_rule != "backprop":
             raise ValueError(f"--rule: {self.rule} needs --decoupling, such as uniform:4:aux2")
+        elif self.alignment:
+            raise ValueError("--alignment: compares the gradients of blocks; it needs --decoupling")
         elif self.groups > 1:
             raise ValueError("--groups: splits the blocks of a --decoupling, such as uniform:4:conv1c2f")
-        if self.groups > 1 and self.chosen_rule in ("replay", "gluing"):
-            raise ValueError(f"--groups: their heads teach them, which --rule {self.rule} does without")
         if self.gluing.cache and self.chosen_rule == "gluing":
             self._check_cache()
-        mixes = self.data.mixup or self.data.cutmix
-        local_rule = self.chosen_rule == "greedy"
-        if mixes and local_rule and (self.groups > 1 or "infopro_contrast" in self.decoupling):
-            raise ValueError(
-                "--data.mixup and --data.cutmix: the loss between groups or images needs one class each"
-            )
 
     def _check_cache(self) -> None:
         data = self.data

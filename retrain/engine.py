@@ -30,7 +30,13 @@ class AccelerateEngine(Engine):
         self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
         self._callables: list[Any] = list(self._models)
         if compile_mode:
-            self._callables = [torch.compile(model, mode=compile_mode) for model in self._models]
+            # All blocks run one and the same forward: torch would compile it for the first few of them only,
+            # and take the sizes in which they differ for dynamic ones.
+            limit = torch._dynamo.config.recompile_limit
+            torch._dynamo.config.recompile_limit = max(limit, 4 * len(self._models))
+            self._callables = [
+                torch.compile(model, mode=compile_mode, dynamic=False) for model in self._models
+            ]
 
     def run(self, index: int, inputs: Tensor, part: Part) -> Outcome:
         outcome: Outcome = self._callables[index](inputs, part.targets, part.images)
@@ -41,10 +47,13 @@ class AccelerateEngine(Engine):
         return outputs
 
     def backward(self, tensor: Tensor, gradient: Tensor | None = None) -> None:
+        if gradient is not None:
+            gradient = gradient * self._accelerator.num_processes
         self._accelerator.backward(tensor, gradient=gradient)
 
     def error_signal(self, inputs: Tensor) -> Tensor:
-        signal = super().error_signal(inputs)
+        """That of the mean over the whole batch, where a process has the mean over its own rows."""
+        signal: Tensor = super().error_signal(inputs) / self._accelerator.num_processes
         scaler = self._accelerator.scaler
         return signal / scaler.get_scale() if scaler else signal
 

@@ -165,6 +165,9 @@ class Training:
 
     def _gathered(self, rows: Tensor) -> Tensor:
         gathered: Tensor = self._accelerator.gather(rows.contiguous())
+        if rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last):
+            # Another layout in memory would be another rounding.
+            gathered = gathered.contiguous(memory_format=torch.channels_last)
         return gathered
 
     def _own_rows(self, rows: Tensor) -> Tensor:

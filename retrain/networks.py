@@ -54,6 +54,7 @@ def choose_decoupling(config: RetrainConfig, chain: Chain, data: Data) -> Decoup
     except ValueError as error:
         what = str(error).removeprefix(f"{config.decoupling}: ")
         raise ValueError(f"--decoupling {config.decoupling}: {what}") from error
+    _check_rule(config, decoupling)
     return decoupling
 
 
@@ -128,6 +129,18 @@ def _grouped(config: RetrainConfig, chain: Chain, decoupling: Decoupling) -> Dec
     if config.groups > 1:
         decoupling = replace(decoupling, groups=config.groups).closed(chain.num_layers, decoupling.heads[-1])
     return replace(decoupling, uneven=True) if config.uneven_groups else decoupling
+
+
+def _check_rule(config: RetrainConfig, decoupling: Decoupling) -> None:
+    """Refuse what the rule or the images would make meaningless."""
+    grouped = decoupling.groups != 1
+    if grouped and config.chosen_rule in WITHOUT_HEADS:
+        raise ValueError(f"--groups: their heads teach them, which --rule {config.rule} does without")
+    pairs = (grouped and config.local.diversity > 0) or "infopro_contrast" in decoupling.heads
+    if pairs and config.chosen_rule == "greedy" and (config.data.mixup or config.data.cutmix):
+        raise ValueError(
+            "--data.mixup and --data.cutmix: the loss between groups or images needs one class each"
+        )
 
 
 def _load(config: RetrainConfig, net: DecoupledNet, tensors: Mapping[str, Tensor]) -> None:

@@ -178,7 +178,8 @@ def _heading(
         places = ", ".join(str(cut) for cut in facts["cuts"])
         parts = [f"{config.chosen_rule} in {len(facts['cuts']) + 1} blocks, cut after {places}"]
         if facts["groups"] != 1:
-            parts.append(f"{facts['groups']} groups")
+            each = facts["groups"]
+            parts.append(f"{each if isinstance(each, int) else ', '.join(map(str, each))} groups")
         if facts["head_params"]:
             kinds = ", ".join(dict.fromkeys(facts["heads"]))
             parts.append(f"heads {kinds} ({facts['head_params']:,} params)")

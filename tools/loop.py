@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import psutil
 import torch
@@ -89,6 +89,7 @@ class Loop(Generic[BatchT]):
         self._sums = Sums()
         self._watch = Stopwatch()
         self._stop_signal = 0
+        self._agreed_signal = 0
         self._launcher = os.getppid() if _was_launched() else 0
         self._first_bad_step = torch.full((), plan.num_steps + 1, device=accelerator.device)
         self._saved_step = -1
@@ -157,6 +158,8 @@ class Loop(Generic[BatchT]):
                 self._save()
             if logs:
                 logged_at = done
+            if self._agreed_signal:  # after whatever this step owes: the next start will not make it again
+                self._stop(self._agreed_signal)
             watch.go_on()
 
     def _note_loss(self, losses: Tensor, step: int) -> None:
@@ -184,15 +187,17 @@ class Loop(Generic[BatchT]):
                 f"{self._job.rate(int(-bad_step)):g}); {self._advice()}",
                 everyone=True,
             )
-        if agreed:
-            self._save()
-            name = signal.Signals(int(agreed)).name
-            raise Interrupted(
-                int(agreed),
-                f"stopped by {name} after step {self._position.step}; {self._last_good()}, "
-                "and the same command continues",
-            )
+        self._agreed_signal = int(agreed)
         return max(slowest, 1e-6)
+
+    def _stop(self, signum: int) -> NoReturn:
+        self._save()
+        name = signal.Signals(signum).name
+        raise Interrupted(
+            signum,
+            f"stopped by {name} after step {self._position.step}; {self._last_good()}, "
+            "and the same command continues",
+        )
 
     def _write_metrics(self, done: int, steps_per_second: float) -> None:
         names = list(self._sums.totals)

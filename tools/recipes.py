@@ -19,7 +19,7 @@ class Recipe:
     batch_size: int = 128
     """Images per optimiser step, over all processes and accumulated parts together."""
     accumulate: int = 1
-    """Parts that a batch is run in, one after the other, to save memory."""
+    """Parts that a batch is run in, one after the other, to save memory; BatchNorm sees a part at a time."""
     optimizer: str = "sgd"
     """sgd, adam, adamw or rmsprop (TensorFlow's form: eps inside the root)."""
     lr: float = 0.1

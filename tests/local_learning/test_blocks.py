@@ -227,9 +227,9 @@ def test_names_are_those_of_the_chain_and_of_numbered_heads(groups: int) -> None
     state, own = view.state_dict(), {t.data_ptr() for t in net.state_dict().values()}
     heads = {key for key in state if key.startswith("heads.")}
     assert list(state)[: -len(heads)] == list(chain.state_dict())
-    assert {key.split(".")[1] for key in heads} == {"0", "1"}
-    for k in range(2):
-        head = net.blocks[k].head
+    assert {key.split(".")[1] for key in heads} == {"1", "2"}
+    for k in (1, 2):
+        head = net.blocks[k - 1].head
         assert head is not None
         expected = {f"heads.{k}.{key}" for key in head.state_dict()}
         assert expected == {key for key in heads if key.startswith(f"heads.{k}.")}
