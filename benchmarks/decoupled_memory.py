@@ -155,7 +155,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--network", default="resnet50")
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--blocks", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--heads", nargs="+", default=["aux1", "aux2", "aux3", "aux4"])
     parser.add_argument("--balance", nargs="+", default=["memory", "time", "macs", "uniform"])

@@ -15,15 +15,16 @@ from local_learning.relu_mean import relu_mean
 
 SLICES = 4
 
-LARGE_MAP = 8 * 8
-"""Pixels from which on slices are worth the trouble; smaller maps are small, and quicker made at once."""
+LARGE = 2**21
+"""Values of the wide map, over the batch, from which on slices are worth the trouble: 8 MiB."""
 
 
 class Expansion(nn.Module):
     """Means over the map of relu(bn(conv(x))): (B, in_chs, H, W) to (B, out_chs)."""
 
-    def __init__(self, in_chs: int, out_chs: int) -> None:
+    def __init__(self, in_chs: int, out_chs: int, *, large: int = LARGE) -> None:
         super().__init__()
+        self.large = large
         self.conv = nn.Conv2d(in_chs, out_chs, 1, bias=False)
         self.bn = nn.BatchNorm2d(out_chs)
 
@@ -53,7 +54,7 @@ class Expansion(nn.Module):
         """
         return (
             self.training
-            and inputs.shape[2] * inputs.shape[3] >= LARGE_MAP
+            and inputs.shape[0] * self.bn.num_features * inputs.shape[2] * inputs.shape[3] >= self.large
             and torch.is_grad_enabled()
             and type(self.bn) is nn.BatchNorm2d
             and self.bn.momentum is not None

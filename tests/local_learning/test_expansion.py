@@ -6,13 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from local_learning.expansion import LARGE_MAP, SLICES, Expansion
+from local_learning.expansion import LARGE, SLICES, Expansion
 from local_learning.heads import make_head
 from tools.batchnorm import frozen_statistics
 from tools.cost import saved_activation_bytes
 
 SIZE = 12
-assert SIZE * SIZE >= LARGE_MAP
 
 
 class Plain(nn.Module):
@@ -28,7 +27,7 @@ class Plain(nn.Module):
 
 def both(out_chs: int = 4 * SLICES) -> list[Expansion | Plain]:
     torch.manual_seed(0)
-    expansion = Expansion(6, out_chs).double()
+    expansion = Expansion(6, out_chs, large=4 * 12 * SIZE).double()
     nn.init.normal_(expansion.bn.weight)
     nn.init.normal_(expansion.bn.bias)
     return [expansion, Plain(expansion)]
@@ -100,7 +99,8 @@ def test_what_is_made_again_is_made_from_the_weights_of_the_call() -> None:
 def test_in_a_head_under_autocast() -> None:
     torch.manual_seed(0)
     head = make_head("aux2", 16, 32, 10, width=0.25)
-    inputs = torch.randn(2, 16, 32, 32)
+    inputs = torch.randn(16, 16, 32, 32)
+    assert inputs.shape[0] * 512 * 16 * 16 >= LARGE
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = head(inputs).float().square().mean()
     torch.autograd.backward(loss)
