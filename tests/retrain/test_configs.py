@@ -1,0 +1,20 @@
+"""The recipes that come with the project can be read."""
+
+from pathlib import Path
+
+import pytest
+
+from retrain.config import RetrainConfig
+from tools.config import parse
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_opens_with_its_command_and_is_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parents[1])  # a file of cuts is named from there
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+    assert f"--config configs/{path.name}" in first
+    config = parse(RetrainConfig, ["--config", str(path), "--data.root", "DIR"], prog="x", description="")
+    assert config.data.root == "DIR"
