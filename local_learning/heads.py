@@ -67,7 +67,8 @@ class PredSimOutput(NamedTuple):
 class PredSimHead(nn.Module):
     """Prediction and similarity matching: a pooled linear classifier beside one convolution.
 
-    The map is pooled to the largest n x n that keeps C * n * n within 2048 features.
+    The map is pooled to the largest n x n that keeps C * n * n within 2048 features, a square as in SEDONA's
+    Table 1; its code halves height and width by turns, and may keep twice as many.
     """
 
     def __init__(self, in_chs: int, in_size: int, num_classes: int, width: float) -> None:

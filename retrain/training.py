@@ -13,6 +13,7 @@ from local_learning.build import check_name
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling, load_decoupling, save_decoupling
 from local_learning.profile import module_macs
+from local_learning.published import is_tied
 from retrain.config import FREE, RetrainConfig
 from retrain.evaluation import evaluate
 from retrain.job import Training
@@ -186,6 +187,10 @@ def _heading(
         if "busiest_module_macs" in facts:
             parts.append(f"the busiest module has {facts['busiest_module_macs']:,} MACs")
         lines.append("; ".join(parts))
+        if config.decoupling.startswith("published:") and is_tied(config.network, len(facts["cuts"]) + 1):
+            lines.append(
+                "the published values tie at this number of blocks: these cuts are one choice of several"
+            )
     return "\n".join(lines)
 
 
