@@ -45,7 +45,7 @@ class RetrainConfig:
     """How the blocks learn: backprop (the cuts are ignored), greedy, replay (Features Replay) or gluing
     (BlockProp). By default greedy with --decoupling, backprop without."""
     groups: int = 1
-    """Neuron groups that each block is split into, in width (GN-DGL); the classifier is then a block alone."""
+    """Neuron groups that each block is split into, in width (GN-DGL); the classifier is then alone."""
     uneven_groups: bool = False
     """Let groups differ by one channel where they do not divide the channels."""
     balance: str = "time"
