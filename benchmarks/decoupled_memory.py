@@ -26,8 +26,8 @@ from local_learning.decoupling import HEAD_KINDS, Decoupling
 from local_learning.profile import balanced
 from local_learning.rules.engine import Engine, Part
 from local_learning.rules.greedy import Greedy
-from retrain.job import use_channels_last
 from tools.cost import count_params, saved_activation_bytes
+from tools.layout import use_channels_last
 
 
 def main() -> None:

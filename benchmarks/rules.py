@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 
+from local_learning.build import seeded_chain
 from local_learning.rules.engine import Engine, Part, Rule
 from local_learning.rules.gluing import Gluing
 from local_learning.rules.greedy import Greedy
 from local_learning.rules.replay import Replay
 from retrain.config import RetrainConfig
-from retrain.networks import choose_decoupling, make_chain, make_net
+from retrain.networks import choose_decoupling, make_net
 from tools.config import from_toml
 from tools.cost import saved_activation_bytes
 from tools.datasets import load_data
@@ -105,7 +106,7 @@ def report(name: str, options: argparse.Namespace) -> None:
 def memory(config: RetrainConfig) -> dict[str, float]:
     """MiB at the peak of a step: what autograd keeps, and what the rule keeps from step to step."""
     data = load_data(config.data, config.seed)
-    chain = make_chain(config, data)
+    chain = seeded_chain(config, data.num_classes, data.image_size, data.channels)
     net = make_net(config, chain, choose_decoupling(config, chain, data), data).train()
     engine = Engine(net, [torch.optim.SGD(block.parameters(), lr=1e-3) for block in net.blocks])
     rule: Rule

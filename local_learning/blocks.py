@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling
-from local_learning.features import as_map, layout_of, map_shape
+from local_learning.features import as_map, layout_of, map_shape, probe
 from local_learning.groups import GroupedHeads, group_layers
 from local_learning.heads import make_head
 from local_learning.losses import (
@@ -182,7 +182,7 @@ def decouple(
             own, sizes = group_layers(
                 own, features, groups[k], first=layers.start + 1, uneven=decoupling.uneven
             )
-        features = _outputs(own, features)
+        features = probe(own, features)
         layout = layout_of(tuple(features.shape))
         chs, size = map_shape(tuple(features.shape))
 
@@ -226,18 +226,6 @@ def _objective(
     if kind == "infopro_contrast":
         return InfoProContrast(**weights, mean=mean, std=std, temperature=options.temperature)
     return plain
-
-
-@torch.no_grad()
-def _outputs(layers: Sequence[nn.Module], features: Tensor) -> Tensor:
-    """What the layers give in evaluation mode, to see its shape; modes stay as they were."""
-    modes = [(module, module.training) for layer in layers for module in layer.modules()]
-    with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
-        for layer in layers:
-            features = layer.eval()(features)
-    for module, mode in modes:
-        module.training = mode
-    return features
 
 
 def _logits(outputs: object) -> tuple[Tensor, ...]:

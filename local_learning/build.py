@@ -1,6 +1,7 @@
 """Networks by name, as chains: those of the papers, and any timm model that can be traced."""
 
 import math
+from typing import Protocol
 
 import timm
 
@@ -10,6 +11,7 @@ from local_learning.networks.init import initialise
 from local_learning.networks.mlp import build_mlp
 from local_learning.networks.traced import build_traced
 from tools.config import suggest
+from tools.seeding import seed_globals
 
 NETWORKS = (*resnet.RESNETS, *vgg.VGGS, "mlp")
 """The papers' networks. Beside them, "timm/<model name>" is any timm model."""
@@ -130,3 +132,44 @@ def _check_rates(**rates: float) -> None:
     for option, rate in rates.items():
         if not 0 <= rate < 1:
             raise ValueError(f"{option} is {rate}; it must be at least 0 and below 1")
+
+
+class NetworkOptions(Protocol):
+    """The options by which a script's user names a network."""
+
+    @property
+    def network(self) -> str: ...
+    @property
+    def width(self) -> float: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def drop_path(self) -> float: ...
+    @property
+    def init(self) -> str: ...
+    @property
+    def stem(self) -> str: ...
+    @property
+    def pretrained(self) -> bool: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def seeded_chain(options: NetworkOptions, num_classes: int, image_size: int, in_chs: int) -> Chain:
+    """The network that the options name, initialised from their seed."""
+    seed_globals(options.seed, "init")
+    try:
+        return build_chain(
+            options.network,
+            num_classes=num_classes,
+            image_size=image_size,
+            in_chs=in_chs,
+            width=options.width,
+            dropout=options.dropout,
+            drop_path=options.drop_path,
+            init=options.init,
+            stem=options.stem,
+            pretrained=options.pretrained,
+        )
+    except ValueError as error:
+        raise ValueError(f"--network {options.network}: {error}") from error

@@ -1,77 +1,134 @@
-"""The widest part of a head, a few channels at a time: 1x1 convolution, BatchNorm, ReLU, global average.
+"""The widest part of a head: 1x1 convolution, BatchNorm, ReLU and global average, without its wide map.
 
-A head that ends in 2048 channels makes its largest map last, only to average it. All four operators work
-channel by channel, so that slices of channels can go through them one after the other; and because a slice
-costs little to make, it is made again in the backward pass instead of being kept.
+A head that ends in 2048 channels makes its largest map last, only to average it. Where that map is large
+it need not exist. The convolution is linear, so its statistics follow from the covariance of its inputs; and
+the mean of a ReLU is a linear function of the inputs' means over those pixels at which the channel is on:
+
+    mean(relu(w' x + b)) = w' q + b n,   q = mean(on x), n = mean(on), on = (w' x + b > 0)
+
+with w' and b the weight and bias into which BatchNorm is folded. What is on is found sample by sample, and
+again in the backward pass. All else is small, and differentiable as often as one likes.
+
+Shapes: B samples, K channels that come in, S pixels, M channels that go out.
 """
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import has_torch_function
-from torch.utils.checkpoint import checkpoint
 
 from local_learning.relu_mean import relu_mean
+from tools.batchnorm import statistics_are_shared
 
-SLICES = 4
-
-LARGE = 2**21
-"""Values of the wide map, over the batch, from which on slices are worth the trouble: 8 MiB."""
+AT_ONCE = 2**18
+"""Values of the wide map that exist at a time on a CPU: what its cache holds."""
 
 
 class Expansion(nn.Module):
-    """Means over the map of relu(bn(conv(x))): (B, in_chs, H, W) to (B, out_chs)."""
+    """Means over the map of relu(bn(conv(x))): (B, K, H, W) to (B, M)."""
 
-    def __init__(self, in_chs: int, out_chs: int, *, large: int = LARGE) -> None:
+    def __init__(self, in_chs: int, out_chs: int) -> None:
         super().__init__()
-        self.large = large
         self.conv = nn.Conv2d(in_chs, out_chs, 1, bias=False)
         self.bn = nn.BatchNorm2d(out_chs)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if not self._slices(inputs):
+        if not self.folds(inputs):
             return relu_mean(self.bn(self.conv(inputs)))
-        tracked = self.bn.track_running_stats
-        if tracked:
-            assert self.bn.num_batches_tracked is not None
-            self.bn.num_batches_tracked.add_(1)
-        columns = [self.conv.weight, self.bn.weight, self.bn.bias]
-        columns += [self.bn.running_mean, self.bn.running_var]  # type: ignore[list-item]  # this one has both
-        parts = []
-        for weight, scale, shift, mean, var in zip(
-            *(column.chunk(SLICES) for column in columns), strict=True
-        ):
-            run = _Slice(mean, var, self.bn.momentum or 0.0, self.bn.eps, moves=tracked)
-            arguments = (inputs, weight, scale, shift)
-            parts.append(checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=False))
-        return torch.cat(parts, dim=1)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self._folded(inputs.flatten(2).to(self.conv.weight.dtype))
 
-    def _slices(self, inputs: Tensor) -> bool:
-        """Whether there is something to save, and nothing that would not be there when it is made again.
+    def _folded(self, x: Tensor) -> Tensor:
+        mean, count = x.mean((0, 2)), x.shape[0] * x.shape[2]
+        centred = x - mean[:, None]
+        covariance = torch.bmm(centred, centred.mT).sum(0) / count
+        weight = self.conv.weight.flatten(1)
+        variance = ((weight @ covariance) * weight).sum(1)
+        self._move_statistics((weight @ mean).detach(), variance.detach() * (count / max(1, count - 1)))
+        weight = (self.bn.weight * torch.rsqrt(variance + self.bn.eps))[:, None] * weight
+        q, n = _MeansWhereOn.apply(centred, weight.detach(), self.bn.bias.detach())  # type: ignore[no-untyped-call]
+        means: Tensor = torch.einsum("bmk,mk->bm", q, weight) + self.bn.bias * n
+        return means
 
-        SyncBatchNorm and compilers have ways of their own, and modes that intercept functions (as for
-        BatchNorm over CPU ranks) are off in a backward pass.
-        """
+    def _move_statistics(self, mean: Tensor, variance: Tensor) -> None:
+        bn = self.bn
+        if bn.track_running_stats:
+            assert bn.momentum is not None
+            assert bn.running_mean is not None
+            assert bn.running_var is not None
+            assert bn.num_batches_tracked is not None
+            bn.num_batches_tracked.add_(1)
+            bn.running_mean.lerp_(mean, bn.momentum)
+            bn.running_var.lerp_(variance, bn.momentum)
+
+    def folds(self, inputs: Tensor) -> bool:
+        """Whether the map is large beside its inputs, and nothing wants to see it or its statistics."""
         return (
             self.training
-            and inputs.shape[0] * self.bn.num_features * inputs.shape[2] * inputs.shape[3] >= self.large
+            and 2 * inputs.shape[1] <= inputs.shape[2] * inputs.shape[3]
             and torch.is_grad_enabled()
             and type(self.bn) is nn.BatchNorm2d
             and self.bn.momentum is not None
             and not torch.compiler.is_compiling()
-            and not has_torch_function((inputs,))
+            and not statistics_are_shared()
         )
 
 
-class _Slice:
-    """One slice of channels; running statistics move at the first call, not when it is made again."""
+class _MeansWhereOn(torch.autograd.Function):
+    """q (B, M, K) and n (B, M) of x (B, K, S); x is differentiated only where it is averaged."""
 
-    def __init__(self, mean: Tensor, var: Tensor, momentum: float, eps: float, *, moves: bool) -> None:
-        self._mean, self._var, self._moves = mean, var, moves
-        self._momentum, self._eps = momentum, eps
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.set_materialize_grads(False)
+        n = x.new_empty(len(x), len(weight))
+        q = _means_where_on(x, x, weight, bias, n)
+        ctx.mark_non_differentiable(n)
+        return q, n
 
-    def __call__(self, inputs: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        features = F.conv2d(inputs, weight)
-        mean, var = (self._mean, self._var) if self._moves else (self._mean.clone(), self._var.clone())
-        self._moves = False
-        return relu_mean(F.batch_norm(features, mean, var, scale, shift, True, self._momentum, self._eps))
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if gradients[0] is None:
+            return None, None, None
+        gx: Tensor = _SpreadWhereOn.apply(gradients[0], *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        return gx, None, None
+
+
+class _SpreadWhereOn(torch.autograd.Function):
+    """The transpose of the means: from (B, M, K) to (B, K, S)."""
+
+    @staticmethod
+    def forward(ctx: Any, gq: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        shares = gq.transpose(1, 2) / x.shape[2]
+        gx = torch.empty_like(x)
+        for rows, on in _where_on(x, weight, bias):
+            gx[rows] = torch.bmm(shares[rows], on)
+        return gx
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return _means_where_on(gradients[0], *ctx.saved_tensors), None, None, None
+
+
+def _means_where_on(
+    values: Tensor, x: Tensor, weight: Tensor, bias: Tensor, parts: Tensor | None = None
+) -> Tensor:
+    """The means over pixels of (B, K, S) values where a channel is on; `parts` is set to how often."""
+    means = x.new_empty(len(x), len(weight), x.shape[1])
+    for rows, on in _where_on(x, weight, bias):
+        torch.bmm(on, values[rows].transpose(1, 2), out=means[rows])
+        if parts is not None:
+            torch.mean(on, 2, out=parts[rows])
+    return means.div_(x.shape[2])
+
+
+def _where_on(x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows, and 1 where their channels are on and 0 elsewhere (rows, M, S)."""
+    each = len(weight) * x.shape[2]
+    at_once = max(1, AT_ONCE // each) if x.device.type == "cpu" else len(x)
+    for start in range(0, len(x), at_once):
+        part = x[start : start + at_once]
+        wide = torch.baddbmm(bias[:, None], weight.expand(len(part), *weight.shape), part)
+        yield slice(start, start + at_once), wide.gt_(0)

@@ -3,10 +3,11 @@
 B batch, C channels, S height and width, N tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import isqrt
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 LAYOUTS = ("nchw", "nhwc", "tokens", "flat")
 
@@ -68,3 +69,16 @@ def as_map(features: Tensor, layout: str) -> Tensor:
             return features[:, :, None, None]
         case _:
             raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
+
+
+@torch.no_grad()
+def probe(layers: Iterable[nn.Module], features: Tensor) -> Tensor:
+    """What the layers give in evaluation mode, to see its shape; modes stay as they were."""
+    layers = list(layers)
+    modes = [(module, module.training) for layer in layers for module in layer.modules()]
+    with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
+        for layer in layers:
+            features = layer.eval()(features)
+    for module, mode in modes:
+        module.training = mode
+    return features

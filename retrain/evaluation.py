@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from local_learning.blocks import DecoupledNet
 from local_learning.ensemble import last_two, layerwise
 from tools.loaders import Batch
+from tools.tally import tally
 
 
-@torch.no_grad()
 def evaluate(
     network: DecoupledNet, batches: Iterable[Batch], accelerator: Accelerator
 ) -> Mapping[str, float]:
@@ -21,25 +21,19 @@ def evaluate(
     Where there are other heads, also the top-1 of each by block, of the last two together as in SEDONA, and
     of all, weighted by depth, as in GN-DGL; groups of a block count by the mean of their softmax.
     """
-    training, dtype = network.training, next(network.parameters()).dtype
-    network.eval()
-    totals: dict[str, Tensor] = {}
-    for batch in batches:
+    dtype = next(network.parameters()).dtype
+
+    def count(batch: Batch) -> Mapping[str, Tensor]:
         with accelerator.autocast():
             outputs = network.all_logits(batch.images.to(dtype))
         wide = [tuple(z.to(torch.promote_types(z.dtype, torch.float32)) for z in heads) for heads in outputs]
-        for name, count in _counts(wide, batch.targets).items():
-            totals[name] = totals.get(name, 0) + count
-    network.train(training)
-    counts = torch.stack(list(totals.values()))
-    if accelerator.num_processes > 1:
-        torch.distributed.all_reduce(counts)
-    images, *values = counts.tolist()
-    return {name: value / images for name, value in zip(list(totals)[1:], values, strict=True)}
+        return _counts(wide, batch.targets)
+
+    return tally(network, count, batches)
 
 
 def _counts(outputs: list[tuple[Tensor, ...]], targets: Tensor) -> dict[str, Tensor]:
-    """Sums over a batch of what is measured, the number of images first."""
+    """Sums over a batch of what is measured."""
     heads = [_as_one(groups) for groups in outputs]
     logits = heads[-1]
     found = {
@@ -52,7 +46,7 @@ def _counts(outputs: list[tuple[Tensor, ...]], targets: Tensor) -> dict[str, Ten
         found["last_two_top1"] = _hits(last_two(heads), targets)
         found["layerwise_top1"] = _hits(layerwise(outputs), targets)
         found |= {f"heads_top1/{k}": _hits(head, targets) for k, head in enumerate(heads[:-1], start=1)}
-    return {name: value.double() for name, value in found.items()}
+    return found
 
 
 def _as_one(groups: tuple[Tensor, ...]) -> Tensor:

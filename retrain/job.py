@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from timm.layers.norm_act import convert_sync_batchnorm
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 
 from local_learning.alignment import gradient_alignment
 from local_learning.blocks import DecoupledNet
@@ -20,6 +20,7 @@ from retrain.config import RetrainConfig
 from retrain.engine import AccelerateEngine
 from retrain.evaluation import evaluate
 from tools.batchnorm import SharedBatchNorm
+from tools.layout import use_channels_last
 from tools.loaders import Batch
 from tools.optim import make_optimizer, make_schedule
 
@@ -180,16 +181,6 @@ class Training:
             for network in dict.fromkeys((self.net, self.final_network)):
                 for buffer in network.buffers():
                     torch.distributed.broadcast(buffer, 0)
-
-
-def use_channels_last(network: nn.Module) -> None:
-    """Lay out convolution weights as their gradients will be; on CPU the faster way by a third.
-
-    `network.to(memory_format=...)` would leave 1x1 kernels as they are, to the displeasure of DDP.
-    """
-    for parameter in network.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.clone(memory_format=torch.channels_last)
 
 
 def _rates(config: RetrainConfig, net: DecoupledNet) -> tuple[float, ...]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import Tensor
 
 from local_learning.blocks import DecoupledNet, decouple
-from local_learning.build import build_chain
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling, read_decoupling
 from local_learning.losses import CrossEntropy
@@ -22,26 +21,6 @@ from tools.weights import load_weights
 
 WITHOUT_HEADS = ("replay", "gluing")
 """Rules to which the heads are nothing but ballast."""
-
-
-def make_chain(config: RetrainConfig, data: Data) -> Chain:
-    """The network that the config names, initialised from the seed."""
-    seed_globals(config.seed, "init")
-    try:
-        return build_chain(
-            config.network,
-            num_classes=data.num_classes,
-            image_size=data.image_size,
-            in_chs=data.channels,
-            width=config.width,
-            dropout=config.dropout,
-            drop_path=config.drop_path,
-            init=config.init,
-            stem=config.stem,
-            pretrained=config.pretrained,
-        )
-    except ValueError as error:
-        raise ValueError(f"--network {config.network}: {error}") from error
 
 
 def choose_decoupling(config: RetrainConfig, chain: Chain, data: Data) -> Decoupling:

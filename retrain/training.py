@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from local_learning.blocks import DecoupledNet
-from local_learning.build import check_name
+from local_learning.build import check_name, seeded_chain
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling, load_decoupling, save_decoupling
 from local_learning.profile import module_macs
@@ -17,43 +17,21 @@ from local_learning.published import is_tied
 from retrain.config import FREE, RetrainConfig
 from retrain.evaluation import evaluate
 from retrain.job import Training
-from retrain.networks import choose_decoupling, make_chain, make_net
+from retrain.networks import choose_decoupling, make_net
 from tools.config import flatten, to_toml
 from tools.cost import count_macs, count_params
 from tools.datasets import Data, load_data
-from tools.failures import RunFailed, known_cause
-from tools.launch import launch, on_main
+from tools.launch import on_main
 from tools.loaders import eval_batches, make_train_loader
 from tools.loop import Loop, Plan, Position
 from tools.runs import Run
+from tools.stage import in_run
 from tools.weights import load_weights, read_weights, save_weights
 
 
 def retrain(config: RetrainConfig) -> None:
     """Train what the config says, or continue, or say that it is done."""
-    run = Run(Path(config.run))
-    accelerator = launch(
-        device=config.device,
-        precision=config.precision,
-        threads=config.threads,
-        trackers=config.trackers,
-        folder=run.path,
-    )
-    try:
-        on_main(accelerator, lambda: run.open(config, free=FREE))
-        if run.results:
-            on_main(accelerator, lambda: print(f"{run.path} is finished\n{_summary(run, run.results or {})}"))
-        else:
-            _train(config, run, accelerator)
-    except RuntimeError as error:
-        cause = known_cause(error, accelerator.num_processes)
-        if not cause:
-            raise
-        raise RunFailed(f"{cause}. The same command continues from the last checkpoint.") from error
-    finally:
-        run.close()
-    accelerator.free_memory()  # DDP goes before its process group does: the other order can hang
-    accelerator.end_training()
+    in_run(config, _train, _summary, free=FREE)
 
 
 def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
@@ -68,7 +46,7 @@ def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
             f"{accelerator.num_processes} processes in --recipe.accumulate {recipe.accumulate} parts each"
         )
     data = load_data(config.data, config.seed)
-    chain = make_chain(config, data)
+    chain = seeded_chain(config, data.num_classes, data.image_size, data.channels)
     decoupling = _settle_decoupling(config, chain, data, run, accelerator)
     net = make_net(config, chain, decoupling, data, weights)
     facts = _facts(net, decoupling, (data.channels, data.image_size, data.image_size))

@@ -18,6 +18,18 @@ from torch.overrides import TorchFunctionMode
 class SharedBatchNorm(TorchFunctionMode):
     """Inside this context, training-mode batch norm takes its statistics from all processes' parts."""
 
+    active = 0
+    """Contexts that are open; for layers that take such statistics without the functional."""
+
+    def __enter__(self) -> "SharedBatchNorm":
+        SharedBatchNorm.active += 1
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *reason: Any) -> None:
+        SharedBatchNorm.active -= 1
+        super().__exit__(*reason)  # type: ignore[no-untyped-call]
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -28,6 +40,11 @@ class SharedBatchNorm(TorchFunctionMode):
         if func is F.batch_norm:
             return _batch_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def statistics_are_shared() -> bool:
+    """Whether a `SharedBatchNorm` is in force."""
+    return SharedBatchNorm.active > 0
 
 
 def _batch_norm(
@@ -56,7 +73,8 @@ def _statistics(input: Tensor) -> tuple[Tensor, Tensor]:
     wide = input.to(torch.promote_types(input.dtype, torch.float32))  # statistics in half precision are none
     variance, mean = torch.var_mean(wide, _all_but_channels(input), correction=0)
     parts = [
-        torch.empty(2, *mean.shape, dtype=torch.float64) for _ in range(torch.distributed.get_world_size())
+        torch.empty(2, *mean.shape, dtype=torch.float64, device=mean.device)
+        for _ in range(torch.distributed.get_world_size())
     ]
     torch.distributed.all_gather(parts, torch.stack([mean, variance]).double())
     means, variances = torch.stack(parts, dim=1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tools.config import flag, flatten, from_toml, to_toml
+from tools.failures import RunFailed
 from tools.files import read_document, write_bytes, write_document
 
 LOCK_PATIENCE_S = 60.0
@@ -59,7 +60,17 @@ class Run:
     @property
     def has_begun(self) -> bool:
         """Whether there is a checkpoint, or the result, of training with the config."""
-        return self.results_path.exists() or any(self.checkpoints.glob("step-*.json"))
+        found = self.path.glob("**/checkpoints/step-*.json")
+        return self.results_path.exists() or any(True for _ in found)
+
+    def part(self, name: str) -> "Run":
+        """A stage of this run with metrics and checkpoints of its own, in a folder inside."""
+        part = Run(self.path / name)
+        try:
+            part.path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunFailed(f"cannot make {part.path}: {error.strerror}") from error
+        return part
 
     def close(self) -> None:
         """Let other processes work on the run."""

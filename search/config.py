@@ -1,0 +1,175 @@
+"""The options of search_decoupling.py; free of torch."""
+
+from dataclasses import dataclass, field
+
+from tools.config import check_choice, check_range
+from tools.data import DataConfig
+from tools.recipes import Recipe
+
+# These name places and machines, not the search: a run may be continued with others.
+FREE = frozenset({"run", "device", "threads", "trackers", "data.root", "data.workers", "data.download"})
+
+SEARCHABLE = ("aux1", "aux2", "aux3", "aux4", "mlp_sr", "conv1c2f", "linear")
+"""The heads that can be mixed: those that give logits and nothing else."""
+
+SEDONA_2021 = "sedona-2021"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Bilevel optimisation of alpha and beta (SEDONA, Algorithm 1 and Appendix E.1)."""
+
+    steps: int = 2000
+    """Updates of alpha and beta."""
+    inner_steps: int = 5
+    """Training steps before the validation loss is looked at (T)."""
+    lr: float = 0.01
+    """Learning rate of Adam for alpha and beta."""
+    weight_decay: float = 1e-6
+    """Weight decay of alpha and beta."""
+    beta1: float = 0.9
+    """First beta of Adam."""
+    beta2: float = 0.999
+    """Second beta of Adam."""
+    validation_batch: int = 1024
+    """Validation images in each update."""
+    statistics: str = "running"
+    """BatchNorm in the validation loss: running (as training left them) or batch (of the validation images,
+    and differentiated)."""
+    pretraining: bool = True
+    """Train the weights by the recipe with alpha and beta at zero first; without, search begins with
+    initial weights."""
+    pretrained_run: str = ""
+    """Take the weights that the pretraining of this run left, instead of pretraining again."""
+    snapshots: int = 50
+    """Weights to start inner optimisation from, the best of pretraining (N); with 1 there is no sampling."""
+    keep_snapshots_on: str = "host"
+    """host (memory), device, or disk."""
+    keep_graphs: int = 1
+    """Inner steps, counted from the last, whose graph is kept instead of made again; all but the first cost
+    memory and save time."""
+    compat: str = ""
+    """sedona-2021: search as the released code does. It differentiates the last training loss, scales the
+    heads' logits, keeps the last snapshots instead of the best, and moves each in its place."""
+    evaluate_every: int = 20
+    """Steps between records of alpha and beta."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; one is always made at the end."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    slack: float = 1.25
+    """For the cost-aware decouplings: how much longer the longest block may take than with the best
+    balanced cuts."""
+    controls: int = 0
+    """So many random decouplings of each kind of Table 4: random cuts, and random heads."""
+    show: tuple[int, ...] = (2, 4, 8)
+    """Numbers of blocks that figures and text are about."""
+
+    def __post_init__(self) -> None:
+        check_range("--search.steps", self.steps, 1)
+        check_range("--search.inner-steps", self.inner_steps, 1)
+        check_range("--search.lr", self.lr, 0, open_low=True)
+        check_range("--search.weight-decay", self.weight_decay, 0)
+        check_range("--search.beta1", self.beta1, 0, 0.999999)
+        check_range("--search.beta2", self.beta2, 0, 0.999999)
+        check_range("--search.validation-batch", self.validation_batch, 1)
+        check_choice("--search.statistics", self.statistics, ("running", "batch"))
+        check_range("--search.snapshots", self.snapshots, 1)
+        check_choice("--search.keep-snapshots-on", self.keep_snapshots_on, ("host", "device", "disk"))
+        check_range("--search.keep-graphs", self.keep_graphs, 0)
+        if self.compat:
+            check_choice("--search.compat", self.compat, (SEDONA_2021,))
+            if self.inner_steps < 2:
+                raise ValueError(
+                    "--search.inner-steps: the released code looks at the loss in front of the last step; "
+                    "it needs 2 or more"
+                )
+        for name in ("evaluate_every", "checkpoint_every", "log_every"):
+            check_range(f"--search.{name.replace('_', '-')}", getattr(self, name), 1)
+        check_range("--search.slack", self.slack, 1)
+        check_range("--search.controls", self.controls, 0)
+        for blocks in self.show:
+            check_range("--search.show", blocks, 2)
+        if self.pretrained_run and not self.pretraining:
+            raise ValueError("--search.pretrained-run: cannot go with --search.no-pretraining")
+
+
+def _recipe() -> Recipe:
+    return Recipe(steps=40_000, weight_decay=1e-3, evaluate_every=80)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecouplingSearchConfig:
+    """Which network, with which heads, on which data, and how to search."""
+
+    run: str = "runs/sedona"
+    """Folder of the run; starting on an existing run continues it."""
+    network: str = "resnet50"
+    """resnet18/34/50/101/152, resnet32, resnet110, vgg19, vgg6a, or timm/<model name>."""
+    width: float = 1.0
+    """Factor on the number of channels of the papers' networks."""
+    dropout: float = 0.0
+    """Dropout before the classifier, for the networks that have it."""
+    drop_path: float = 0.0
+    """Rate of stochastic depth, for the timm models that have it."""
+    init: str = "fan_in"
+    """Kaiming initialisation of the papers' networks: fan_in or fan_out."""
+    stem: str = "fused"
+    """A ResNet's stem: part of its first layer (fused, as in SEDONA) or a layer (unit, as in DGL)."""
+    pretrained: bool = False
+    """Start a timm model from its published weights (from timm's cache, or fetched)."""
+    heads: tuple[str, ...] = ("aux1", "aux2", "aux3", "aux4")
+    """The kinds of head to choose from: of aux1 to aux4, mlp_sr, conv1c2f, linear."""
+    seed: int = 0
+    """Decides initialisation, splits, order, augmentation and which snapshots are drawn."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    precision: str = "fp32"
+    """fp32, or fp64 to compare two ways exactly."""
+    threads: int = 0
+    """CPU threads of each process; 0 shares the cores between the processes of a machine."""
+    trackers: tuple[str, ...] = ()
+    """Also report to these of Accelerate's trackers, such as tensorboard."""
+    search: SearchOptions = field(default_factory=SearchOptions)
+    data: DataConfig = field(default_factory=lambda: DataConfig(validation=0.4))
+    recipe: Recipe = field(default_factory=_recipe)
+    """Of the pretraining and of the inner optimisation."""
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise ValueError("--run: name a folder")
+        check_range("--width", self.width, 0, open_low=True)
+        check_range("--dropout", self.dropout, 0, 0.99)
+        check_range("--drop-path", self.drop_path, 0, 0.99)
+        check_choice("--init", self.init, ("fan_in", "fan_out"))
+        check_choice("--stem", self.stem, ("fused", "unit"))
+        for kind in self.heads:
+            check_choice("--heads", kind, SEARCHABLE)
+        if len(set(self.heads)) != len(self.heads) or not self.heads:
+            raise ValueError("--heads: name one kind or more, each once")
+        check_range("--seed", self.seed, 0)
+        check_choice("--device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("--precision", self.precision, ("fp32", "fp64"))
+        check_range("--threads", self.threads, 0)
+        self._check_recipe()
+
+    def _check_recipe(self) -> None:
+        recipe, data = self.recipe, self.data
+        fixed = {
+            "optimizer": "sgd",
+            "nesterov": False,
+            "accumulate": 1,
+            "decay_all": True,
+            "clip_norm": 0.0,
+            "ema": 0.0,
+        }
+        for name, value in fixed.items():
+            if getattr(recipe, name) != value:
+                raise ValueError(
+                    f"--recipe.{name.replace('_', '-')}: the search differentiates plain SGD with momentum "
+                    f"and weight decay; leave it at {value}"
+                )
+        if data.mixup or data.cutmix:
+            raise ValueError("--data.mixup and --data.cutmix: leave them out of a search")
+        if not data.validation:
+            raise ValueError("--data.validation: the search needs validation images; SEDONA takes 0.4")

@@ -1,0 +1,276 @@
+"""From learned preferences to a decoupling (Section 3.4 of SEDONA). Free of torch.
+
+alpha (L-1, 2) and beta (L-1, M) are the values before softmax: nested sequences, tensors or arrays. Their
+first row is layer 1's; the last layer, which has the classifier, has none. softmax(alpha)_1 is the share of
+the local signal. It is compared as float32, the precision of SEDONA's values, so that layers that were equal
+there are equal here, and the lower comes first; what differs by less is rounding.
+"""
+
+import math
+import random
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from numbers import Integral
+from operator import itemgetter
+from statistics import stdev
+
+from local_learning.balance import balanced_cuts
+from local_learning.decoupling import Decoupling
+from search.records import Rows, Values, checked
+
+TIED = 1e-6
+"""Shares that differ by less are called tied in words; they are ordered all the same."""
+
+INDIFFERENT = 0.01
+"""Layers with a local share this close to one half prefer neither signal."""
+
+
+@dataclass(frozen=True)
+class BlockCosts:
+    """What a block's parts cost, in any unit: seconds, multiply-accumulates, bytes."""
+
+    layers: tuple[float, ...]
+
+    heads: tuple[tuple[float, ...], ...]
+    """Of each layer but the last, each kind of head."""
+
+    classifier: float
+
+    def __post_init__(self) -> None:
+        if len(self.heads) != len(self.layers) - 1:
+            raise ValueError(
+                f"costs: of {len(self.layers)} layers all but the last need heads, not {len(self.heads)}"
+            )
+        for cost in (*self.layers, *(cost for row in self.heads for cost in row), self.classifier):
+            if not (math.isfinite(cost) and cost >= 0):
+                raise ValueError(f"costs: {cost} is no cost; it must be finite and at least 0")
+
+    def of_heads(self, head_kinds: Sequence[str], heads: Sequence[str]) -> list[float]:
+        """The cost of one given kind of head on each layer from the first on."""
+        for layer, row in enumerate(self.heads, 1):
+            if len(row) != len(head_kinds):
+                raise ValueError(
+                    f"costs: layer {layer} has {len(row)} heads, not one per kind ({len(head_kinds)})"
+                )
+        return [row[head_kinds.index(head)] for row, head in zip(self.heads, heads, strict=True)]
+
+
+def discretise(alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: int) -> Decoupling:
+    """Cut after the K-1 layers of largest softmax(alpha)_1, each with its head of largest beta.
+
+    Equal layers are taken from the lowest on, and of equal heads the first.
+    """
+    alpha, beta = checked(alpha, beta, head_kinds)
+    return _with_heads(_learned_cuts(alpha, num_blocks), _winners(beta, head_kinds))
+
+
+def discretise_within(
+    alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: int, costs: BlockCosts, slack: float
+) -> Decoupling:
+    """The cuts of largest summed softmax(alpha)_1 among those with no block much dearer than it need be.
+
+    A block costs its layers and the head at its end, which is the layer's of largest beta. No block may cost
+    more than `slack` times the largest block of the most even cuts. Of equal sums, the lowest cuts.
+    """
+    alpha, beta = checked(alpha, beta, head_kinds)
+    num_layers = len(alpha) + 1
+    _check_num_blocks(num_blocks, num_layers)
+    if len(costs.layers) != num_layers:
+        raise ValueError(f"costs: a network of {num_layers} layers, not of {len(costs.layers)}, is needed")
+    if not (math.isfinite(slack) and slack >= 1):
+        raise ValueError(f"slack is {slack}; it must be finite and at least 1")
+    winners = _winners(beta, head_kinds)
+    heads = costs.of_heads(head_kinds, winners)
+    # As if the last block were cut after the last layer, with the classifier for a head.
+    ends = [*heads, costs.classifier]
+
+    def cost(start: int, cut: int) -> float:
+        return math.fsum((*costs.layers[start:cut], ends[cut - 1]))
+
+    even = balanced_cuts(costs.layers, heads, costs.classifier, [0.0] * num_layers, num_blocks)
+    limit = slack * max(cost(*block) for block in pairwise((0, *even, num_layers)))
+    allowed = [
+        [cut for cut in range(start + 1, num_layers + 1) if cost(start, cut) <= limit]
+        for start in range(num_layers)
+    ]
+    # float32 are whole multiples of 2^-149, so these sums are exact and ties are ties.
+    values = [int(math.ldexp(share, 149)) for share in _local_shares(alpha)]
+    return _with_heads(_most_valuable(values, allowed, num_blocks), winners)
+
+
+def imbalance(decoupling: Decoupling, head_kinds: Sequence[str], costs: BlockCosts) -> float:
+    """The largest block's cost by the mean block's: 1 where all blocks cost the same."""
+    blocks = decoupling.blocks(len(costs.layers))
+    if not blocks[-1]:
+        raise ValueError(f"cuts: there is no cost of a head on the last layer, {len(costs.layers)}")
+    for head in decoupling.heads:
+        if head not in head_kinds:
+            raise ValueError(f"heads: '{head}' is none of the kinds with a cost: {', '.join(head_kinds)}")
+    pairs = zip(decoupling.cuts, decoupling.heads, strict=True)
+    ends = [costs.heads[cut - 1][head_kinds.index(head)] for cut, head in pairs]
+    ends.append(costs.classifier)
+    sums = [
+        sum(costs.layers[block.start : block.stop]) + end for block, end in zip(blocks, ends, strict=True)
+    ]
+    return max(sums) * len(sums) / sum(sums) if any(sums) else 1.0
+
+
+def random_cuts(
+    alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: int, rng: random.Random
+) -> Decoupling:
+    """Cuts by chance, all sets of them alike, with the learned heads ("random alpha" of Table 4)."""
+    alpha, beta = checked(alpha, beta, head_kinds)
+    num_layers = len(alpha) + 1
+    _check_num_blocks(num_blocks, num_layers)
+    return _with_heads(rng.sample(range(1, num_layers), num_blocks - 1), _winners(beta, head_kinds))
+
+
+def random_heads(
+    alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: int, rng: random.Random
+) -> Decoupling:
+    """The learned cuts, each with a head by chance ("random beta" of Table 4)."""
+    alpha, beta = checked(alpha, beta, head_kinds)
+    cuts = _learned_cuts(alpha, num_blocks)
+    return Decoupling(tuple(cuts), tuple(rng.choice(head_kinds) for _ in cuts))
+
+
+def confidence(
+    alpha: Rows,
+    beta: Rows,
+    head_kinds: Sequence[str],
+    num_blocks: int,
+    history: Sequence[tuple[Rows, Rows]] = (),
+) -> list[str]:
+    """How sure the cuts and heads of so many blocks are, in words.
+
+    A choice is undetermined where its margin is below 1e-6, and noise where it is below twice the standard
+    deviation that it has over `history`: alpha and beta at several moments late in the search.
+    """
+    alpha, beta = checked(alpha, beta, head_kinds)
+    past = [checked(*moment, head_kinds) for moment in history]
+    for moment in past:
+        if len(moment[0]) != len(alpha):
+            raise ValueError(f"history: alpha has {len(moment[0])} rows in it, and {len(alpha)} now")
+    cuts, local = _learned_cuts(alpha, num_blocks), _local_shares(alpha)
+    lines = [_about_cuts(local, num_blocks, [_local_shares(then) for then, _ in past])]
+    indifferent = [layer for layer, share in enumerate(local, 1) if abs(share - 0.5) <= INDIFFERENT]
+    if indifferent:
+        lines.append(
+            "indifferent, preferring neither the local nor the backpropagated signal "
+            f"(softmax(alpha)_1 within {INDIFFERENT} of 0.5): {_named(indifferent)}"
+        )
+    for cut in cuts:
+        about = _about_head(beta[cut - 1], head_kinds, [row[cut - 1] for _, row in past])
+        lines.append(f"head after layer {cut}: {about}")
+    return lines
+
+
+def shares(row: Sequence[float]) -> list[float]:
+    """softmax."""
+    powers = [math.exp(value - max(row)) for value in row]
+    return [power / sum(powers) for power in powers]
+
+
+def _local_shares(alpha: Values) -> list[float]:
+    """softmax(alpha)_1 of each layer, to float32."""
+    return array("f", [shares(row)[0] for row in alpha]).tolist()
+
+
+def _ranked(local: Sequence[float]) -> list[int]:
+    """Layers by descending share, the lower first where equal."""
+    return sorted(range(1, len(local) + 1), key=lambda layer: -local[layer - 1])
+
+
+def _learned_cuts(alpha: Values, num_blocks: int) -> list[int]:
+    _check_num_blocks(num_blocks, len(alpha) + 1)
+    return sorted(_ranked(_local_shares(alpha))[: num_blocks - 1])
+
+
+def _winners(beta: Values, head_kinds: Sequence[str]) -> list[str]:
+    """Each layer's head."""
+    return [head_kinds[row.index(max(row))] for row in beta]
+
+
+def _with_heads(cuts: Sequence[int], winners: Sequence[str]) -> Decoupling:
+    ordered = sorted(cuts)
+    return Decoupling(tuple(ordered), tuple(winners[cut - 1] for cut in ordered))
+
+
+def _most_valuable(values: Sequence[int], allowed: Sequence[Sequence[int]], num_blocks: int) -> list[int]:
+    """A dynamic programme from the last block back: the cuts of largest sum, the lowest where equal.
+
+    `allowed[i]` are the ends, ascending, of blocks that begin after i layers. Some cuts must be possible.
+    """
+    num_layers = len(allowed)
+    best: dict[int, tuple[int, list[int]]] = {
+        i: (0, []) for i in range(num_layers) if num_layers in allowed[i]
+    }
+    for _ in range(num_blocks - 1):
+        better = {}
+        for start, ends in enumerate(allowed):
+            found = [(values[cut - 1] + best[cut][0], cut) for cut in ends if cut in best]
+            if found:
+                total, cut = max(found, key=itemgetter(0))
+                better[start] = (total, [cut, *best[cut][1]])
+        best = better
+    return best[0][1]
+
+
+def _about_cuts(local: Sequence[float], num_blocks: int, past: Sequence[Sequence[float]]) -> str:
+    ranked = _ranked(local)
+    chosen, left = ranked[: num_blocks - 1], ranked[num_blocks - 1 :]
+    if not chosen or not left:
+        return "cuts: nothing was left out" if chosen else "cuts: one block has none"
+    inner, outer = chosen[-1], left[0]
+    tied = [layer for layer in chosen if local[layer - 1] - local[outer - 1] < TIED]
+    tied += [layer for layer in left if local[inner - 1] - local[layer - 1] < TIED]
+    verdict = _verdict(
+        local[inner - 1] - local[outer - 1],
+        [then[inner - 1] - then[outer - 1] for then in past],
+        _named(tied),
+    )
+    return (
+        f"cuts: the last chosen is after layer {inner} (softmax(alpha)_1 {local[inner - 1]:.4g}), "
+        f"the first left out after layer {outer} ({local[outer - 1]:.4g}); {verdict}"
+    )
+
+
+def _about_head(row: Sequence[float], kinds: Sequence[str], past: Sequence[Sequence[float]]) -> str:
+    if len(kinds) == 1:
+        return f"{kinds[0]}, the only kind"
+    now, then = shares(row), [shares(each) for each in past]
+    first, second, *_ = sorted(range(len(kinds)), key=lambda m: -row[m])
+    tied = [kind for kind, share in zip(kinds, now, strict=True) if now[first] - share < TIED]
+    gaps = [moment[first] - moment[second] for moment in then]
+    verdict = _verdict(now[first] - now[second], gaps, ", ".join(tied))
+    return f"{kinds[first]} ({now[first]:.4g}), then {kinds[second]} ({now[second]:.4g}); {verdict}"
+
+
+def _verdict(gap: float, past: Sequence[float], tied: str) -> str:
+    """What a margin is worth, given what it was at several moments."""
+    if gap < TIED:
+        return f"undetermined: {tied} are tied"
+    if len(past) < 2:
+        return f"{gap:.2g} apart"
+    noise = stdev(past)
+    if gap < 2 * noise:
+        return f"{gap:.2g} apart, which is noise: late in the search this fluctuates by {noise:.2g}"
+    return f"{gap:.2g} apart, and late in the search this fluctuates by {noise:.2g}"
+
+
+def _named(layers: Sequence[int]) -> str:
+    """Such as "layers 3, 5 to 9"."""
+    runs = []
+    for _, run in groupby(enumerate(sorted(layers)), key=lambda pair: pair[1] - pair[0]):
+        members = [layer for _, layer in run]
+        runs += [f"{members[0]} to {members[-1]}"] if len(members) > 2 else [str(layer) for layer in members]
+    return f"{'layer' if len(layers) == 1 else 'layers'} {', '.join(runs)}"
+
+
+def _check_num_blocks(num_blocks: object, num_layers: int) -> None:
+    if isinstance(num_blocks, bool) or not isinstance(num_blocks, Integral):
+        raise ValueError(f"num_blocks: {num_blocks!r} is not a whole number")
+    if not 1 <= int(num_blocks) <= num_layers:
+        raise ValueError(f"num_blocks is {num_blocks}; {num_layers} layers make 1 to {num_layers} blocks")

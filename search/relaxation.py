@@ -1,0 +1,207 @@
+"""SEDONA's continuous relaxation: every layer has every head, and error signals are mixed at each of them.
+
+Layers and heads are counted from 0 here: layer l has the heads l and the rows l of alpha and beta; the last
+layer has the classifier instead. theta are the weights of layers and classifier, phi those of heads.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from local_learning.chain import Chain
+from local_learning.features import as_map, layout_of, map_shape, probe
+from local_learning.heads import make_head
+from local_learning.losses import cross_entropy
+from search.config import SEARCHABLE
+from search.discretisation import discretise
+from search.mixture import mixed_logits
+from tools.config import suggest
+
+__all__ = ["Gradients", "RelaxedNet", "discretise"]
+
+
+class Gradients(NamedTuple):
+    """The directions of Eq. 5 and 6 on one batch."""
+
+    of: dict[str, Tensor]
+    """By the weight's name."""
+
+    losses: list[Tensor]
+    """Of the mixed heads by layer, and of the classifier last; without graph."""
+
+
+class RelaxedNet(nn.Module):
+    """A chain with all candidate heads on all layers but the last, and alpha and beta to weigh them.
+
+    The layers are the chain's own, not copies. alpha and beta start at zero: all signals and heads alike.
+    `logit_scaling` is what SEDONA's released code does to the mixed heads: their input is divided by
+    s = 1 / (softmax(alpha)_1 + 1e-5) and their output multiplied by it.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        head_kinds: Sequence[str],
+        num_classes: int,
+        image_size: int,
+        *,
+        image_chs: int = 3,
+        label_smoothing: float = 0.1,
+        smoothing: str = "all",
+        logit_scaling: bool = False,
+    ) -> None:
+        super().__init__()
+        check_kinds(head_kinds)
+        if chain.num_layers < 2:
+            raise ValueError("a network of one layer cannot be cut")
+        self.head_kinds = tuple(head_kinds)
+        self.label_smoothing, self.smoothing = label_smoothing, smoothing
+        self.logit_scaling = logit_scaling
+        self.layers, self.classifier = chain.layers, chain.classifier
+        reference = next(chain.parameters())
+        features = torch.zeros(2, image_chs, image_size, image_size).to(reference)
+        self._layouts: list[str] = []
+        self.heads = nn.ModuleList()
+        for layer in list(chain.layers)[:-1]:
+            features = probe([layer], features)
+            self._layouts.append(layout_of(features.shape))
+            chs, size = map_shape(features.shape)
+            made = (make_head(kind, chs, size, num_classes, width=chain.width) for kind in head_kinds)
+            self.heads.append(nn.ModuleList(made))
+        self.heads.to(reference.device, reference.dtype)
+        count = chain.num_layers - 1
+        self.alpha = nn.Parameter(torch.zeros(count, 2).to(reference))
+        self.beta = nn.Parameter(torch.zeros(count, len(head_kinds)).to(reference))
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """All that is trained besides alpha and beta, by name."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and name not in ("alpha", "beta")
+        }
+
+    def forward(
+        self, images: Tensor, targets: Tensor | None = None, *, create_graph: bool = False
+    ) -> Tensor | Gradients:
+        """The classifier's logits or, with targets, the mixed gradients of all weights.
+
+        With `create_graph` the gradients can be differentiated in turn, by weights, alpha and beta.
+        """
+        if targets is not None:
+            return self.mixed_gradients(images, targets, create_graph=create_graph)
+        features = images
+        for layer in self.layers:
+            features = layer(features)
+        logits: Tensor = self.classifier(features)
+        return logits
+
+    def mixed_gradients(self, images: Tensor, targets: Tensor, *, create_graph: bool = False) -> Gradients:
+        """Gradients by Eq. 4-6, layer by layer: local and backpropagated parts stay tensors of their own.
+
+        A heads' graph is gone before the next layer runs, unless `create_graph` keeps it.
+        """
+        signals, mixture = self.alpha.softmax(1), self.beta.softmax(1)
+        if not create_graph:
+            signals, mixture = signals.detach(), mixture.detach()
+        found: dict[str, Tensor] = {}
+        losses: list[Tensor] = []
+        stages: list[tuple[Tensor, Tensor]] = []
+        locals_: list[Tensor] = []
+        features = images
+        for index, layer in enumerate(self.layers):
+            inputs = features
+            outputs = layer(inputs)
+            stages.append((inputs, outputs))
+            # In one graph per layer where only first derivatives are asked for: each goes with its use.
+            features = outputs if create_graph else outputs.detach().requires_grad_()
+            if index < len(self.heads):
+                loss = self._local_loss(index, features, targets, signals[index, 0], mixture[index])
+                head, prefix = self.heads[index], f"heads.{index}"
+            else:
+                loss, head, prefix = (
+                    self.loss(self.classifier(features), targets),
+                    self.classifier,
+                    "classifier",
+                )
+            local, own = _gradients(loss, features, head, prefix, None, create_graph)
+            locals_.append(local)
+            losses.append(loss.detach())
+            found |= own
+        signal = locals_[-1]
+        for index in range(len(self.layers) - 1, -1, -1):
+            inputs, outputs = stages.pop()
+            layer, prefix = self.layers[index], f"layers.{index}"
+            backpropagated, own = _gradients(
+                outputs, inputs if index else None, layer, prefix, signal, create_graph
+            )
+            found |= own
+            if index:
+                above = signals[index - 1]
+                signal = above[0] * locals_[index - 1] + above[1] * backpropagated  # Eq. 4
+        return Gradients(found, losses)
+
+    def nested_loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The one loss whose gradient, but for factors, is the mixed one: what the released code minimises.
+
+        With P_l the product of softmax(alpha)_2 below layer l: the sum of softmax(alpha)_1 P_l L_l, and
+        P_L L_L.
+        """
+        signals, mixture = self.alpha.softmax(1), self.beta.softmax(1)
+        features, product = images, signals.new_ones(())
+        total = signals.new_zeros(())
+        for index, layer in enumerate(self.layers):
+            features = layer(features)
+            if index < len(self.heads):
+                loss = self._local_loss(index, features, targets, signals[index, 0], mixture[index])
+                total = total + signals[index, 0] * product * loss
+                product = product * signals[index, 1]
+        return total + product * self.loss(self.classifier(features), targets)
+
+    def _local_loss(
+        self, index: int, features: Tensor, targets: Tensor, signal: Tensor, mixture: Tensor
+    ) -> Tensor:
+        """Cross-entropy of the mixed heads of a layer (Eq. 1 and 3)."""
+        inputs = as_map(features, self._layouts[index])
+        scale = 1 / (signal + 1e-5) if self.logit_scaling else None
+        if scale is not None:
+            inputs = inputs / scale
+        heads: Iterable[nn.Module] = self.heads[index]  # type: ignore[assignment]  # whose items have no type
+        logits = mixed_logits(list(heads), inputs, mixture)
+        return self.loss(logits if scale is None else scale * logits, targets)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(logits, targets, smoothing=self.label_smoothing, over=self.smoothing)
+
+
+def check_kinds(head_kinds: Sequence[str]) -> None:
+    """Refuse heads that cannot be mixed."""
+    if not head_kinds:
+        raise ValueError("head_kinds: name at least one kind of head")
+    for kind in head_kinds:
+        if kind not in SEARCHABLE:
+            raise ValueError(f"head_kinds: '{kind}' cannot be searched{suggest(kind, SEARCHABLE)}")
+    if len(set(head_kinds)) < len(head_kinds):
+        raise ValueError("head_kinds: a kind is there twice")
+
+
+def _gradients(
+    outputs: Tensor,
+    inputs: Tensor | None,
+    module: nn.Module,
+    prefix: str,
+    signal: Tensor | None,
+    create_graph: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradients by inputs and by a module's parameters, of a loss or of what a signal weighs."""
+    named = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
+    sources = [each for _, each in named] + ([] if inputs is None else [inputs])
+    if not sources:
+        return outputs.new_zeros(()), {}
+    gradients = torch.autograd.grad(
+        outputs, sources, signal, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    by_name = {f"{prefix}.{name}": gradient for (name, _), gradient in zip(named, gradients, strict=False)}
+    return gradients[-1], by_name

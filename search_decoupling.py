@@ -1,0 +1,17 @@
+"""Search for where to cut a network, and which head to put at each cut (SEDONA).
+
+accelerate launch search_decoupling.py --network resnet50 --width 0.25 --data.name cifar10 --data.root DIR
+"""
+
+from search.config import DecouplingSearchConfig
+from tools.command import main
+
+
+def run(config: DecouplingSearchConfig) -> None:
+    from search.searching import search_decoupling  # imports torch: only when there is work to do
+
+    search_decoupling(config)
+
+
+if __name__ == "__main__":
+    main(DecouplingSearchConfig, run, __doc__)

@@ -1,0 +1,182 @@
+"""The search by the script as users run it."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree
+from pathlib import Path
+
+import pytest
+import torch
+
+from local_learning.decoupling import load_decoupling
+from search.discretisation import discretise
+from search.records import load_relaxation
+from tests.forked import run, run_up_to
+from tests.script import SMALL
+from tools.meters import read_metrics
+
+SCRIPT = "search_decoupling.py"
+BASE = [
+    *SMALL,
+    *("--heads", "aux1", "linear", "--recipe.evaluate-every", "3", "--recipe.checkpoint-every", "4"),
+    *("--recipe.steps", "12", "--recipe.lr", "0.02", "--search.steps", "9", "--search.inner-steps", "2"),
+    *("--search.snapshots", "3", "--search.validation-batch", "40", "--search.evaluate-every", "2"),
+    *("--search.checkpoint-every", "2", "--search.log-every", "3"),
+]
+VGG = [*BASE, "--network", "vgg6a", "--width", "0.125", "--dropout", "0.2"]
+
+pytestmark = pytest.mark.slow
+
+
+def searched(folder: Path, *options: str, ranks: int = 1) -> Path:
+    done = run(SCRIPT, *options, "--run", str(folder), ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    assert f"on {ranks} x cpu" in done.stdout
+    return folder
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return searched(folder, *VGG, ranks=request.param), request.param
+
+
+def assert_same_search(one: Path, other: Path) -> None:
+    for name in ("relaxation.json", "decoupling-2.json", "decoupling-5.json"):
+        assert (one / name).read_text() == (other / name).read_text(), name
+    for part in ("", "pretraining/"):
+        lines = [
+            [
+                {key: value for key, value in line.items() if key != "images_per_second"}
+                for line in read_metrics(folder / f"{part}metrics.jsonl")
+            ]
+            for folder in (one, other)
+        ]
+        assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize(
+    "deadly",
+    [
+        "step-00000004.json",  # in pretraining
+        "step-00000006.json",  # of the search
+        "relaxation.json",
+        "results.json",
+        "000003-0.safetensors",  # a snapshot
+    ],
+)
+def test_killed_and_continued_equals_uninterrupted(
+    whole: tuple[Path, int], deadly: str, tmp_path: Path
+) -> None:
+    expected, ranks = whole
+    folder = tmp_path / "run"
+    run_up_to(deadly, SCRIPT, *VGG, "--run", str(folder), ranks=ranks)
+    assert_same_search(searched(folder, *VGG, ranks=ranks), expected)
+
+
+def test_what_a_search_leaves(whole: tuple[Path, int]) -> None:
+    folder, _ = whole
+    relaxation = load_relaxation(folder / "relaxation.json")
+    assert relaxation.head_kinds == ("aux1", "linear")
+    assert len(relaxation.alpha) == len(relaxation.beta) == 4
+    for blocks in range(2, 6):
+        found = load_decoupling(folder / f"decoupling-{blocks}.json")
+        assert found == discretise(relaxation.alpha, relaxation.beta, relaxation.head_kinds, blocks)
+        assert load_decoupling(folder / f"decoupling-{blocks}-balanced.json").num_blocks == blocks
+    for name in ("preferences.svg", "structure-2.svg", "structure-4.svg"):
+        xml.etree.ElementTree.parse(folder / name)
+    last = [line for line in read_metrics(folder / "metrics.jsonl") if "signal/1" in line][-1]
+    shares = torch.tensor(relaxation.alpha, dtype=torch.float64).softmax(1)[:, 0].tolist()
+    assert [last[f"signal/{layer}"] for layer in range(1, 5)] == pytest.approx(shares)
+    words = (folder / "findings.txt").read_text()
+    assert "2 blocks: cut after" in words
+    results = json.loads((folder / "results.json").read_text())
+    assert results["decouplings"]["2"]["cuts"] == list(load_decoupling(folder / "decoupling-2.json").cuts)
+    assert not (folder / "snapshots").exists(), "weights are of no use after a search"
+
+
+def test_a_finished_search_says_so_and_other_options_are_refused(whole: tuple[Path, int]) -> None:
+    folder, ranks = whole
+    again = run(SCRIPT, *VGG, "--run", str(folder), ranks=ranks)
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+    other = run(SCRIPT, *VGG, "--run", str(folder), "--search.lr", "0.5")
+    assert other.returncode == 2
+    assert "--search.lr (was 0.01, is 0.5)" in other.stderr
+
+
+def test_its_decoupling_trains(whole: tuple[Path, int], tmp_path: Path) -> None:
+    folder, _ = whole
+    options = [*SMALL, "--network", "vgg6a", "--width", "0.125", "--recipe.steps", "3"]
+    where = ["--decoupling", str(folder / "decoupling-3.json"), "--run", str(tmp_path / "run")]
+    done = run("retrain_model.py", *options, *where)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_search_can_start_from_anothers_pretraining(whole: tuple[Path, int], tmp_path: Path) -> None:
+    folder, ranks = whole
+    options = [*VGG, "--search.pretrained-run", str(folder)]
+    again = searched(tmp_path / "again", *options, ranks=ranks)
+    assert (again / "relaxation.json").read_text() == (folder / "relaxation.json").read_text()
+    other = [*BASE, "--network", "vgg6a", "--width", "0.25", "--search.pretrained-run", str(folder)]
+    refused = run(SCRIPT, *other, "--run", str(tmp_path / "other"))
+    assert refused.returncode == 2
+    assert "another network, other heads or other classes" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--search.compat", "sedona-2021"],
+        ["--search.no-pretraining"],
+        ["--search.snapshots", "1", "--search.statistics", "batch"],
+        ["--search.keep-snapshots-on", "disk", "--search.controls", "2", "--precision", "fp64"],
+    ],
+)
+def test_other_ways_to_search(options: list[str], tmp_path: Path) -> None:
+    folder = searched(tmp_path / "run", *VGG, *options)
+    assert load_relaxation(folder / "relaxation.json").alpha[0][0] != 0
+    if "--search.controls" in options:
+        assert len(list((folder / "controls").iterdir())) == 8
+
+
+@pytest.mark.parametrize("network", ["timm/vit_tiny_patch16_224", "resnet18"])
+def test_other_networks(network: str, tmp_path: Path) -> None:
+    width = [] if network.startswith("timm/") else ["--width", "0.0625"]
+    few = ["--recipe.steps", "2", "--search.steps", "2", "--search.inner-steps", "1"]
+    size = ["--data.image-size", "32"] if width == [] else []
+    searched(tmp_path / "run", *BASE, "--network", network, *width, *few, *size)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--heads", "aux1", "predsim"], "--heads: unknown value 'predsim'"),
+        (["--heads", "aux1", "aux1"], "--heads: name one kind or more, each once"),
+        (["--recipe.optimizer", "adam"], "--recipe.optimizer: the search differentiates plain SGD"),
+        (["--data.validation", "0"], "--data.validation: the search needs validation images"),
+        (["--search.inner-steps", "0"], "--search.inner-steps: 0 is out of range"),
+        (
+            ["--search.pretrained-run", "nowhere"],
+            "--search.pretrained-run: there is no pretraining in 'nowhere'",
+        ),
+        (
+            ["--search.compat", "sedona"],
+            "--search.compat: unknown value 'sedona'; did you mean 'sedona-2021'",
+        ),
+        (["--network", "mlp"], "--network mlp: a network of one layer cannot be cut"),
+    ],
+)
+def test_a_mistake_is_one_line(options: list[str], words: str, tmp_path: Path) -> None:
+    done = run(SCRIPT, *VGG, "--run", str(tmp_path / "run"), *options)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_two_ranks_search_by_the_mean_of_their_hypergradients() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "tests/programs/search_ranks.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.stdout.count("equal") == 2, done.stderr

@@ -1,0 +1,65 @@
+"""What every script that works in a run folder does around its work."""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from accelerate import Accelerator
+
+from tools.failures import RunFailed, known_cause
+from tools.launch import launch, on_main
+from tools.runs import Run
+
+
+class StageConfig(Protocol):
+    """The options that say where and on what machine."""
+
+    @property
+    def run(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def trackers(self) -> tuple[str, ...]: ...
+
+
+Config = TypeVar("Config", bound=StageConfig)
+
+
+def in_run(
+    config: Config,
+    work: Callable[[Config, Run, Accelerator], None],
+    summary: Callable[[Run, dict[str, Any]], str],
+    *,
+    free: Collection[str],
+) -> None:
+    """Do the work in the run's folder, or show the summary of what was done.
+
+    `free` names the options that may change from one start to the next.
+    """
+    run = Run(Path(config.run))
+    accelerator = launch(
+        device=config.device,
+        precision=config.precision,
+        threads=config.threads,
+        trackers=config.trackers,
+        folder=run.path,
+    )
+    try:
+        on_main(accelerator, lambda: run.open(config, free=free))
+        if run.results:
+            on_main(accelerator, lambda: print(f"{run.path} is finished\n{summary(run, run.results or {})}"))
+        else:
+            work(config, run, accelerator)
+    except RuntimeError as error:
+        cause = known_cause(error, accelerator.num_processes)
+        if not cause:
+            raise
+        raise RunFailed(f"{cause}. The same command continues from the last checkpoint.") from error
+    finally:
+        run.close()
+    accelerator.free_memory()  # DDP goes before its process group does: the other order can hang
+    accelerator.end_training()
