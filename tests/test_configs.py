@@ -5,9 +5,15 @@ from pathlib import Path
 import pytest
 
 from retrain.config import RetrainConfig
+from search.config import DecouplingSearchConfig
 from tools.config import parse
 
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.toml"))
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.toml"))
+
+SCRIPTS: dict[str, type[RetrainConfig] | type[DecouplingSearchConfig]] = {
+    "retrain_model.py": RetrainConfig,
+    "search_decoupling.py": DecouplingSearchConfig,
+}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -16,5 +22,6 @@ def test_a_recipe_opens_with_its_command_and_is_whole(path: Path, monkeypatch: p
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
     assert f"--config configs/{path.name}" in first
-    config = parse(RetrainConfig, ["--config", str(path), "--data.root", "DIR"], prog="x", description="")
+    kind = SCRIPTS[next(script for script in SCRIPTS if f" {script} " in first)]
+    config = parse(kind, ["--config", str(path), "--data.root", "DIR"], prog="x", description="")
     assert config.data.root == "DIR"
