@@ -1,12 +1,12 @@
-"""Which decoupling trains better? Each is trained over several seeds by retrain_model.py, and the test sets compared.
+"""Which decoupling trains better? Each is trained over several seeds by retrain_model.py, and tested.
 
     python -m benchmarks.decouplings --decoupling dgl=uniform:4:mlp_sr searched=runs/sedona/decoupling-4.json
         --out runs/decouplings --network resnet34 --width 0.125 --data.name cifar10 --data.root DIR
 
-A name without a decoupling ("backprop=") is backpropagation; of several files under one name, "random=a,b,c", each seed
-takes its own. Options that are not of this script go to retrain_model.py. Runs that are finished
-are not made again, and none is begun twice, so that several of these may work side by side. One JSON line per
-name, and a table at the end.
+A name without a decoupling ("backprop=") is backpropagation; of several files under one name, "random=a,b,c",
+each seed takes its own. Options that are not of this script go to retrain_model.py. Runs that are finished
+are not made again, and none is begun twice, so that several of these may work side by side. One JSON line
+per name, and a table at the end.
 """
 
 import argparse

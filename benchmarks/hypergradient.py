@@ -35,7 +35,7 @@ from tools.cost import saved_activation_bytes
 from tools.layout import use_channels_last
 
 HEADS = ("aux1", "aux2", "aux3", "aux4")
-RATES = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-3}
+RATES: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-3}
 
 Result = tuple[Tensor, Tensor]
 
@@ -190,16 +190,17 @@ def compare(case: Case, options: argparse.Namespace) -> None:
 def live(way: Callable[[], Result]) -> int:
     """Peak bytes of what comes and goes."""
     gc.collect()
-    with Live() as tracker:
+    tracker = Live()
+    with tracker:
         way()
     return tracker.peak
 
 
-class Live(TorchDispatchMode):
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages that operators make, from then until they are gone."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak, self._now = 0, 0
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 

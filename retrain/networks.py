@@ -10,7 +10,7 @@ from local_learning.blocks import DecoupledNet, decouple
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling, read_decoupling
 from local_learning.losses import CrossEntropy
-from local_learning.networks.traced import timm_names
+from local_learning.networks.traced import with_our_names
 from local_learning.profile import balanced
 from local_learning.published import published
 from local_learning.requests import parse_request
@@ -125,9 +125,7 @@ def _check_rule(config: RetrainConfig, decoupling: Decoupling) -> None:
 def _load(config: RetrainConfig, net: DecoupledNet, tensors: Mapping[str, Tensor]) -> None:
     """Start from given weights; heads start anew unless the file has every one of them."""
     view, source = net.with_names(), Path(config.weights)
-    if config.network.startswith("timm/"):
-        ours = {timm: ours for ours, timm in timm_names(view).items()}
-        tensors = {ours.get(name, name): tensor for name, tensor in tensors.items()}
+    tensors = with_our_names(config.network, view, tensors)
     own = {name: tensor.shape for name, tensor in view.state_dict().items() if name.startswith("heads.")}
     given = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("heads.")}
     skip: tuple[str, ...] = () if own == given else ("heads.",)

@@ -118,6 +118,8 @@ class DecouplingSearchConfig:
     """A ResNet's stem: part of its first layer (fused, as in SEDONA) or a layer (unit, as in DGL)."""
     pretrained: bool = False
     """Start a timm model from its published weights (from timm's cache, or fetched)."""
+    weights: str = ""
+    """Start from the trunk in this weights file: one of ours, or one with the timm model's own names."""
     heads: tuple[str, ...] = ("aux1", "aux2", "aux3", "aux4")
     """The kinds of head to choose from: of aux1 to aux4, mlp_sr, conv1c2f, linear."""
     seed: int = 0
@@ -151,6 +153,8 @@ class DecouplingSearchConfig:
         check_choice("--device", self.device, ("auto", "cpu", "cuda"))
         check_choice("--precision", self.precision, ("fp32", "fp64"))
         check_range("--threads", self.threads, 0)
+        if self.pretrained and self.weights:
+            raise ValueError("--pretrained: cannot go with --weights; choose one")
         self._check_recipe()
 
     def _check_recipe(self) -> None:

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from local_learning.build import check_name, seeded_chain
+from local_learning.networks.traced import with_our_names
 from search.config import FREE, DecouplingSearchConfig
 from search.findings import results_of, summary, write_findings
 from search.memory import SnapshotMemory
@@ -30,6 +31,7 @@ from tools.loop import Loop, Plan
 from tools.runs import Run
 from tools.seeding import derive, seed_globals
 from tools.stage import in_run
+from tools.weights import load_weights, read_weights
 
 PRETRAINING, SNAPSHOTS = "pretraining", "snapshots"
 
@@ -99,6 +101,11 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
 
 def _relaxed(config: DecouplingSearchConfig, data: Data, accelerator: Accelerator) -> RelaxedNet:
     chain = seeded_chain(config, data.num_classes, data.image_size, data.channels)
+    if config.weights:
+        source = Path(config.weights)
+        tensors = with_our_names(config.network, chain, read_weights(source))
+        trunk = {name: tensor for name, tensor in tensors.items() if not name.startswith("heads.")}
+        load_weights(chain, trunk, source=source)
     seed_globals(config.seed, "heads")
     try:
         net = RelaxedNet(

@@ -2,6 +2,7 @@
 
 import operator
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -70,6 +71,14 @@ def split(model: nn.Module, name: str, image_shape: tuple[int, int, int]) -> Cha
 def timm_names(chain: Chain) -> dict[str, str]:
     """For every key of the chain's state dict, timm's own name of that parameter or buffer."""
     return {key: re.sub(r"^(layers\.\d+|classifier)\.", "", key) for key in chain.state_dict()}
+
+
+def with_our_names(network: str, chain: Chain, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a weights file by the chain's names, where a file of a timm model has timm's."""
+    if not network.startswith("timm/"):
+        return dict(tensors)
+    ours = {timm_name: name for name, timm_name in timm_names(chain).items()}
+    return {ours.get(name, name): tensor for name, tensor in tensors.items()}
 
 
 # ---- timm ----------------------------------------------------------------------------------------------

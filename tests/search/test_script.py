@@ -7,6 +7,7 @@ import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from local_learning.decoupling import load_decoupling
@@ -112,6 +113,29 @@ def test_its_decoupling_trains(whole: tuple[Path, int], tmp_path: Path) -> None:
     where = ["--decoupling", str(folder / "decoupling-3.json"), "--run", str(tmp_path / "run")]
     done = run("retrain_model.py", *options, *where)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_search_can_start_from_weights(tmp_path: Path) -> None:
+    options = [*SMALL, "--network", "vgg6a", "--width", "0.125", "--recipe.steps", "3"]
+    run("retrain_model.py", *options, "--run", str(tmp_path / "trained"))
+    given = tmp_path / "trained" / "weights.safetensors"
+    few = ["--search.no-pretraining", "--search.steps", "1", "--search.checkpoint-every", "1"]
+    run_up_to("relaxation.json", SCRIPT, *VGG, *few, "--weights", str(given), "--run", str(tmp_path / "run"))
+    first = tmp_path / "run" / "pretraining" / "snapshots" / "000000-0.safetensors"
+    start, trained = safetensors.torch.load_file(first), safetensors.torch.load_file(given)
+    assert all(torch.equal(start[name], value) for name, value in trained.items())
+
+
+def test_pretraining_on_two_ranks_gives_the_numbers_of_one(tmp_path: Path) -> None:
+    options = [*BASE, "--network", "resnet18", "--width", "0.0625", "--precision", "fp64"]
+    lines = []
+    for ranks in (1, 2):
+        folder = searched(tmp_path / f"on{ranks}", *options, "--search.steps", "1", ranks=ranks)
+        lines.append(read_metrics(folder / "pretraining" / "metrics.jsonl"))
+    for one, other in zip(*lines, strict=True):
+        assert one.keys() == other.keys()
+        for name in one.keys() - {"images_per_second"}:
+            assert one[name] == pytest.approx(other[name], rel=1e-8), name
 
 
 def test_a_search_can_start_from_anothers_pretraining(whole: tuple[Path, int], tmp_path: Path) -> None:
