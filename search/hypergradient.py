@@ -169,11 +169,19 @@ class _Path:
             for module in net.modules():
                 if isinstance(module, _BatchNorm):
                     module.train()
+        # With running statistics images do not see each other: a part at a time needs less memory than a step.
+        size = len(batch[0]) if statistics == "batch" else len(self._batches[0][0])
+        tensors = {**leaves, **self._constants, **self._buffers}
+        total, derivatives = torch.zeros_like(net.alpha[0, 0]), Tensors()
         with frozen_statistics(net):
-            logits = functional_call(net, {**leaves, **self._constants, **self._buffers}, (batch[0],))
-        loss = net.loss(logits, batch[1])
+            for images, targets in zip(*(torch.split(column, size) for column in batch), strict=True):
+                loss = (
+                    net.loss(functional_call(net, tensors, (images,)), targets) * len(images) / len(batch[0])
+                )
+                derivatives = _combined(derivatives, 1.0, _derivatives(loss, leaves), 1.0)
+                total += loss.detach()
         net.train()
-        return loss.detach(), _derivatives(loss, leaves)
+        return total, derivatives
 
     def training_loss(self, weights: Tensors) -> tuple[Tensor, Tensors, Tensor, Tensor]:
         """The nested loss of the last batch, and its derivatives by weights, alpha and beta."""

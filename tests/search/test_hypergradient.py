@@ -198,6 +198,16 @@ def test_kept_graphs_change_nothing(options: dict[str, Any]) -> None:
     assert error(found.beta, expected.beta) < 1e-12
 
 
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_a_larger_validation_batch(statistics: str) -> None:
+    net = relaxed("resnet18")
+    inner, validation = batches("resnet18", 2), batch(99, 16, rows=16)
+    expected = unrolled(net, inner, validation, **RATES, statistics=statistics)
+    found = hypergradient(net, inner, validation, **RATES, statistics=statistics)
+    assert error(found.alpha, expected[0]) < 1e-9
+    assert torch.allclose(found.loss, expected[2], rtol=1e-12)
+
+
 def test_validation_with_the_batchs_own_statistics() -> None:
     net = relaxed("resnet18")
     inner, validation = batches("resnet18", 2), batch(99, 16)
