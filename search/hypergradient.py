@@ -169,7 +169,7 @@ class _Path:
             for module in net.modules():
                 if isinstance(module, _BatchNorm):
                     module.train()
-        # With running statistics images do not see each other: a part at a time needs less memory than a step.
+        # With running statistics images do not see each other, and a part at a time needs less memory.
         size = len(batch[0]) if statistics == "batch" else len(self._batches[0][0])
         tensors = {**leaves, **self._constants, **self._buffers}
         total, derivatives = torch.zeros_like(net.alpha[0, 0]), Tensors()
