@@ -50,6 +50,8 @@ class Decoupling:
         if len(heads) != len(cuts):
             raise ValueError(f"{_needs(len(cuts), 'cut', 'head')}, not {len(heads)}")
         groups = _groups(self.groups, len(cuts) + 1)
+        if isinstance(groups, tuple) and set(groups) == {1}:
+            groups = 1
         if not isinstance(self.uneven, bool):
             raise ValueError(f"uneven is {self.uneven!r}; it must be true or false")
         object.__setattr__(self, "cuts", cuts)

@@ -114,13 +114,17 @@ class RetrainConfig:
             raise ValueError("--alignment: compares the gradients of blocks; it needs --decoupling")
         elif self.groups > 1:
             raise ValueError("--groups: splits the blocks of a --decoupling, such as uniform:4:conv1c2f")
+        if self.chosen_rule == "gluing" and self.precision in ("bf16", "fp16"):
+            raise ValueError(
+                f"--precision: gluing variables move by less than {self.precision} can tell; use fp32"
+            )
         if self.gluing.cache and self.chosen_rule == "gluing":
             self._check_cache()
 
     def _check_cache(self) -> None:
-        data = self.data
-        if data.augment != "none" or data.mixup or data.cutmix:
+        changes = ("mixup", "cutmix", "rotate", "cutout", "color_jitter", "auto_augment", "erase")
+        if self.data.augment != "none" or any(getattr(self.data, name) for name in changes):
             raise ValueError(
                 "--gluing.cache: gluing variables are kept for each image, which must not change from one "
-                "visit to the next; it goes with --data.augment none, without mixup and cutmix"
+                f"visit to the next; it goes with --data.augment none, without {', '.join(changes)}"
             )

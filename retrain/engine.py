@@ -55,7 +55,10 @@ class AccelerateEngine(Engine):
         """That of the mean over the whole batch, where a process has the mean over its own rows."""
         signal: Tensor = super().error_signal(inputs) / self._accelerator.num_processes
         scaler = self._accelerator.scaler
-        return signal / scaler.get_scale() if scaler else signal
+        if not scaler:
+            return signal
+        # In half precision small ones would be lost unscaled; after an overflow, which is normal, there is none.
+        return torch.nan_to_num(signal.float() / scaler.get_scale(), nan=0.0, posinf=0.0, neginf=0.0)
 
     def update(self, index: int) -> None:
         optimizer = self.optimizers[index]

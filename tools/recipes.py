@@ -53,7 +53,7 @@ class Recipe:
     smoothing: str = "all"
     """Over which classes label-smoothing is spread: all (as torch does) or others (as in SEDONA's code)."""
     clip_norm: float = 0.0
-    """Largest norm of the whole gradient; 0 does not clip."""
+    """Largest norm of the gradient, of each block where there are several; 0 does not clip."""
     ema: float = 0.0
     """Decay of the weights' exponential moving average, which then is what is evaluated; 0 keeps none.
     Early on it is lower, 1 - (1 + step)^(-2/3) at most, so that the initial weights are soon forgotten."""
@@ -76,6 +76,11 @@ class Recipe:
         check_choice("--recipe.optimizer", self.optimizer, OPTIMIZERS)
         check_range("--recipe.lr", self.lr, 0, open_low=True)
         check_range("--recipe.min-lr", self.min_lr, 0)
+        if self.schedule == "cosine" and self.min_lr > self.lr:
+            raise ValueError(
+                f"--recipe.min-lr: the cosine would rise from --recipe.lr {self.lr:g} to {self.min_lr:g}; "
+                "give a lower one, such as 0"
+            )
         check_range("--recipe.momentum", self.momentum, 0, 1)
         check_range("--recipe.beta1", self.beta1, 0, 0.999999)
         check_range("--recipe.beta2", self.beta2, 0, 0.999999)

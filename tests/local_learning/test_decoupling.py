@@ -143,6 +143,10 @@ def test_uniform_blocks_are_never_empty_and_of_two_sizes() -> None:
     assert Decoupling.uniform(16, 14, "aux1").cuts[6] == 8
 
 
+def test_one_group_everywhere_is_no_groups() -> None:
+    assert Decoupling((1, 3), ("linear", "linear"), (1, 1, 1)) == Decoupling((1, 3), ("linear", "linear"))
+
+
 def test_uniform_groups_close_the_last_layer() -> None:
     decoupling = Decoupling.uniform(15, 3, "conv1c2f", groups=4)
     assert decoupling == Decoupling((5, 10, 15), ("conv1c2f",) * 3, 4)

@@ -100,12 +100,17 @@ OTHERS = [
     ([*GLUING, "--gluing.cache"], "--gluing.cache: gluing variables are kept for each image"),
     (
         [*GLUING, "--gluing.cache", "--data.augment", "none", "--data.mixup", "0.2"],
-        "it goes with --data.augment none, without mixup and cutmix",
+        "it goes with --data.augment none, without mixup, cutmix, rotate",
     ),
     (
         [*GLUING, "--gluing.penalty", "1", "2", "3"],
         "--gluing.penalty: 3 values for 2 boundaries; give one, or one for each",
     ),
+    (
+        [*GLUING, "--gluing.cache", "--data.augment", "none", "--data.rotate", "9"],
+        "without mixup, cutmix, rotate",
+    ),
+    ([*GLUING, "--precision", "bf16"], "--precision: gluing variables move by less than bf16 can tell"),
     ([*GLUING, "--gluing.h-every", "2"], "--gluing.h-every: needs --gluing.cache"),
     ([*GLUING, "--gluing.refresh", "2"], "--gluing.refresh: needs --gluing.cache"),
 ]

@@ -8,6 +8,14 @@ from tools.optim import make_optimizer, make_schedule
 from tools.recipes import Recipe
 
 
+def test_a_cosine_that_would_rise_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"--recipe\.min-lr: the cosine would rise from --recipe\.lr 0\.0001"
+    ):
+        Recipe(lr=1e-4)
+    assert Recipe(lr=1e-4, schedule="constant").lr == 1e-4
+
+
 def rates(recipe: Recipe, num_steps: int) -> list[float]:
     optimizer = make_optimizer(recipe, [nn.Parameter(torch.zeros(1))])
     schedule = make_schedule(recipe, optimizer, num_steps)
