@@ -57,7 +57,7 @@ class AccelerateEngine(Engine):
         scaler = self._accelerator.scaler
         if not scaler:
             return signal
-        # In half precision small ones would be lost unscaled; after an overflow, which is normal, there is none.
+        # In half precision small ones would be lost unscaled; after an overflow there are none.
         return torch.nan_to_num(signal.float() / scaler.get_scale(), nan=0.0, posinf=0.0, neginf=0.0)
 
     def update(self, index: int) -> None:
