@@ -60,7 +60,9 @@ def write_findings(run: Run, config: DecouplingSearchConfig, net: RelaxedNet, da
     for blocks in shown:
         lines.append(f"{blocks} blocks: {_told(chosen[blocks], kinds, costs)}")
         lines += [f"  {line}" for line in confidence(alpha, beta, kinds, blocks, late)]
-        lines.append(f"  balanced to {config.search.slack:g}: {_told(within[blocks], kinds, costs)}")
+        same = within[blocks] == chosen[blocks]
+        balanced = "the same" if same else _told(within[blocks], kinds, costs)
+        lines.append(f"  balanced to {config.search.slack:g}: {balanced}")
         lines.append(f"  {_settled(history, kinds, blocks)}")
     write_bytes(run.path / "findings.txt", ("\n".join(lines) + "\n").encode())
     _draw(run.path, config, alpha, beta, kinds, {k: chosen[k] for k in shown}, history, num_layers)
@@ -163,7 +165,7 @@ def _draw(
         folder / "preferences.svg",
         signals,
         chosen,
-        title=f"{config.network} on {config.data.name}",
+        title=f"{config.network} at {config.width:g}x on {config.data.name}",
         history=[(step, [shares(row)[0] for row in each]) for step, each, _ in history],
         mixture=[shares(row) for row in beta],
         head_kinds=kinds,

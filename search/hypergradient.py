@@ -27,7 +27,9 @@ from tools.second_order import FastSecondOrder
 OBJECTIVES = ("validation", "training")
 STATISTICS = ("running", "batch")
 
-Batch = tuple[Tensor, Tensor]
+Batch = Sequence[Tensor]
+"""Images and targets."""
+
 Tensors = dict[str, Tensor]
 
 
@@ -115,7 +117,7 @@ class _Path:
     """The inner steps: each can be gone forward once, and then backward."""
 
     def __init__(self, net: RelaxedNet, batches: Sequence[Batch], keep_graphs: int) -> None:
-        self._net, self._batches = net, batches
+        self._net, self._batches = net, [(batch[0], batch[1]) for batch in batches]
         self._keep_from = len(batches) - keep_graphs
         self._buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
         self._constants = {name: p.detach() for name, p in net.named_parameters() if not p.requires_grad}
@@ -174,7 +176,7 @@ class _Path:
         tensors = {**leaves, **self._constants, **self._buffers}
         total, derivatives = torch.zeros_like(net.alpha[0, 0]), Tensors()
         with frozen_statistics(net):
-            for images, targets in zip(*(torch.split(column, size) for column in batch), strict=True):
+            for images, targets in zip(*(torch.split(column, size) for column in batch[:2]), strict=True):
                 loss = (
                     net.loss(functional_call(net, tensors, (images,)), targets) * len(images) / len(batch[0])
                 )
