@@ -213,7 +213,7 @@ def test_alignment_is_told_for_all_blocks_but_the_last_and_changes_nothing(made:
     assert_equal(weights(watched), weights(made(*AUX)))
 
 
-@pytest.mark.parametrize("name", ["aux2", "replay", "gluing"])
+@pytest.mark.parametrize("name", ["aux2", "replay"])
 def test_bf16_trains_weights_in_fp32(made: Made, name: str) -> None:
     options = RULES[name][0]
     folder = made(*options, "--precision", "bf16")
