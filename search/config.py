@@ -61,7 +61,8 @@ class SearchOptions:
     """For the cost-aware decouplings: how much longer the longest block may take than with the best
     balanced cuts."""
     controls: int = 0
-    """So many random decouplings of each kind of Table 4: random cuts, and random heads."""
+    """So many random decouplings of each kind of Table 4 (random cuts, random heads) for each number of
+    blocks in show."""
     show: tuple[int, ...] = (2, 4, 8)
     """Numbers of blocks that figures and text are about."""
 
@@ -88,6 +89,8 @@ class SearchOptions:
             check_range(f"--search.{name.replace('_', '-')}", getattr(self, name), 1)
         check_range("--search.slack", self.slack, 1)
         check_range("--search.controls", self.controls, 0)
+        if not self.show:
+            raise ValueError("--search.show: name one number of blocks or more")
         for blocks in self.show:
             check_range("--search.show", blocks, 2)
         if self.pretrained_run and not self.pretraining:

@@ -56,7 +56,8 @@ def write_findings(run: Run, config: DecouplingSearchConfig, net: RelaxedNet, da
 
     history = _history(run, num_layers, kinds)
     late = [(alpha_, beta_) for step, alpha_, beta_ in history if step > (1 - LATE) * config.search.steps]
-    lines: list[str] = []
+    beyond = [str(blocks) for blocks in config.search.show if blocks not in chosen]
+    lines = [f"nothing on {', '.join(beyond)} blocks: there are {num_layers} layers"] if beyond else []
     for blocks in shown:
         lines.append(f"{blocks} blocks: {_told(chosen[blocks], kinds, costs)}")
         lines += [f"  {line}" for line in confidence(alpha, beta, kinds, blocks, late)]

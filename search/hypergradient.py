@@ -76,7 +76,9 @@ def hypergradient(
     assert objective in OBJECTIVES
     if not batches:
         raise ValueError("batches: at least one inner step is needed")
-    path = _Path(net, batches, keep_graphs)
+    # The released code's loss stands in front of the last step, through which nothing goes back then.
+    back = len(batches) - (objective == "training")
+    path = _Path(net, batches, range(back - keep_graphs, back))
     weights = {name: weight.detach() for name, weight in net.weights().items()}
     moved = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     if momentum_buffers is not None:
@@ -97,13 +99,11 @@ def hypergradient(
             del gradients, change
         if objective == "training":
             loss, v, to_alpha, to_beta = path.training_loss(before_last)
-            first = len(batches) - 2
         else:
             loss, v = path.validation_loss(weights, validation_batch, statistics)
             to_alpha, to_beta = torch.zeros_like(net.alpha), torch.zeros_like(net.beta)
-            first = len(batches) - 1
         q: Tensors = {}
-        for step in range(first, -1, -1):
+        for step in reversed(range(back)):
             p = _combined(q, 1.0, v, -lr)
             q = {name: momentum * value for name, value in p.items()}
             found = path.backward(step, p, to_weights=step > 0)
@@ -116,9 +116,9 @@ def hypergradient(
 class _Path:
     """The inner steps: each can be gone forward once, and then backward."""
 
-    def __init__(self, net: RelaxedNet, batches: Sequence[Batch], keep_graphs: int) -> None:
+    def __init__(self, net: RelaxedNet, batches: Sequence[Batch], kept: range) -> None:
         self._net, self._batches = net, [(batch[0], batch[1]) for batch in batches]
-        self._keep_from = len(batches) - keep_graphs
+        self._kept = kept
         self._buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
         self._constants = {name: p.detach() for name, p in net.named_parameters() if not p.requires_grad}
         self._weights: list[Tensors] = []
@@ -129,7 +129,7 @@ class _Path:
         """The mixed gradients of a step at weights; running statistics move."""
         self._weights.append(weights)
         self._random.append(_RandomState(self._net.alpha.device))
-        if step >= self._keep_from:
+        if step in self._kept:
             leaves, found = self._field(step, create_graph=True)
             self._graphs[step] = (leaves, found.of)
             return {name: value.detach() for name, value in found.of.items()}, found.losses

@@ -3,7 +3,7 @@
 A snapshot never changes, and is one file of its own: a checkpoint names files and holds no weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,13 +91,9 @@ class SnapshotMemory:
             self._tensors[snapshot.path] = {name: each.to(self._device) for name, each in tensors.items()}
         return self._tensors[snapshot.path]
 
-    def entries(self) -> list[list[Any]]:
-        """The snapshots as plain values."""
-        return [[str(one.path), one.step, one.score] for one in self.snapshots]
-
-    def take(self, entries: list[list[Any]]) -> None:
+    def take(self, snapshots: Sequence[Snapshot]) -> None:
         """Hold these snapshots, read from their files when they are needed."""
-        self.snapshots = [Snapshot(Path(path), step, score) for path, step, score in entries]
+        self.snapshots = list(snapshots)
         self._tensors = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,11 +102,13 @@ class SnapshotMemory:
             if not snapshot.path.exists():
                 _write(snapshot.path, self._tensors[snapshot.path])
         self._tidy()
-        return {"entries": self.entries(), "born": self._born}
+        home = self._folder.parent
+        entries = [[_within(home, one.path), one.step, one.score] for one in self.snapshots]
+        return {"entries": entries, "born": self._born}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a checkpoint."""
-        self.take(state["entries"])
+        self.take(snapshots_of(state, self._folder.parent))
         self._born = state["born"]
 
     def _add(self, state: Mapping[str, Tensor], step: int, score: float) -> None:
@@ -142,6 +140,15 @@ class SnapshotMemory:
             path.unlink()
 
 
+def snapshots_of(state: Mapping[str, Any], home: Path) -> list[Snapshot]:
+    """The snapshots that a memory's state names, in the folder that holds theirs: runs may be moved."""
+    return [Snapshot(home / path, step, score) for path, step, score in state["entries"]]
+
+
+def _within(home: Path, path: Path) -> str:
+    return str(path.relative_to(home) if path.is_relative_to(home) else path.resolve())
+
+
 def _write(path: Path, tensors: State) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,4 +162,4 @@ def _read(path: Path) -> State:
         with safetensors.safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"--run: cannot read the snapshot {path}: {error}; start in a new folder") from None
+        raise ValueError(f"cannot read the snapshot {path}: {error}; start in a new folder") from None

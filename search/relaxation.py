@@ -56,6 +56,8 @@ class RelaxedNet(nn.Module):
         check_kinds(head_kinds)
         if chain.num_layers < 2:
             raise ValueError("a network of one layer cannot be cut")
+        if len(set(chain.layers)) < chain.num_layers:
+            raise ValueError("one module stands for several layers; each needs weights of its own")
         self.head_kinds = tuple(head_kinds)
         self.label_smoothing, self.smoothing = label_smoothing, smoothing
         self.logit_scaling = logit_scaling
@@ -116,7 +118,8 @@ class RelaxedNet(nn.Module):
             outputs = layer(inputs)
             stages.append((inputs, outputs))
             # In one graph per layer where only first derivatives are asked for: each goes with its use.
-            features = outputs if create_graph else outputs.detach().requires_grad_()
+            own_graph = not create_graph or not outputs.requires_grad
+            features = outputs.detach().requires_grad_() if own_graph else outputs
             if index < len(self.heads):
                 loss = self._local_loss(index, features, targets, signals[index, 0], mixture[index])
                 head, prefix = self.heads[index], f"heads.{index}"

@@ -17,11 +17,12 @@ from local_learning.build import check_name, seeded_chain
 from local_learning.networks.traced import with_our_names
 from search.config import FREE, DecouplingSearchConfig
 from search.findings import results_of, summary, write_findings
-from search.memory import SnapshotMemory
+from search.hypergradient import hypergradient
+from search.memory import Snapshot, SnapshotMemory, snapshots_of
 from search.relaxation import RelaxedNet
 from search.sedona import Episode, Inner, Pretraining, Search, episodes
 from tools.checkpoint import load_checkpoint
-from tools.config import flatten
+from tools.config import flag, flatten, from_toml
 from tools.cost import count_params
 from tools.datasets import Data, load_data
 from tools.launch import on_main
@@ -49,6 +50,8 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
             f"--recipe.batch-size: {config.recipe.batch_size} images cannot be shared evenly among {ranks} "
             "processes"
         )
+    if config.recipe.batch_size < 2 * ranks:
+        raise ValueError("--recipe.batch-size: BatchNorm needs two images or more on each process")
     data = load_data(config.data, config.seed)
     net = _relaxed(config, data, accelerator)
     num_steps = config.recipe.num_steps(len(data.train) / config.recipe.batch_size)
@@ -56,7 +59,10 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
     accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
     if accelerator.is_main_process:
         print(_heading(config, data, net, num_steps, accelerator), flush=True)
-    entries = _entries(config, run, accelerator, inner, data, num_steps)
+    _check_derivatives(config, net, data)
+    snapshots = _snapshots(config, run, accelerator, inner, data, num_steps)
+    if accelerator.is_main_process:
+        print(f"searching from {len(snapshots)} snapshots", flush=True)
 
     options = config.search
     share = max(1, options.snapshots // ranks)
@@ -67,7 +73,7 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
         rank=accelerator.process_index,
         device=accelerator.device,
     )
-    memory.take((entries[accelerator.process_index :: ranks] or entries)[:share])
+    memory.take((snapshots[accelerator.process_index :: ranks] or snapshots)[:share])
     job = Search(inner, config, accelerator, memory)
     images = config.recipe.batch_size * (options.inner_steps + 1) + options.validation_batch
     plan = Plan(
@@ -78,6 +84,7 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
         log_every=options.log_every,
         seed=config.seed,
         identity={"training images": len(data.train), "classes": list(data.class_names)},
+        cure="A lower --recipe.lr or --search.lr often cures this.",
     )
     train, validation = _own_loaders(config, data, accelerator)
 
@@ -89,7 +96,8 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
 
     def finish() -> dict[str, Any]:
         found = write_findings(run, config, net, data)
-        results = results_of(found, steps=options.steps, seconds=end.seconds, pretraining=num_steps)
+        pretraining = num_steps if options.pretraining else 0
+        results = results_of(found, steps=options.steps, seconds=end.seconds, pretraining=pretraining)
         run.write_results(results)
         shutil.rmtree(run.path / SNAPSHOTS, ignore_errors=True)  # weights are of no use any more
         return results
@@ -125,31 +133,40 @@ def _relaxed(config: DecouplingSearchConfig, data: Data, accelerator: Accelerato
     return net
 
 
-def _entries(
+def _check_derivatives(config: DecouplingSearchConfig, net: RelaxedNet, data: Data) -> None:
+    """Find out before a long pretraining whether torch can differentiate this network twice."""
+    shape = (2, data.channels, data.image_size, data.image_size)
+    batch = (torch.randn(shape).to(net.alpha), torch.arange(2, device=net.alpha.device) % data.num_classes)
+    try:
+        hypergradient(net, [batch, batch], batch, lr=1e-3, momentum=0.9, weight_decay=0.0)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--network {config.network}: it cannot be searched: {reason}") from None
+
+
+def _snapshots(
     config: DecouplingSearchConfig,
     run: Run,
     accelerator: Accelerator,
     inner: Inner,
     data: Data,
     num_steps: int,
-) -> list[list[Any]]:
+) -> list[Snapshot]:
     """The snapshots that search starts from: those of pretraining, or the one of the initial weights."""
     options = config.search
     if options.pretrained_run:
-        entries = _entries_of(Path(options.pretrained_run), inner)
-        return entries[-options.snapshots :] if options.compat else _best(entries, options.snapshots)
+        found = _snapshots_of(Path(options.pretrained_run), config, num_steps)
+        return found[-options.snapshots :] if options.compat else _best(found, options.snapshots)
     part = run.part(PRETRAINING)
     memory = SnapshotMemory(
         part.path / SNAPSHOTS, options.snapshots, place=options.keep_snapshots_on, device=accelerator.device
     )
-    if not options.pretraining:
-        told: list[Any] = [None]
-        if accelerator.is_main_process:
-            memory.keep_latest(inner.state(), 0, 0.0)
-            told = [memory.state_dict()["entries"]]
-    else:
+    if options.pretraining:
         _pretrain(config, part, accelerator, inner, data, num_steps, memory)
-        told = [memory.entries()]
+    elif accelerator.is_main_process:
+        memory.keep_latest(inner.state(), 0, 0.0)
+        memory.state_dict()
+    told: list[Any] = [memory.snapshots]
     if accelerator.num_processes > 1:
         broadcast_object_list(told)
     return list(told[0])
@@ -185,6 +202,7 @@ def _pretrain(
         log_every=recipe.log_every,
         seed=config.seed,
         identity={"training images": len(data.train), "classes": list(data.class_names)},
+        cure="A lower --recipe.lr or --search.lr often cures this.",
     )
     with contextlib.closing(loader):
         Loop(job, plan, part, accelerator).run(loader.batches)
@@ -195,7 +213,9 @@ def _own_loaders(
 ) -> tuple[TrainLoader, TrainLoader]:
     """Whole batches for each process, different ones; validation images as they are."""
     seed = derive(config.seed, "search", accelerator.process_index)
-    plain = replace(config.data, augment="none")
+    plain = replace(
+        config.data, augment="none", rotate=0.0, cutout=0, color_jitter=0.0, auto_augment="", erase=0.0
+    )
     size = min(config.search.validation_batch, len(data.validation))
     train = make_train_loader(
         data.train,
@@ -211,27 +231,34 @@ def _own_loaders(
     return train, validation
 
 
-def _entries_of(run: Path, inner: Inner) -> list[list[Any]]:
-    """The snapshots that another run's pretraining left."""
+def _snapshots_of(run: Path, config: DecouplingSearchConfig, num_steps: int) -> list[Snapshot]:
+    """The snapshots that another run's pretraining left; it must be the one that would be made here."""
     option = "--search.pretrained-run"
     found = load_checkpoint(run / PRETRAINING / "checkpoints")
     if found is None:
         raise ValueError(f"{option}: there is no pretraining in '{run}'")
-    entries: list[list[Any]] = found[1]["job"]["memory"]["entries"]
-    # A run may have been moved since.
-    entries = [[str(run / PRETRAINING / SNAPSHOTS / Path(path).name), *rest] for path, *rest in entries]
-    memory = SnapshotMemory(run, len(entries), place="disk")
-    memory.take(entries)
-    given = {name: tensor.shape for name, tensor in memory.read(memory.snapshots[-1]).items()}
-    if given != {name: tensor.shape for name, tensor in inner.state().items()}:
-        raise ValueError(f"{option}: '{run}' has another network, other heads or other classes")
-    return entries
+    text = (run / "config.toml").read_text("utf-8")
+    theirs = flatten(from_toml(DecouplingSearchConfig, text, source=str(run / "config.toml")))
+    mine = flatten(config)
+    kept = {name for name in mine if not name.startswith("search.")} | {"search.compat"}
+    kept -= FREE | {"recipe.log_every", "recipe.checkpoint_every"}
+    differing = [
+        f"{flag(name)} ({theirs[name]!r} there)"
+        for name in mine
+        if name in kept and theirs[name] != mine[name]
+    ]
+    if differing:
+        raise ValueError(f"{option}: '{run}' was pretrained with other options: {', '.join(differing)}")
+    step, state = found
+    if step != num_steps:
+        raise ValueError(f"{option}: the pretraining in '{run}' has come to step {step} of {num_steps}")
+    return snapshots_of(state["job"]["memory"], run / PRETRAINING)
 
 
-def _best(entries: list[list[Any]], count: int) -> list[list[Any]]:
-    """The entries of highest score, in their order."""
-    best = sorted(range(len(entries)), key=lambda index: (-entries[index][2], -index))[:count]
-    return [entries[index] for index in sorted(best)]
+def _best(snapshots: list[Snapshot], count: int) -> list[Snapshot]:
+    """Those of highest score, in their order."""
+    best = sorted(range(len(snapshots)), key=lambda index: (-snapshots[index].score, -index))[:count]
+    return [snapshots[index] for index in sorted(best)]
 
 
 def _heading(

@@ -28,7 +28,9 @@ def known_cause(error: RuntimeError, num_processes: int) -> str:
     text = str(error).lower()
     reason = (str(error).splitlines() or [""])[0][:200]
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        return f"out of memory; lower --recipe.batch-size or raise --recipe.accumulate ({reason})"
+        return (
+            f"out of memory; lower --recipe.batch-size, or in retraining raise --recipe.accumulate ({reason})"
+        )
     broken = ("gloo", "nccl", "connection", "peer", "socket", "timed out", "timeout")
     if num_processes > 1 and any(word in text for word in broken):
         return f"lost contact with another process ({reason})"

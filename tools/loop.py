@@ -66,6 +66,8 @@ class Plan:
     seed: int
     identity: Mapping[str, Any]
     """What must be the same when a run is continued and no option says, such as the classes."""
+    cure: str = "A lower --recipe.lr, a warm-up (--recipe.warmup) or --recipe.clip-norm often cures this."
+    """What to try when a loss is no number."""
 
 
 @dataclass
@@ -303,10 +305,7 @@ class Loop(Generic[BatchT]):
         )
 
     def _advice(self) -> str:
-        return (
-            f"{self._last_good()}. A lower --recipe.lr, a warm-up (--recipe.warmup) or --recipe.clip-norm "
-            "often cures this."
-        )
+        return f"{self._last_good()}. {self._plan.cure}"
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self._stop_signal == signal.SIGINT == signum:  # asked twice: at once

@@ -308,6 +308,15 @@ def test_the_released_objective_is_the_last_training_loss() -> None:
     assert torch.allclose(found.loss, losses[0], rtol=1e-4)
 
 
+def test_frozen_lower_layers() -> None:
+    net = relaxed("resnet18")
+    net.layers[0].requires_grad_(False)
+    inner, validation = batches("resnet18", 2), batch(99, 16)
+    expected = unrolled(net, inner, validation, **RATES)
+    found = hypergradient(net, inner, validation, **RATES)
+    assert error(found.alpha, expected[0]) < 1e-9
+
+
 def test_without_batches_there_is_nothing_to_differentiate() -> None:
     with pytest.raises(ValueError, match="at least one inner step"):
         hypergradient(relaxed("resnet18"), [], batch(99, 16), **RATES)

@@ -146,7 +146,28 @@ def test_a_search_can_start_from_anothers_pretraining(whole: tuple[Path, int], t
     other = [*BASE, "--network", "vgg6a", "--width", "0.25", "--search.pretrained-run", str(folder)]
     refused = run(SCRIPT, *other, "--run", str(tmp_path / "other"))
     assert refused.returncode == 2
-    assert "another network, other heads or other classes" in refused.stderr
+    assert "was pretrained with other options: --width (0.125 there)" in refused.stderr
+    for other_option in (["--seed", "3"], ["--recipe.lr", "0.5"], ["--search.compat", "sedona-2021"]):
+        refused = run(SCRIPT, *options, *other_option, "--run", str(tmp_path / "other"))
+        assert refused.returncode == 2
+        assert f"other options: {other_option[0]} (" in refused.stderr
+
+
+def test_an_unfinished_pretraining_is_no_start(tmp_path: Path) -> None:
+    run_up_to("step-00000008.json", SCRIPT, *VGG, "--run", str(tmp_path / "begun"))
+    done = run(
+        SCRIPT, *VGG, "--search.pretrained-run", str(tmp_path / "begun"), "--run", str(tmp_path / "run")
+    )
+    assert done.returncode == 2
+    assert "has come to step" in done.stderr
+    assert "of 12" in done.stderr
+
+
+def test_a_run_can_be_moved(whole: tuple[Path, int], tmp_path: Path) -> None:
+    expected, ranks = whole
+    run_up_to("step-00000006.json", SCRIPT, *VGG, "--run", str(tmp_path / "here"), ranks=ranks)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert_same_search(searched(tmp_path / "there", *VGG, ranks=ranks), expected)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +186,7 @@ def test_other_ways_to_search(options: list[str], tmp_path: Path) -> None:
         assert len(list((folder / "controls").iterdir())) == 8
 
 
-@pytest.mark.parametrize("network", ["timm/vit_tiny_patch16_224", "resnet18"])
+@pytest.mark.parametrize("network", ["timm/vit_tiny_patch16_224", "timm/mobilenetv3_small_050", "resnet18"])
 def test_other_networks(network: str, tmp_path: Path) -> None:
     width = [] if network.startswith("timm/") else ["--width", "0.0625"]
     few = ["--recipe.steps", "2", "--search.steps", "2", "--search.inner-steps", "1"]
@@ -189,6 +210,7 @@ def test_other_networks(network: str, tmp_path: Path) -> None:
             ["--search.compat", "sedona"],
             "--search.compat: unknown value 'sedona'; did you mean 'sedona-2021'",
         ),
+        (["--recipe.batch-size", "1"], "--recipe.batch-size: BatchNorm needs two images or more"),
         (["--network", "mlp"], "--network mlp: a network of one layer cannot be cut"),
     ],
 )

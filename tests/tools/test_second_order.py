@@ -61,6 +61,15 @@ def test_batch_norm(shape: tuple[int, ...], eps: float) -> None:
         )
 
 
+def test_hard_sigmoid_of_which_torch_has_no_second_derivative() -> None:
+    inputs = leaves((40,))
+    with FastSecondOrder():
+        found = derivatives(lambda x: F.hardsigmoid(x), inputs)
+    expected = derivatives(lambda x: (x + 3).clamp(0, 6) / 6, inputs)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12)
+
+
 def test_only_some_derivatives_are_asked_for() -> None:
     x, w, scale, shift = leaves((4, 3, 6, 6), (5, 3, 3, 3), (5,), (5,))
 

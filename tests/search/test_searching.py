@@ -1,0 +1,20 @@
+import torch
+from accelerate import Accelerator
+
+from search.config import DecouplingSearchConfig
+from search.searching import _own_loaders
+from tools.data import DataConfig
+from tools.datasets import load_data
+from tools.loaders import eval_batches
+
+
+def test_validation_images_are_not_augmented_in_any_way() -> None:
+    data_config = DataConfig(image_size=16, train_size=100, validation=0.4, rotate=30, cutout=8)
+    config = DecouplingSearchConfig(data=data_config)
+    data = load_data(data_config, 0)
+    _, validation = _own_loaders(config, data, Accelerator(cpu=True))
+    (plain,) = eval_batches(data.validation, data, data_config, batch_size=100, device="cpu")
+    found = validation.batch(0)
+    assert len(found.images) == 40
+    assert torch.equal(found.images, plain.images[found.indices])
+    assert torch.equal(found.targets, plain.targets[found.indices])
