@@ -45,8 +45,6 @@ class Hypergradient:
     """Momentum after all steps, by name."""
     loss: Tensor
     """That which was differentiated."""
-    training_losses: Tensor
-    """(T, L): of the mixed heads by layer and of the classifier, at each step."""
 
 
 def hypergradient(
@@ -83,13 +81,12 @@ def hypergradient(
     moved = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     if momentum_buffers is not None:
         moved |= {name: momentum_buffers[name].detach().clone() for name in weights}
-    names, losses = list(weights), []
+    names = list(weights)
     before_last = weights
     with _modes_of(net), torch.enable_grad():
         for step in range(len(batches)):
             before_last = weights
-            gradients, training_losses = path.forward(step, weights)
-            losses.append(torch.stack(training_losses))
+            gradients = path.forward(step, weights)
             change = [gradients[name] for name in names]
             change = list(torch._foreach_add(change, list(weights.values()), alpha=weight_decay))
             torch._foreach_mul_(list(moved.values()), momentum)
@@ -110,7 +107,7 @@ def hypergradient(
             to_alpha = to_alpha + found.pop("alpha")
             to_beta = to_beta + found.pop("beta")
             v = _combined(_combined(v, 1.0, p, weight_decay), 1.0, found, 1.0)
-    return Hypergradient(to_alpha, to_beta, weights, moved, loss, torch.stack(losses))
+    return Hypergradient(to_alpha, to_beta, weights, moved, loss)
 
 
 class _Path:
@@ -125,16 +122,16 @@ class _Path:
         self._random: list[_RandomState] = []
         self._graphs: dict[int, tuple[Tensors, Tensors]] = {}
 
-    def forward(self, step: int, weights: Tensors) -> tuple[Tensors, list[Tensor]]:
+    def forward(self, step: int, weights: Tensors) -> Tensors:
         """The mixed gradients of a step at weights; running statistics move."""
         self._weights.append(weights)
         self._random.append(_RandomState(self._net.alpha.device))
         if step in self._kept:
             leaves, found = self._field(step, create_graph=True)
             self._graphs[step] = (leaves, found.of)
-            return {name: value.detach() for name, value in found.of.items()}, found.losses
+            return {name: value.detach() for name, value in found.of.items()}
         _, found = self._field(step, create_graph=False)
-        return found.of, found.losses
+        return found.of
 
     def backward(self, step: int, p: Tensors, *, to_weights: bool) -> Tensors:
         """(dG/d.)^T p of a step, by alpha, beta and, if asked for, weights; all-zero ones left out."""

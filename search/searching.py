@@ -59,7 +59,8 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
     accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
     if accelerator.is_main_process:
         print(_heading(config, data, net, num_steps, accelerator), flush=True)
-    _check_derivatives(config, net, data)
+    if not run.has_begun:
+        _check_derivatives(config, net, data)
     snapshots = _snapshots(config, run, accelerator, inner, data, num_steps)
     if accelerator.is_main_process:
         print(f"searching from {len(snapshots)} snapshots", flush=True)
