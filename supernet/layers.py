@@ -1,0 +1,300 @@
+"""Candidate operations: what each is called, and the module it becomes at a place of a network.
+
+An operation is written as words joined by "_": its kind, then its numbers, such as mbconv_k5_e6_se0.25 or
+mbconv_k3_e4_hard_swish. The blocks are timm's, but for ShuffleNet's, which timm has not.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from timm.layers.helpers import make_divisible
+from timm.models._efficientnet_blocks import (
+    ConvBnAct,
+    DepthwiseSeparableConv,
+    EdgeResidual,
+    InvertedResidual,
+    SqueezeExcite,
+)
+from torch import Tensor, nn
+
+from tools.config import check_choice, suggest
+
+ACTIVATIONS = ("relu", "relu6", "silu", "swish", "gelu", "hard_swish", "leaky_relu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """What all blocks of a space have in common."""
+
+    act: str = "relu"
+    """Activation of blocks that name none."""
+    se_from: str = "input"
+    """Of which channels squeeze-and-excitation keeps its part: the block's input, or the expanded ones."""
+    se_act: str = ""
+    """Activation inside squeeze-and-excitation; none: the block's."""
+    se_gate: str = "sigmoid"
+    """Its gate: sigmoid or hard_sigmoid."""
+    se_divisor: int = 1
+    """What its inner channels are rounded to a multiple of."""
+
+    def __post_init__(self) -> None:
+        check_choice("style.act", self.act, ACTIVATIONS)
+        check_choice("style.se_from", self.se_from, ("input", "expanded"))
+        check_choice("style.se_act", self.se_act, ("", *ACTIVATIONS))
+        check_choice("style.se_gate", self.se_gate, ("sigmoid", "hard_sigmoid"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a network an operation stands."""
+
+    in_chs: int
+    out_chs: int
+    stride: int
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether what goes in and what comes out have the same shape."""
+        return self.stride == 1 and self.in_chs == self.out_chs
+
+
+class Op(Protocol):
+    """A candidate operation. One of your own needs this method and a `str` that names it."""
+
+    def build(self, place: Place, style: Style) -> nn.Module:
+        """The module for a place, with weights from torch's global generator."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Hand the input on: no weights, no cost. For places that keep the shape."""
+
+    def build(self, place: Place, style: Style) -> nn.Module:
+        if not place.keeps_shape:
+            raise ValueError("skip cannot stand where the stride or the number of channels changes")
+        return nn.Identity()
+
+    def __str__(self) -> str:
+        return "skip"
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A 1x1 convolution with BatchNorm and no activation: what stands for skip where the shape changes."""
+
+    def build(self, place: Place, style: Style) -> nn.Module:
+        conv = nn.Conv2d(place.in_chs, place.out_chs, 1, stride=place.stride, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(place.out_chs))
+
+    def __str__(self) -> str:
+        return "proj"
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution with BatchNorm and activation."""
+
+    kernel: int = 3
+    act: str = ""
+
+    def build(self, place: Place, style: Style) -> nn.Module:
+        return ConvBnAct(
+            place.in_chs, place.out_chs, self.kernel, stride=place.stride, act_layer=self.act or style.act
+        )
+
+    def __str__(self) -> str:
+        return _written("conv", k=self.kernel, act=self.act)
+
+
+@dataclass(frozen=True)
+class DepthwiseSeparable:
+    """A depthwise and a 1x1 convolution, the latter without activation."""
+
+    kernel: int = 3
+    se: float = 0.0
+    act: str = ""
+
+    def build(self, place: Place, style: Style) -> nn.Module:
+        return DepthwiseSeparableConv(
+            place.in_chs,
+            place.out_chs,
+            self.kernel,
+            stride=place.stride,
+            act_layer=self.act or style.act,
+            se_layer=_squeeze_excite(self.se, 1.0, style),
+        )
+
+    def __str__(self) -> str:
+        return _written("ds", k=self.kernel, se=self.se, act=self.act)
+
+
+@dataclass(frozen=True)
+class MBConv:
+    """The inverted residual of MobileNetV2, with squeeze-and-excitation where `se` is over 0."""
+
+    kernel: int = 3
+    exp: float = 6.0
+    se: float = 0.0
+    act: str = ""
+
+    def build(self, place: Place, style: Style) -> nn.Module:
+        return InvertedResidual(
+            place.in_chs,
+            place.out_chs,
+            self.kernel,
+            stride=place.stride,
+            exp_ratio=self.exp,
+            act_layer=self.act or style.act,
+            se_layer=_squeeze_excite(self.se, self.exp, style),
+        )
+
+    def __str__(self) -> str:
+        return _written("mbconv", k=self.kernel, e=self.exp, se=self.se, act=self.act)
+
+
+@dataclass(frozen=True)
+class FusedMBConv:
+    """MBConv with one dense convolution in place of the first two."""
+
+    kernel: int = 3
+    exp: float = 4.0
+    se: float = 0.0
+    act: str = ""
+
+    def build(self, place: Place, style: Style) -> nn.Module:
+        return EdgeResidual(
+            place.in_chs,
+            place.out_chs,
+            self.kernel,
+            stride=place.stride,
+            exp_ratio=self.exp,
+            act_layer=self.act or style.act,
+            se_layer=_squeeze_excite(self.se, self.exp, style),
+        )
+
+    def __str__(self) -> str:
+        return _written("fused", k=self.kernel, e=self.exp, se=self.se, act=self.act)
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """The block of ShuffleNetV2 with a kernel to choose, and with three depthwise convolutions (xception),
+    as in the space of Single Path One-Shot."""
+
+    kernel: int = 3
+    xception: bool = False
+    act: str = ""
+
+    def build(self, place: Place, style: Style) -> nn.Module:
+        return ShuffleBlock(place, self.kernel, self.xception, self.act or style.act)
+
+    def __str__(self) -> str:
+        word = "x" if self.xception else ""
+        return _written(f"shuffle{word}", k=self.kernel, act=self.act)
+
+
+class ShuffleBlock(nn.Module):
+    """Half of the channels pass by, the others go through the branch; then they are shuffled.
+
+    With stride 2 both halves are made from all channels.
+    """
+
+    def __init__(self, place: Place, kernel: int, xception: bool, act: str) -> None:
+        super().__init__()
+        if place.stride == 1 and place.in_chs != place.out_chs:
+            raise ValueError("shuffle cannot change the number of channels with stride 1")
+        if place.out_chs % 2 or (place.stride == 2 and place.out_chs <= place.in_chs):
+            raise ValueError("shuffle needs an even number of channels, with stride 2 more than come in")
+        half = place.out_chs // 2
+        in_chs = half if place.stride == 1 else place.in_chs
+        out_chs = half if place.stride == 1 else place.out_chs - place.in_chs
+        self.splits = place.stride == 1
+        depthwise = functools.partial(_depthwise, kernel)
+        conv = functools.partial(ConvBnAct, kernel_size=1, act_layer=act)
+        parts: list[nn.Module]
+        if xception:
+            parts = [depthwise(in_chs, place.stride), conv(in_chs, half)]
+            parts += [depthwise(half), conv(half, half), depthwise(half), conv(half, out_chs)]
+        else:
+            parts = [conv(in_chs, half), depthwise(half, place.stride), conv(half, out_chs)]
+        self.branch = nn.Sequential(*parts)
+        self.by = nn.Identity() if self.splits else nn.Sequential(depthwise(in_chs, 2), conv(in_chs, in_chs))
+        self.shuffle = nn.ChannelShuffle(2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        by, rest = features.chunk(2, dim=1) if self.splits else (features, features)
+        shuffled: Tensor = self.shuffle(torch.cat([self.by(by), self.branch(rest)], dim=1))
+        return shuffled
+
+
+KINDS: dict[str, Callable[..., Op]] = {
+    "skip": Skip,
+    "proj": Projection,
+    "conv": Conv,
+    "ds": DepthwiseSeparable,
+    "mbconv": MBConv,
+    "fused": FusedMBConv,
+    "shuffle": Shuffle,
+    "shufflex": functools.partial(Shuffle, xception=True),
+}
+_NUMBERS = {"k": ("kernel", int), "e": ("exp", float), "se": ("se", float)}
+
+
+def parse_op(text: str) -> Op:
+    """The operation that a text names; `str` of it is that text in its shortest form."""
+    kind, *words = text.split("_", 1)
+    if kind not in KINDS:
+        raise ValueError(f"operation '{text}' is unknown{suggest(kind, list(KINDS))}")
+    values: dict[str, Any] = {}
+    rest = words[0] if words else ""
+    while rest:
+        found = re.match(r"(k|e|se)(\d+(?:\.\d+)?)(?:_|$)", rest)
+        if found is None:
+            break
+        name, number = _NUMBERS[found[1]]
+        try:
+            values[name] = number(found[2])
+        except ValueError:
+            raise ValueError(f"operation '{text}': {found[1]} must be a whole number") from None
+        rest = rest[found.end() :]
+    if rest and rest not in ACTIVATIONS:
+        raise ValueError(
+            f"operation '{text}': '{rest}' is neither a number (k5, e6, se0.25) nor one of the activations "
+            f"{', '.join(ACTIVATIONS)}"
+        )
+    if rest:
+        values["act"] = rest
+    if values.get("kernel", 1) % 2 == 0:
+        raise ValueError(f"operation '{text}': kernels have an odd side")
+    try:
+        return KINDS[kind](**values)
+    except TypeError:
+        raise ValueError(f"operation '{text}': {kind} does not have all of these numbers") from None
+
+
+def _written(kind: str, *, act: str, **numbers: float) -> str:
+    words = [f"{name}{value:g}" for name, value in numbers.items() if name != "se" or value]
+    return "_".join([kind, *words, *([act] if act else [])])
+
+
+def _squeeze_excite(ratio: float, exp: float, style: Style) -> Any:
+    """What timm's blocks take for squeeze-and-excitation: a maker, or None."""
+    if not ratio:
+        return None
+    rounding = functools.partial(make_divisible, divisor=style.se_divisor) if style.se_divisor > 1 else round
+    return functools.partial(
+        SqueezeExcite,
+        rd_ratio=ratio if style.se_from == "expanded" else ratio / exp,
+        rd_round_fn=rounding,
+        force_act_layer=style.se_act or None,
+        gate_layer=style.se_gate,
+    )
+
+
+def _depthwise(kernel: int, chs: int, stride: int = 1) -> nn.Module:
+    conv = nn.Conv2d(chs, chs, kernel, stride=stride, padding=kernel // 2, groups=chs, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(chs))

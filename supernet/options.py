@@ -1,0 +1,104 @@
+"""How supernets are trained, in options; free of torch."""
+
+from dataclasses import dataclass
+
+from tools.config import check_choice, check_range
+
+STRATEGIES = ("spos", "fair", "greedy", "nongreedy")
+OBJECTIVES = ("cross_entropy", "infonce")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathOptions:
+    """Which paths spos and fair train."""
+
+    canonical: bool = True
+    """spos: move skips to the end among equal layers, so that one network always uses the same weights."""
+    min_macs: float = 0.0
+    """spos: no path below so many multiply-accumulates (FLOPs in the papers' sense)."""
+    max_macs: float = 0.0
+    """spos: no path above so many; 0: no limit."""
+    bin_macs: float = 0.0
+    """spos: draw an interval of this width between min-macs and max-macs first, then a path in it, as in
+    the released code of Single Path One-Shot (10e6 between 290e6 and 360e6); 0: any path alike."""
+    skip: str = "auto"
+    """fair: whether skip takes its turn like the other candidates: op, left_out, or auto (op where all layers
+    have as many candidates)."""
+    shared_scale: str = "sum"
+    """fair: the gradients of stem and tail, which all paths share: sum, or mean over the paths."""
+
+    def __post_init__(self) -> None:
+        check_range("--paths.min-macs", self.min_macs, 0)
+        check_range("--paths.max-macs", self.max_macs, 0)
+        check_range("--paths.bin-macs", self.bin_macs, 0)
+        check_choice("--paths.skip", self.skip, ("auto", "op", "left_out"))
+        check_choice("--paths.shared-scale", self.shared_scale, ("sum", "mean"))
+        if self.max_macs and self.max_macs <= self.min_macs:
+            raise ValueError("--paths.max-macs: must be over --paths.min-macs")
+        if self.bin_macs and not self.max_macs:
+            raise ValueError(
+                "--paths.bin-macs: divides the way from --paths.min-macs to --paths.max-macs; give both"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerwiseOptions:
+    """What Algorithms 1 and 2 of LWSL leave open."""
+
+    partner: str = "module"
+    """nongreedy: how a module comes to the one stacked on it: drawn for each module, one for the layer, or by
+    a permutation of the next layer's."""
+    partner_statistics: str = "batch"
+    """nongreedy: BatchNorm of a partner: batch (running statistics stay as they are), track (they move) or
+    eval (running statistics are used)."""
+    decoders: str = "layer"
+    """One decoder for a layer's modules, or one for each module."""
+    decoder_gradient: str = "sum"
+    """A decoder's gradient over the modules that share it: sum or mean."""
+    last_decoder: str = "tail"
+    """What is behind the last layer: the tail itself, or a local decoder, after which the tail needs
+    --tail-steps."""
+    skip_in_mean: bool = False
+    """Count skip among the modules whose mean is the next layer's input."""
+    skip_as_partner: bool = False
+    """nongreedy: let skip be drawn as a partner."""
+    stem: str = "layer"
+    """Train the stem with layer 1 (by the mean of its modules' gradients), or leave it frozen."""
+    update: str = "immediate"
+    """Update a layer as soon as it has its gradients (immediate), or all at the end (deferred): the same
+    numbers."""
+
+    def __post_init__(self) -> None:
+        check_choice("--layerwise.partner", self.partner, ("module", "layer", "permutation"))
+        check_choice("--layerwise.partner-statistics", self.partner_statistics, ("batch", "track", "eval"))
+        check_choice("--layerwise.decoders", self.decoders, ("layer", "module"))
+        check_choice("--layerwise.decoder-gradient", self.decoder_gradient, ("sum", "mean"))
+        check_choice("--layerwise.last-decoder", self.last_decoder, ("tail", "local"))
+        check_choice("--layerwise.stem", self.stem, ("layer", "frozen"))
+        check_choice("--layerwise.update", self.update, ("immediate", "deferred"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastOptions:
+    """InfoNCE as in SimCLR: two random views of every image, NT-Xent between their projections."""
+
+    temperature: float = 0.5
+    """Temperature of the softmax (SimCLR: 0.5 for CIFAR-10, 0.1 for ImageNet)."""
+    projection: int = 128
+    """Numbers that an image is projected to."""
+    min_area: float = 0.08
+    """Least part of an image's area that a view shows."""
+    jitter: float = 0.5
+    """Strength of the views' colour jitter (0.5 for CIFAR-10, 1 for ImageNet)."""
+    grey: float = 0.2
+    """Probability that a view is grey."""
+    blur: float = 0.0
+    """Probability that a view is blurred (0.5 for ImageNet)."""
+
+    def __post_init__(self) -> None:
+        check_range("--contrast.temperature", self.temperature, 0, open_low=True)
+        check_range("--contrast.projection", self.projection, 1)
+        check_range("--contrast.min-area", self.min_area, 0, 1, open_low=True)
+        check_range("--contrast.jitter", self.jitter, 0, 1.25)
+        check_range("--contrast.grey", self.grey, 0, 1)
+        check_range("--contrast.blur", self.blur, 0, 1)

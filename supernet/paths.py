@@ -1,0 +1,153 @@
+"""Strategies that train whole paths end to end: Single Path One-Shot, and FairNAS."""
+
+import torch
+from torch import Tensor
+
+from supernet.engine import Engine
+from supernet.objectives import Objective
+from supernet.options import PathOptions
+from supernet.sampling import LimitedSampler, bins, permutations, sample, stream
+from supernet.space import Architecture
+from supernet.strategy import MakeOptimizer, SharedStem, Strategy
+from supernet.supernet import Supernet
+
+
+class EndToEnd(Strategy):
+    """One optimiser for all."""
+
+    def __init__(
+        self,
+        net: Supernet,
+        *,
+        optimizer: MakeOptimizer,
+        seed: int,
+        objective: Objective,
+        engine: Engine,
+        options: PathOptions,
+    ) -> None:
+        super().__init__(net, seed=seed, objective=objective, engine=engine)
+        self.options = options
+        self._ending = self._like_net(objective.ending(net))
+        if self._ending is not net.tail:
+            self.decoders.append(self._ending)
+        self._optimize(optimizer, [net.stem, net.layers, self._ending])
+
+    def _path_loss(self, features: Tensor, path: Architecture, targets: Tensor) -> Tensor:
+        with self.engine.precision():
+            outputs = self._ending(self.net.middle(features, path))
+            loss = self.objective.loss(outputs, targets)
+        self.engine.backward(loss)
+        for layer, choice in enumerate(path.choices):
+            self.updates[layer, choice] += 1
+        return loss.detach()
+
+
+class SinglePath(EndToEnd):
+    """Each batch trains one path, drawn uniformly (Guo et al., Single Path One-Shot, Eq. 7)."""
+
+    def __init__(
+        self,
+        net: Supernet,
+        *,
+        optimizer: MakeOptimizer,
+        seed: int,
+        objective: Objective,
+        engine: Engine,
+        options: PathOptions,
+    ) -> None:
+        super().__init__(
+            net, optimizer=optimizer, seed=seed, objective=objective, engine=engine, options=options
+        )
+        self._sampler: LimitedSampler | None = None
+        self._bins = [(0, 0)]
+        if options.max_macs or options.min_macs:
+            self._sampler = LimitedSampler(net.space)
+            self._bins = _bins(options, self._sampler)
+
+    def path(self, step: int) -> Architecture:
+        """The path of a step."""
+        rng = stream(self.seed, "path", step)
+        space = self.net.space
+        if self._sampler is None:
+            path = sample(space, rng)
+        else:
+            low, high = rng.choice(self._bins)
+            path = self._sampler.draw(rng, high, low)
+        return space.canonical(path) if self.options.canonical else path
+
+    def step(self, images: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
+        task = self.objective.task(images, targets, step)
+        with self.engine.precision():
+            features = self.net.begin(task.images)
+        loss = self._path_loss(features, self.path(step), task.targets)
+        self.engine.update(self.optimizers[0])
+        return {"loss": loss}
+
+
+class StrictFairness(EndToEnd):
+    """Each batch trains m paths in which every candidate stands once; one update (FairNAS, Algorithm 1).
+
+    The stem sees the batch once, for its output is that of all paths.
+    """
+
+    def __init__(
+        self,
+        net: Supernet,
+        *,
+        optimizer: MakeOptimizer,
+        seed: int,
+        objective: Objective,
+        engine: Engine,
+        options: PathOptions,
+    ) -> None:
+        super().__init__(
+            net, optimizer=optimizer, seed=seed, objective=objective, engine=engine, options=options
+        )
+        self._members = _fair_members(net, options.skip)
+
+    def paths(self, step: int) -> list[Architecture]:
+        """The paths of a step."""
+        return permutations(self.net.space, self._members, stream(self.seed, "paths", step))
+
+    def step(self, images: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
+        task = self.objective.task(images, targets, step)
+        paths = self.paths(step)
+        stem = SharedStem(self.net, task.images, self.engine)
+        losses = [self._path_loss(stem.features, path, task.targets) for path in paths]
+        scale = 1 / len(paths) if self.options.shared_scale == "mean" else 1.0
+        stem.backward(scale)
+        if scale != 1:
+            for parameter in self._ending.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= scale
+        self.engine.update(self.optimizers[0])
+        return {"loss": torch.stack(losses).mean()}
+
+
+def _fair_members(net: Supernet, skip: str) -> list[tuple[int, ...]]:
+    """The candidates of each layer that take turns."""
+    space = net.space
+    counts = {len(layer) for layer in space.layers}
+    weighted = {len(layer.weighted) for layer in space.layers}
+    with_skip = skip == "op" or (skip == "auto" and len(counts) == 1)
+    if len(counts if with_skip else weighted) > 1:
+        numbers = ", ".join(map(str, sorted(counts if with_skip else weighted)))
+        counted, other = ("with", "left_out") if with_skip else ("without", "op")
+        raise ValueError(
+            f"--strategy fair: every layer must have as many candidates; {counted} skip those of "
+            f"{space.name} have {numbers} (--paths.skip {other} counts the other way)"
+        )
+    return [tuple(range(len(layer))) if with_skip else layer.weighted for layer in space.layers]
+
+
+def _bins(options: PathOptions, sampler: LimitedSampler) -> list[tuple[int, int]]:
+    """The intervals of MACs that hold at least one path."""
+    low, high = int(options.min_macs), int(options.max_macs or sampler.most)
+    every = bins(low, high, int(options.bin_macs)) if options.bin_macs else [(low, high)]
+    found = [(start, stop) for start, stop in every if sampler.count(stop, start)]
+    if not found:
+        raise ValueError(
+            f"--paths.max-macs: no path has {low:,} to {high:,} MACs; the cheapest has {sampler.least:,}, "
+            f"the dearest {sampler.most:,}"
+        )
+    return found

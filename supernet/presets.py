@@ -1,0 +1,121 @@
+"""Spaces by name."""
+
+from collections.abc import Callable
+
+from supernet.layers import Conv, DepthwiseSeparable, MBConv, Op, Projection, Skip, Style
+from supernet.space import Fixed, Layer, Space, stage
+from supernet.tail import Tail
+from tools.config import check_choice
+
+Maker = Callable[[int, int, int], Space]
+SIX = tuple(MBConv(kernel, exp, 0.25) for kernel in (3, 5, 7) for exp in (4, 6))
+
+
+def preset(name: str, *, num_classes: int, image_size: int, in_chs: int = 3) -> Space:
+    """The space called `name`, for square images of `image_size` pixels."""
+    check_choice("space", name, tuple(PRESETS))
+    return PRESETS[name](num_classes, image_size, in_chs)
+
+
+def lwsl(
+    depth: int,
+    *,
+    name: str,
+    num_classes: int = 1000,
+    image_size: int = 224,
+    in_chs: int = 3,
+    skippable_first: bool = False,
+) -> Space:
+    """Table I of LWSL with so many layers a stage; the squeeze keeps a quarter of a block's input channels.
+
+    With `skippable_first` a stage's first layer may be skipped where it keeps the shape, as the fifth's does.
+    """
+    ops: tuple[Op, ...] = (*SIX, Skip())
+    layers: list[Layer] = []
+    before = 24
+    for out_chs, stride in ((40, 2), (80, 2), (96, 1), (192, 2), (192, 1)):
+        keeps = stride == 1 and out_chs == before
+        first = ops if skippable_first and keeps else ()
+        layers += stage(ops, depth=depth, out_chs=out_chs, stride=stride, first=first)
+        before = out_chs
+    return Space(
+        (Fixed(Conv(3), 16, 2), Fixed(DepthwiseSeparable(3, 0.25), 24, 2)),
+        tuple(layers),
+        Tail(conv_chs=1984),
+        name=name,
+        style=Style(act="silu"),
+        num_classes=num_classes,
+        image_size=image_size,
+        in_chs=in_chs,
+    )
+
+
+def _lwsl_table1(num_classes: int, image_size: int, in_chs: int) -> Space:
+    return lwsl(3, name="lwsl_table1", num_classes=num_classes, image_size=image_size, in_chs=in_chs)
+
+
+def _lwsl_fit(num_classes: int, image_size: int, in_chs: int) -> Space:
+    return lwsl(4, name="lwsl_fit", num_classes=num_classes, image_size=image_size, in_chs=in_chs)
+
+
+def _cream(num_classes: int, image_size: int, in_chs: int) -> Space:
+    """Cream of the Crop: squeeze-and-excitation keeps a quarter of the expanded channels."""
+    layers: list[Layer] = []
+    for out_chs, stride in ((24, 2), (40, 2), (80, 2), (96, 1), (192, 2)):
+        layers += stage((*SIX, Skip()), depth=4, out_chs=out_chs, stride=stride)
+    return Space(
+        (Fixed(Conv(3), 16, 2), Fixed(DepthwiseSeparable(3, 0.25), 16)),
+        tuple(layers),
+        Tail(conv_chs=320, hidden_chs=1280),
+        name="cream",
+        style=Style(act="silu", se_from="expanded", se_act="relu", se_gate="hard_sigmoid", se_divisor=8),
+        num_classes=num_classes,
+        image_size=image_size,
+        in_chs=in_chs,
+    )
+
+
+def _nas_bench_macro(num_classes: int, image_size: int, in_chs: int) -> Space:
+    """NAS-Bench-Macro: choices are the benchmark's digits."""
+    blocks = (MBConv(3, 3), MBConv(5, 6))
+    layers: list[Layer] = []
+    for out_chs, depth in ((64, 2), (128, 3), (256, 3)):
+        layers += stage(
+            (Skip(), *blocks), depth=depth, out_chs=out_chs, stride=2, first=(Projection(), *blocks)
+        )
+    return Space(
+        (Fixed(Conv(3), 32),),
+        tuple(layers),
+        Tail(conv_chs=1280),
+        name="nas_bench_macro",
+        num_classes=num_classes,
+        image_size=image_size,
+        in_chs=in_chs,
+    )
+
+
+def _tiny(num_classes: int, image_size: int, in_chs: int) -> Space:
+    """For trying things out: seconds on a CPU."""
+    ops = (MBConv(3, 2), MBConv(5, 2), MBConv(3, 4, 0.25), Skip())
+    layers = [
+        *stage(ops, depth=2, out_chs=16, stride=2),
+        *stage(ops, depth=2, out_chs=24, stride=2),
+    ]
+    return Space(
+        (Fixed(Conv(3), 8),),
+        tuple(layers),
+        Tail(conv_chs=64),
+        name="tiny",
+        num_classes=num_classes,
+        image_size=image_size,
+        in_chs=in_chs,
+    )
+
+
+PRESETS: dict[str, Maker] = {
+    "lwsl_table1": _lwsl_table1,
+    "lwsl_fit": _lwsl_fit,
+    "cream": _cream,
+    "nas_bench_macro": _nas_bench_macro,
+    "tiny": _tiny,
+}

@@ -1,0 +1,272 @@
+"""A search space as data: the candidates of every searchable layer, what is around them, what each costs.
+
+Layers are counted from 1 in messages, as everywhere; `space.layers[0]` is layer 1.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from supernet.layers import Op, Place, Skip, Style
+from supernet.tail import Tail, build_tail
+from tools.cost import count_macs, count_params
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One candidate of every searchable layer, by its index."""
+
+    choices: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """One digit a layer, or numbers with dashes where there are more than ten candidates."""
+        return ("" if max(self.choices, default=0) < 10 else "-").join(map(str, self.choices))
+
+    @staticmethod
+    def parse(text: str) -> "Architecture":
+        """What `str` wrote."""
+        words = text.split("-") if "-" in text else list(text)
+        if not text or not all(word.isascii() and word.isdigit() for word in words):
+            raise ValueError(f"'{text}' is no architecture; such are 22212220 and 10-2-0-11")
+        return Architecture(tuple(map(int, words)))
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A layer that is not searched."""
+
+    op: Op
+    out_chs: int
+    stride: int = 1
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A searchable layer: its candidates, and what they give."""
+
+    ops: tuple[Op, ...]
+    out_chs: int
+    stride: int = 1
+
+    def __len__(self) -> int:
+        return len(self.ops)
+
+    def __getitem__(self, index: int) -> Op:
+        return self.ops[index]
+
+    def __iter__(self) -> Iterator[Op]:
+        return iter(self.ops)
+
+    @property
+    def weighted(self) -> tuple[int, ...]:
+        """The candidates that are more than a skip."""
+        return tuple(index for index, op in enumerate(self.ops) if not isinstance(op, Skip))
+
+
+class Cost(NamedTuple):
+    """What a module costs for one image."""
+
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class Space:
+    """A family of networks that differ in the candidate chosen at every searchable layer.
+
+    The stem's layers come first, then the searchable ones, then the tail, which ends in the logits.
+    """
+
+    stem: tuple[Fixed, ...]
+    layers: tuple[Layer, ...]
+    tail: Tail
+    name: str = "own"
+    style: Style = field(default_factory=Style)
+    num_classes: int = 10
+    image_size: int = 32
+    in_chs: int = 3
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError(f"space {self.name}: there are no layers to search")
+        for number, (layer, place) in enumerate(zip(self.layers, self.places, strict=True), start=1):
+            if not layer.weighted:
+                raise ValueError(f"space {self.name}: layer {number} has no candidate but skip")
+            if len(set(map(str, layer.ops))) < len(layer):
+                raise ValueError(f"space {self.name}: layer {number} has one candidate twice")
+            if len(layer.weighted) < len(layer) and not place.keeps_shape:
+                raise ValueError(
+                    f"space {self.name}: layer {number} changes the shape, which skip cannot; "
+                    "take it out, or take proj"
+                )
+        if self.sizes[-1] < 1:
+            raise ValueError(f"space {self.name}: images of {self.image_size} pixels are too small for it")
+
+    # ---- places ----------------------------------------------------------------------------------------
+
+    @property
+    def stem_places(self) -> list[Place]:
+        """Where the layers of the stem stand."""
+        return _places(self.in_chs, self.stem)
+
+    @property
+    def places(self) -> list[Place]:
+        """Where the searchable layers stand."""
+        return _places(self.stem[-1].out_chs if self.stem else self.in_chs, self.layers)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Side of the maps that go into each searchable layer, and of those that come out of the last."""
+        size = self.image_size
+        for fixed in self.stem:
+            size = math.ceil(size / fixed.stride)
+        sizes = [size]
+        for layer in self.layers:
+            sizes.append(math.ceil(sizes[-1] / layer.stride))
+        return sizes
+
+    # ---- architectures ---------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """The number of architectures."""
+        return math.prod(len(layer) for layer in self.layers)
+
+    @property
+    def num_networks(self) -> int:
+        """The number of different networks: skips among equal layers may stand anywhere."""
+        count = 1
+        for run in self._runs:
+            ways, length = len(self.layers[run.start].weighted), len(run)
+            if length == 1:
+                count *= len(self.layers[run.start])
+            else:
+                count *= sum(ways**depth for depth in range(length + 1))
+        return count
+
+    def validate(self, architecture: Architecture) -> None:
+        """Refuse what is no architecture of this space, naming the layer."""
+        choices = architecture.choices
+        if len(choices) != len(self.layers):
+            raise ValueError(
+                f"architecture {architecture} has {len(choices)} choices; space {self.name} has "
+                f"{len(self.layers)} searchable layers"
+            )
+        for number, (choice, layer) in enumerate(zip(choices, self.layers, strict=True), start=1):
+            if not 0 <= choice < len(layer):
+                raise ValueError(
+                    f"architecture {architecture}: layer {number} of space {self.name} has candidates 0 to "
+                    f"{len(layer) - 1}, not {choice}"
+                )
+
+    def canonical(self, architecture: Architecture) -> Architecture:
+        """The same network with skips moved to the end among equal layers."""
+        choices = list(architecture.choices)
+        for run in self._runs:
+            weighted = self.layers[run.start].weighted
+            part = [choices[index] for index in run]
+            choices[run.start : run.stop] = sorted(part, key=lambda choice: choice not in weighted)
+        return Architecture(tuple(choices))
+
+    def architectures(self) -> Iterator[Architecture]:
+        """All of them, the last layer's choice changing fastest."""
+        for choices in itertools.product(*(range(len(layer)) for layer in self.layers)):
+            yield Architecture(choices)
+
+    def describe(self, architecture: Architecture) -> list[str]:
+        """The operations by name."""
+        return [str(layer[choice]) for layer, choice in zip(self.layers, architecture.choices, strict=True)]
+
+    # ---- costs -----------------------------------------------------------------------------------------
+
+    def macs(self, architecture: Architecture) -> int:
+        """Multiply-accumulates of one image, exactly: those of the parts add up."""
+        return self._fixed_cost.macs + sum(cost.macs for cost in self._chosen(architecture))
+
+    def params(self, architecture: Architecture) -> int:
+        """Parameters, exactly."""
+        return self._fixed_cost.params + sum(cost.params for cost in self._chosen(architecture))
+
+    @property
+    def fixed_cost(self) -> Cost:
+        """Of stem and tail."""
+        return self._fixed_cost
+
+    @cached_property
+    def costs(self) -> tuple[tuple[Cost, ...], ...]:
+        """Of every candidate of every searchable layer."""
+        found: dict[tuple[Op, Place, int], Cost] = {}
+        table = []
+        for layer, place, size in zip(self.layers, self.places, self.sizes, strict=False):
+            row = []
+            for op in layer:
+                key = op, place, size
+                if key not in found:
+                    found[key] = _cost_of(op, place, self.style, size)
+                row.append(found[key])
+            table.append(tuple(row))
+        return tuple(table)
+
+    @cached_property
+    def _fixed_cost(self) -> Cost:
+        size, macs, params = self.image_size, 0, 0
+        for fixed, place in zip(self.stem, self.stem_places, strict=True):
+            cost = _cost_of(fixed.op, place, self.style, size)
+            macs, params = macs + cost.macs, params + cost.params
+            size = math.ceil(size / fixed.stride)
+        in_chs = self.layers[-1].out_chs
+        with torch.device("meta"):
+            tail = build_tail(self.tail, in_chs, self.num_classes, self.style)
+        macs += count_macs(tail, (in_chs, self.sizes[-1], self.sizes[-1]))
+        return Cost(macs, params + count_params(tail))
+
+    def _chosen(self, architecture: Architecture) -> Iterator[Cost]:
+        self.validate(architecture)
+        return (row[choice] for row, choice in zip(self.costs, architecture.choices, strict=True))
+
+    @cached_property
+    def _runs(self) -> tuple[range, ...]:
+        """Layers in a row among which operations may change places."""
+        runs: list[range] = []
+        for index, (layer, place) in enumerate(zip(self.layers, self.places, strict=True)):
+            last = runs[-1].start if runs else 0
+            same = (
+                runs
+                and place.keeps_shape
+                and self.places[last].keeps_shape
+                and layer == self.layers[last]
+                and len(layer.weighted) < len(layer)
+            )
+            if same:
+                runs[-1] = range(last, index + 1)
+            else:
+                runs.append(range(index, index + 1))
+        return tuple(runs)
+
+
+def _places(in_chs: int, layers: Sequence[Fixed] | Sequence[Layer]) -> list[Place]:
+    places = []
+    for layer in layers:
+        places.append(Place(in_chs, layer.out_chs, layer.stride))
+        in_chs = layer.out_chs
+    return places
+
+
+def _cost_of(op: Op, place: Place, style: Style, size: int) -> Cost:
+    with torch.device("meta"):
+        module = op.build(place, style)
+    return Cost(count_macs(module, (place.in_chs, size, size)), count_params(module))
+
+
+def stage(
+    ops: Iterable[Op], *, depth: int, out_chs: int, stride: int, first: Iterable[Op] = ()
+) -> list[Layer]:
+    """Layers of which the first has the stride; its candidates are those of `first`, or all but skip."""
+    ops = tuple(ops)
+    opening = tuple(first) or tuple(op for op in ops if not isinstance(op, Skip))
+    return [Layer(opening, out_chs, stride), *[Layer(ops, out_chs)] * (depth - 1)]

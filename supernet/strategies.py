@@ -1,0 +1,91 @@
+"""The strategies by name, and the training of the tail alone."""
+
+import torch
+from torch import Tensor, nn
+
+from supernet.engine import Engine
+from supernet.layerwise import Greedy, NonGreedy
+from supernet.objectives import CrossEntropy, Objective
+from supernet.options import STRATEGIES, LayerwiseOptions, PathOptions
+from supernet.paths import SinglePath, StrictFairness
+from supernet.sampling import sample, stream
+from supernet.strategy import MakeOptimizer, Strategy
+from supernet.supernet import Supernet
+from tools.batchnorm import frozen_statistics
+from tools.config import check_choice
+
+
+def make_strategy(
+    name: str,
+    net: Supernet,
+    *,
+    optimizer: MakeOptimizer,
+    seed: int,
+    objective: Objective | None = None,
+    engine: Engine | None = None,
+    paths: PathOptions | None = None,
+    layerwise: LayerwiseOptions | None = None,
+) -> Strategy:
+    """The strategy called spos, fair, greedy or nongreedy.
+
+    Without an objective it is cross-entropy, without an engine plain PyTorch. New weights of decoders come
+    from torch's global generator.
+    """
+    check_choice("--strategy", name, STRATEGIES)
+    objective = objective or CrossEntropy(num_classes=net.space.num_classes)
+    engine = engine or Engine()
+    if name in ("spos", "fair"):
+        whole = SinglePath if name == "spos" else StrictFairness
+        return whole(
+            net,
+            optimizer=optimizer,
+            seed=seed,
+            objective=objective,
+            engine=engine,
+            options=paths or PathOptions(),
+        )
+    by_layer = Greedy if name == "greedy" else NonGreedy
+    return by_layer(
+        net,
+        optimizer=optimizer,
+        seed=seed,
+        objective=objective,
+        engine=engine,
+        options=layerwise or LayerwiseOptions(),
+    )
+
+
+class TailTraining(Strategy):
+    """Trains what gives the logits behind uniform paths, and nothing else.
+
+    For supernets that were trained by views, of which the classifier knows nothing (`part` "fc"), and for
+    those that were trained greedily by local decoders alone (`part` "tail").
+    """
+
+    def __init__(
+        self,
+        net: Supernet,
+        *,
+        optimizer: MakeOptimizer,
+        seed: int,
+        objective: Objective,
+        engine: Engine,
+        part: str,
+    ) -> None:
+        super().__init__(net, seed=seed, objective=objective, engine=engine)
+        assert isinstance(net.tail, nn.Sequential)
+        self._fc_only = part == "fc"
+        self._body, self._fc = net.tail[:-1], net.tail[-1]
+        self._optimize(optimizer, [self._fc if self._fc_only else net.tail])
+
+    def step(self, images: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
+        path = self.net.space.canonical(sample(self.net.space, stream(self.seed, "tail path", step)))
+        with self.engine.precision(), frozen_statistics(self.net):
+            with torch.no_grad():
+                features = self.net.middle(self.net.begin(images), path)
+            with torch.set_grad_enabled(not self._fc_only):
+                features = self._body(features)
+            loss = self.objective.loss(self._fc(features), targets)
+        self.engine.backward(loss)
+        self.engine.update(self.optimizers[0])
+        return {"loss": loss.detach()}

@@ -1,0 +1,88 @@
+"""All candidates of a space with shared weights, and the single networks inside."""
+
+import copy
+
+from timm.models._efficientnet_builder import efficientnet_init_weights
+from torch import Tensor, nn
+
+from local_learning.chain import Chain
+from supernet.space import Architecture, Space
+from supernet.tail import build_tail
+
+
+class Supernet(nn.Module):
+    """Stem, the candidates of every searchable layer, and tail.
+
+    `layers[l][j]` is candidate j of searchable layer l. Initial weights, timm's for such networks, come from
+    torch's global generator.
+    """
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        self.space = space
+        self.stem = nn.ModuleList(_stem(space))
+        self.layers = nn.ModuleList(
+            nn.ModuleList(op.build(place, space.style) for op in layer)
+            for layer, place in zip(space.layers, space.places, strict=True)
+        )
+        self.tail = _tail(space)
+        efficientnet_init_weights(self)
+
+    def begin(self, images: Tensor) -> Tensor:
+        """What the stem gives to the first searchable layer."""
+        for layer in self.stem:
+            images = layer(images)
+        return images
+
+    def candidate(self, layer: int, choice: int) -> nn.Module:
+        """Candidate `choice` of the searchable layer with index `layer`."""
+        of_layer = self.layers[layer]
+        assert isinstance(of_layer, nn.ModuleList)
+        return of_layer[choice]
+
+    def middle(self, features: Tensor, architecture: Architecture) -> Tensor:
+        """What the architecture's layers make of the stem's output."""
+        for layer, choice in enumerate(architecture.choices):
+            features = self.candidate(layer, choice)(features)
+        return features
+
+    def forward(self, images: Tensor, architecture: Architecture) -> Tensor:
+        self.space.validate(architecture)
+        logits: Tensor = self.tail(self.middle(self.begin(images), architecture))
+        return logits
+
+    def extract(self, architecture: Architecture, *, fresh: bool = False) -> Chain:
+        """The architecture alone, with a copy of the shared weights, or (`fresh`) newly initialised.
+
+        A chain like any other: the stem's layers, then the chosen ones without the skips, then the tail as
+        classifier.
+        """
+        self.space.validate(architecture)
+        reference = next(self.parameters())
+        if fresh:
+            return build_architecture(self.space, architecture).to(reference.device, reference.dtype)
+        chosen = [self.candidate(layer, choice) for layer, choice in enumerate(architecture.choices)]
+        return copy.deepcopy(_chain(list(self.stem), chosen, self.tail)).train(self.training)
+
+
+def build_architecture(space: Space, architecture: Architecture) -> Chain:
+    """A single network of a space, with initial weights from torch's global generator."""
+    space.validate(architecture)
+    places = zip(space.layers, space.places, architecture.choices, strict=True)
+    chosen = [layer[choice].build(place, space.style) for layer, place, choice in places]
+    chain = _chain(_stem(space), chosen, _tail(space))
+    efficientnet_init_weights(chain)
+    return chain
+
+
+def _stem(space: Space) -> list[nn.Module]:
+    places = zip(space.stem, space.stem_places, strict=True)
+    return [fixed.op.build(place, space.style) for fixed, place in places]
+
+
+def _tail(space: Space) -> nn.Module:
+    return build_tail(space.tail, space.layers[-1].out_chs, space.num_classes, space.style)
+
+
+def _chain(stem: list[nn.Module], chosen: list[nn.Module], tail: nn.Module) -> Chain:
+    return Chain([*stem, *(each for each in chosen if not isinstance(each, nn.Identity))], tail)
