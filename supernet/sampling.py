@@ -74,6 +74,11 @@ class LimitedSampler:
         """The cheapest architecture, the first among equals."""
         return Architecture(tuple(row.index(min(row)) for row in self._table))
 
+    @property
+    def dearest(self) -> Architecture:
+        """The dearest architecture, the last among equals."""
+        return Architecture(tuple(len(row) - 1 - row[::-1].index(max(row)) for row in self._table))
+
     def count(self, high: int, low: int = 0) -> int:
         """How many architectures cost from `low` to `high`."""
         total, _ = self._totals(high, low)

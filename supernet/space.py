@@ -120,15 +120,14 @@ class Space:
         return _places(self.stem[-1].out_chs if self.stem else self.in_chs, self.layers)
 
     @property
+    def stem_sizes(self) -> list[int]:
+        """Side of the maps that go into each layer of the stem."""
+        return _sizes(self.image_size, self.stem)[:-1]
+
+    @property
     def sizes(self) -> list[int]:
         """Side of the maps that go into each searchable layer, and of those that come out of the last."""
-        size = self.image_size
-        for fixed in self.stem:
-            size = math.ceil(size / fixed.stride)
-        sizes = [size]
-        for layer in self.layers:
-            sizes.append(math.ceil(sizes[-1] / layer.stride))
-        return sizes
+        return _sizes(_sizes(self.image_size, self.stem)[-1], self.layers)
 
     # ---- architectures ---------------------------------------------------------------------------------
 
@@ -214,11 +213,10 @@ class Space:
 
     @cached_property
     def _fixed_cost(self) -> Cost:
-        size, macs, params = self.image_size, 0, 0
-        for fixed, place in zip(self.stem, self.stem_places, strict=True):
+        macs = params = 0
+        for fixed, place, size in zip(self.stem, self.stem_places, self.stem_sizes, strict=True):
             cost = _cost_of(fixed.op, place, self.style, size)
             macs, params = macs + cost.macs, params + cost.params
-            size = math.ceil(size / fixed.stride)
         in_chs = self.layers[-1].out_chs
         with torch.device("meta"):
             tail = build_tail(self.tail, in_chs, self.num_classes, self.style)
@@ -255,6 +253,14 @@ def _places(in_chs: int, layers: Sequence[Fixed] | Sequence[Layer]) -> list[Plac
         places.append(Place(in_chs, layer.out_chs, layer.stride))
         in_chs = layer.out_chs
     return places
+
+
+def _sizes(size: int, layers: Sequence[Fixed] | Sequence[Layer]) -> list[int]:
+    """Sides of the maps before the first of the layers, and behind each."""
+    sizes = [size]
+    for layer in layers:
+        sizes.append(math.ceil(sizes[-1] / layer.stride))
+    return sizes
 
 
 def _cost_of(op: Op, place: Place, style: Style, size: int) -> Cost:

@@ -6,13 +6,15 @@ import pytest
 
 from retrain.config import RetrainConfig
 from search.config import DecouplingSearchConfig
+from supernet.config import SupernetConfig
 from tools.config import parse
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.toml"))
 
-SCRIPTS: dict[str, type[RetrainConfig] | type[DecouplingSearchConfig]] = {
+SCRIPTS: dict[str, type[RetrainConfig] | type[DecouplingSearchConfig] | type[SupernetConfig]] = {
     "retrain_model.py": RetrainConfig,
     "search_decoupling.py": DecouplingSearchConfig,
+    "train_supernet.py": SupernetConfig,
 }
 
 

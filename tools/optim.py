@@ -35,6 +35,19 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.
     return RMSpropTF(groups, lr=recipe.lr, alpha=recipe.beta2, momentum=recipe.momentum, eps=recipe.eps)
 
 
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD its momentum buffers, of zeros, before the first step.
+
+    Where a step leaves weights without a gradient, the fused kernel does not bear some buffers missing.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group["momentum"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(
+                    parameter, requires_grad=False
+                )
+
+
 def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, num_steps: int) -> Scheduler:
     """The recipe's schedule; `step_update(t)` sets the rate for step t, a pure function of t."""
     warmup = round(recipe.warmup * num_steps)

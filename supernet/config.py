@@ -1,0 +1,125 @@
+"""The options of train_supernet.py; free of torch."""
+
+from dataclasses import dataclass, field
+
+from supernet.options import OBJECTIVES, STRATEGIES, ContrastOptions, LayerwiseOptions, PathOptions
+from tools.config import check_choice, check_range
+from tools.data import DataConfig
+from tools.recipes import Recipe
+
+# These name places and machines, not the training: a run may be continued with others.
+FREE = frozenset({"run", "device", "threads", "trackers", "data.root", "data.workers", "data.download"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordOptions:
+    """What is looked at during the training, at each evaluation, and at its end."""
+
+    probes: int = 4
+    """Random architectures whose validation accuracy is taken, beside the cheapest and the dearest."""
+    validation_images: int = 0
+    """Validation images for that, with all classes in proportion; 0: all."""
+    calibration_images: int = 2048
+    """Training images from which BatchNorm statistics of a single network are taken, the same for all."""
+    calibration_batch: int = 128
+    """Images in each of these batches; statistics are the mean over batches."""
+    shift_images: int = 1000
+    """Validation images on which the outputs of each layer's modules are compared; 0: they are not."""
+    latency_batch: int = 1
+    """Batch size for which each candidate's latency is measured at the end; 0: it is not."""
+
+    def __post_init__(self) -> None:
+        check_range("--records.probes", self.probes, 0)
+        check_range("--records.validation-images", self.validation_images, 0)
+        check_range("--records.calibration-images", self.calibration_images, 2)
+        check_range("--records.calibration-batch", self.calibration_batch, 2)
+        check_range("--records.shift-images", self.shift_images, 0)
+        check_range("--records.latency-batch", self.latency_batch, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetConfig:
+    """Which space, how it is trained, on which data, by which recipe, on what machine."""
+
+    run: str = "runs/supernet"
+    """Folder of the run; starting on an existing run continues it."""
+    space: str = "nas_bench_macro"
+    """lwsl_table1, lwsl_fit, cream, nas_bench_macro, tiny, or the .toml or .json file of your own space."""
+    strategy: str = "spos"
+    """spos (single paths), fair (strict fairness), greedy or nongreedy (layer by layer, LWSL)."""
+    objective: str = "cross_entropy"
+    """cross_entropy, or infonce (two views of each image, no labels)."""
+    weights: str = ""
+    """Start from the weights of another supernet of this space."""
+    tail_steps: int = 0
+    """Steps behind those of the recipe in which only the classifier (after infonce) or the tail (after
+    --layerwise.last-decoder local) is trained, on uniform paths."""
+    seed: int = 0
+    """Decides initialisation, splits, order, augmentation, paths and partners."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    precision: str = "fp32"
+    """fp32; mixed precision in bf16 or (on CUDA) fp16; or fp64, to compare two ways exactly."""
+    threads: int = 0
+    """CPU threads of each process; 0 shares the cores between the processes of a machine."""
+    compile: bool = False
+    """Compile each candidate with torch.compile."""
+    compile_mode: str = "default"
+    """default, reduce-overhead (CUDA graphs) or max-autotune."""
+    sync_batchnorm: bool = True
+    """Take BatchNorm statistics over all processes' parts of the batch, so that n give the numbers of one."""
+    trackers: tuple[str, ...] = ()
+    """Also report to these of Accelerate's trackers, such as tensorboard."""
+    paths: PathOptions = field(default_factory=PathOptions)
+    layerwise: LayerwiseOptions = field(default_factory=LayerwiseOptions)
+    contrast: ContrastOptions = field(default_factory=ContrastOptions)
+    records: RecordOptions = field(default_factory=RecordOptions)
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise ValueError("--run: name a folder")
+        if not self.space:
+            raise ValueError("--space: name a preset or a file")
+        check_choice("--strategy", self.strategy, STRATEGIES)
+        check_choice("--objective", self.objective, OBJECTIVES)
+        check_range("--tail-steps", self.tail_steps, 0)
+        check_range("--seed", self.seed, 0)
+        check_choice("--device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("--precision", self.precision, ("fp32", "bf16", "fp16", "fp64"))
+        check_range("--threads", self.threads, 0)
+        check_choice("--compile-mode", self.compile_mode, ("default", "reduce-overhead", "max-autotune"))
+        self._check_recipe()
+        self._check_objective()
+
+    @property
+    def trains_tail_apart(self) -> str:
+        """What the strategy leaves untrained: fc, tail or nothing."""
+        if self.objective == "infonce":
+            return "fc"
+        local = self.strategy in ("greedy", "nongreedy") and self.layerwise.last_decoder == "local"
+        return "tail" if local else ""
+
+    def _check_recipe(self) -> None:
+        if self.recipe.accumulate > 1:
+            raise ValueError(
+                "--recipe.accumulate: a supernet's batch is not run in parts; greedy and nongreedy need less "
+                "memory"
+            )
+        if self.recipe.ema:
+            raise ValueError("--recipe.ema: a supernet keeps no average of its weights; leave it at 0")
+
+    def _check_objective(self) -> None:
+        if self.tail_steps and not self.trains_tail_apart:
+            raise ValueError(
+                "--tail-steps: this training has trained the tail already; they go with --objective infonce "
+                "or --layerwise.last-decoder local"
+            )
+        if self.trains_tail_apart and not self.tail_steps:
+            raise ValueError(
+                f"--tail-steps: this training leaves the {self.trains_tail_apart} untrained, and no "
+                "architecture could be scored; give some"
+            )
+        if self.objective == "infonce" and (self.data.mixup or self.data.cutmix):
+            raise ValueError("--data.mixup and --data.cutmix: mix labels, which infonce does not use")

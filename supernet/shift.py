@@ -1,0 +1,51 @@
+"""Representation shift: how differently the modules of one layer see the same images (LWSL, Fig. 4)."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from supernet.supernet import Supernet
+from tools.batchnorm import frozen_statistics
+from tools.similarity import cosine_matrix
+
+
+class Shift(NamedTuple):
+    """Cosine matrices of each layer, between its candidates that have weights."""
+
+    outputs: list[Tensor]
+    """Of what the modules give."""
+    branches: list[Tensor]
+    """Of that without the shortcut, where there is one: what it adds is common to all."""
+
+
+@torch.no_grad()
+def representation_shift(net: Supernet, batches: Iterable[Tensor]) -> Shift:
+    """Compare the modules of every layer on the mean of the outputs of the layer below.
+
+    BatchNorm takes its statistics from each batch, as in training; give batches of equal size.
+    """
+    modules = [layer.weighted for layer in net.space.layers]
+    outputs: list[Tensor] = []
+    branches: list[Tensor] = []
+    training, count = net.training, 0
+    with frozen_statistics(net.train()):
+        for images in batches:
+            count += 1
+            features = net.begin(images)
+            for index, choices in enumerate(modules):
+                given = [net.candidate(index, choice)(features) for choice in choices]
+                own = [
+                    each - features if getattr(net.candidate(index, choice), "has_skip", False) else each
+                    for each, choice in zip(given, choices, strict=True)
+                ]
+                found = cosine_matrix(given), cosine_matrix(own)
+                for matrices, matrix in zip((outputs, branches), found, strict=True):
+                    if count == 1:
+                        matrices.append(matrix)
+                    else:
+                        matrices[index] += matrix
+                features = torch.stack(given).mean(0)
+    net.train(training)
+    return Shift([matrix / count for matrix in outputs], [matrix / count for matrix in branches])

@@ -1,0 +1,17 @@
+"""Train a supernet: a space of networks with shared weights, in one of four ways.
+
+accelerate launch train_supernet.py --strategy nongreedy --data.name cifar10 --data.root DIR
+"""
+
+from supernet.config import SupernetConfig
+from tools.command import main
+
+
+def run(config: SupernetConfig) -> None:
+    from supernet.training import train_supernet  # imports torch: only when there is work to do
+
+    train_supernet(config)
+
+
+if __name__ == "__main__":
+    main(SupernetConfig, run, __doc__)
