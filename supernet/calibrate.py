@@ -22,7 +22,7 @@ def calibrate(chain: nn.Module, batches: Iterable[Sequence[Any] | Tensor]) -> No
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # cumulative: the mean over batches
-        layer.train()
+        layer.training = True  # without what timm's hold inside, such as dropout
     seen = 0
     try:
         reference = next(chain.parameters())

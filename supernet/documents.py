@@ -6,12 +6,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from supernet.layers import Style, parse_op
+from supernet.layers import Op, Style, parse_op
 from supernet.presets import PRESETS, preset
 from supernet.space import Architecture, Fixed, Layer, Space, stage
 from supernet.tail import Tail
 from tools.config import suggest
-from tools.files import read_document, write_document
+from tools.files import check_format, read_document, write_document
 
 SPACE, ARCHITECTURE, VERSION = "space", "architecture", 1
 
@@ -42,11 +42,14 @@ def read_space_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".json":
         return read_document(path, SPACE, VERSION)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        description = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
+    if "format" in description or "version" in description:
+        check_format(path, description, SPACE, VERSION)
+    return description
 
 
 def space_from(description: Mapping[str, Any], *, name: str = "own") -> Space:
@@ -76,9 +79,14 @@ def space_from(description: Mapping[str, Any], *, name: str = "own") -> Space:
     for number, entry in enumerate(_tables(description, "stem"), start=1):
         where = f"stem {number}: "
         _check_keys(where, entry, ("op", "out_chs", "stride"))
-        (op,) = _ops({"ops": [entry.get("op", "")]}, where)
-        stem.append(Fixed(op, _whole(entry, "out_chs", where), _whole(entry, "stride", where, 1)))
-    return Space(
+        stem.append(
+            Fixed(
+                _op(entry.get("op"), f"{where}op"),
+                _whole(entry, "out_chs", where),
+                _whole(entry, "stride", where, 1),
+            )
+        )
+    space = Space(
         tuple(stem),
         tuple(layers),
         _plain(Tail, description.get("tail", {}), "tail"),
@@ -88,6 +96,8 @@ def space_from(description: Mapping[str, Any], *, name: str = "own") -> Space:
         image_size=_whole(description, "image_size", "", 32),
         in_chs=_whole(description, "in_chs", "", 3),
     )
+    _ = space.fixed_cost, space.costs  # what cannot be built at its place is refused now
+    return space
 
 
 def space_to(space: Space) -> dict[str, Any]:
@@ -141,12 +151,14 @@ def load_architecture(
     described, choices = document.get("space"), document.get("choices")
     if not isinstance(choices, list) or not all(type(choice) is int for choice in choices):
         raise ValueError(f"{path}: choices must be a list of whole numbers, not {choices!r}")
+    if not isinstance(described, str | dict):
+        raise ValueError(f"{path}: space must be a name or a description, not {described!r}")
     images = {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}
     try:
         if isinstance(described, dict):
             space = space_from(described | images)
         else:
-            space = find_space(str(described), **images)
+            space = find_space(described, **images)
         architecture = Architecture(tuple(choices))
         space.validate(architecture)
     except ValueError as error:
@@ -167,14 +179,20 @@ def _tables(description: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]
     return entries
 
 
-def _ops(entry: Mapping[str, Any], where: str, key: str = "ops") -> Any:
+def _ops(entry: Mapping[str, Any], where: str, key: str = "ops") -> tuple[Op, ...]:
     words = entry.get(key)
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+    if not isinstance(words, list):
         raise ValueError(f"{where}{key} must be a list of operations, such as mbconv_k3_e4_se0.25")
+    return tuple(_op(word, f"{where}{key}") for word in words)
+
+
+def _op(word: Any, where: str) -> Op:
+    if not isinstance(word, str):
+        raise ValueError(f"{where}: an operation is a text such as mbconv_k3_e4_se0.25, not {word!r}")
     try:
-        return tuple(parse_op(word) for word in words)
+        return parse_op(word)
     except ValueError as error:
-        raise ValueError(f"{where}{error}") from None
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _whole(entry: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:

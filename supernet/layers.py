@@ -256,6 +256,8 @@ def parse_op(text: str) -> Op:
         if found is None:
             break
         name, number = _NUMBERS[found[1]]
+        if name in values:
+            raise ValueError(f"operation '{text}': {found[1]} is given twice")
         try:
             values[name] = number(found[2])
         except ValueError:
@@ -270,6 +272,8 @@ def parse_op(text: str) -> Op:
         values["act"] = rest
     if values.get("kernel", 1) % 2 == 0:
         raise ValueError(f"operation '{text}': kernels have an odd side")
+    if values.get("exp", 1) == 0:
+        raise ValueError(f"operation '{text}': e must be over 0")
     try:
         return KINDS[kind](**values)
     except TypeError:
@@ -277,7 +281,7 @@ def parse_op(text: str) -> Op:
 
 
 def _written(kind: str, *, act: str, **numbers: float) -> str:
-    words = [f"{name}{value:g}" for name, value in numbers.items() if name != "se" or value]
+    words = [f"{name}{value}".removesuffix(".0") for name, value in numbers.items() if name != "se" or value]
     return "_".join([kind, *words, *([act] if act else [])])
 
 

@@ -53,7 +53,7 @@ class Greedy(Strategy):
         stem = SharedStem(self.net, task.images, self.engine, trained=trained, again=True)
         features, losses = stem.features, dict[str, Tensor]()
         for index, modules in enumerate(self.modules):
-            mean, total = _Mean(), torch.zeros((), device=features.device)
+            mean, found = _Mean(), list[Tensor]()
             if self.options.skip_in_mean and len(modules) < len(self.net.space.layers[index]):
                 mean.add(features)
             for place, choice in enumerate(modules):
@@ -63,7 +63,7 @@ class Greedy(Strategy):
                 with self.engine.precision():
                     loss = self.objective.loss(self._decode(outputs, index, place, step), task.targets)
                 self.engine.backward(loss)
-                total += loss.detach()
+                found.append(loss.detach())
                 self.updates[index, choice] += 1
                 del outputs, loss
             if index == 0:
@@ -72,7 +72,7 @@ class Greedy(Strategy):
                 self._average_decoder(index)
             if self.options.update == "immediate":
                 self.engine.update(self.optimizers[index])
-            losses[f"loss/{index + 1}"] = total / len(modules)
+            losses[f"loss/{index + 1}"] = torch.stack(found).mean()
             features = mean.value
         if self.options.update == "deferred":
             for each in self.optimizers:

@@ -80,23 +80,25 @@ class InfoNCE:
 
     def decoder(self, in_chs: int) -> nn.Module:
         pooled = OrderedDict[str, nn.Module](pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
-        return nn.Sequential(pooled | self._projection(in_chs))
+        return nn.Sequential(pooled | {"projection": self._projection(in_chs)})
 
     def ending(self, net: Supernet) -> nn.Module:
         body = OrderedDict(
             (name, part) for name, part in net.tail.named_children() if name not in ("dropout", "fc")
         )
         in_chs = net.space.tail.feature_chs(net.space.layers[-1].out_chs)
-        return nn.Sequential(body | self._projection(in_chs))
+        return nn.Sequential(body | {"projection": self._projection(in_chs)})
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return nt_xent(outputs, self._options.temperature)
 
-    def _projection(self, in_chs: int) -> OrderedDict[str, nn.Module]:
-        return OrderedDict(
-            hidden=nn.Linear(in_chs, in_chs),
-            act=nn.ReLU(inplace=True),
-            out=nn.Linear(in_chs, self._options.projection),
+    def _projection(self, in_chs: int) -> nn.Module:
+        return nn.Sequential(
+            OrderedDict[str, nn.Module](
+                hidden=nn.Linear(in_chs, in_chs),
+                act=nn.ReLU(inplace=True),
+                out=nn.Linear(in_chs, self._options.projection),
+            )
         )
 
 
@@ -113,7 +115,8 @@ def nt_xent(projections: Tensor, temperature: float) -> Tensor:
         everyone = _Gather.apply(unit)  # type: ignore[no-untyped-call]
         first = torch.distributed.get_rank() * own
     rows = torch.arange(own, device=unit.device)
-    similarities = unit @ everyone.T / temperature
+    with torch.autocast(unit.device.type, enabled=False):  # which would take products in half precision
+        similarities = unit @ everyone.T / temperature
     similarities = similarities.index_put((rows, rows + first), similarities.new_tensor(-torch.inf))
     return F.cross_entropy(similarities, (rows + count) % own + first)
 

@@ -144,7 +144,7 @@ class LimitedSampler:
 
 def bins(low: int, high: int, width: int) -> list[tuple[int, int]]:
     """Intervals of a width from `low` to `high`, the last perhaps narrower; both ends belong to them."""
-    edges = [*range(low, high, width), high]
+    edges = [*range(low, max(high, low + 1), width), high]
     return [(start, stop - 1) for start, stop in pairwise(edges[:-1])] + [(edges[-2], high)]
 
 

@@ -94,6 +94,13 @@ class Space:
     def __post_init__(self) -> None:
         if not self.layers:
             raise ValueError(f"space {self.name}: there are no layers to search")
+        for kind, places in (("stem", self.stem_places), ("layer", self.places)):
+            for number, place in enumerate(places, start=1):
+                if place.stride not in (1, 2):
+                    # timm's padding gives maps of other sides than a stride alone would.
+                    raise ValueError(
+                        f"space {self.name}: {kind} {number} has stride {place.stride}; it must be 1 or 2"
+                    )
         for number, (layer, place) in enumerate(zip(self.layers, self.places, strict=True), start=1):
             if not layer.weighted:
                 raise ValueError(f"space {self.name}: layer {number} has no candidate but skip")
@@ -201,12 +208,14 @@ class Space:
         """Of every candidate of every searchable layer."""
         found: dict[tuple[Op, Place, int], Cost] = {}
         table = []
-        for layer, place, size in zip(self.layers, self.places, self.sizes, strict=False):
+        of_layers = zip(self.layers, self.places, self.sizes, strict=False)
+        for number, (layer, place, size) in enumerate(of_layers, start=1):
+            where = f"space {self.name}: layer {number}"
             row = []
             for op in layer:
                 key = op, place, size
                 if key not in found:
-                    found[key] = _cost_of(op, place, self.style, size)
+                    found[key] = _cost_of(op, place, self.style, size, where)
                 row.append(found[key])
             table.append(tuple(row))
         return tuple(table)
@@ -214,8 +223,9 @@ class Space:
     @cached_property
     def _fixed_cost(self) -> Cost:
         macs = params = 0
-        for fixed, place, size in zip(self.stem, self.stem_places, self.stem_sizes, strict=True):
-            cost = _cost_of(fixed.op, place, self.style, size)
+        stem = zip(self.stem, self.stem_places, self.stem_sizes, strict=True)
+        for number, (fixed, place, size) in enumerate(stem, start=1):
+            cost = _cost_of(fixed.op, place, self.style, size, f"space {self.name}: stem {number}")
             macs, params = macs + cost.macs, params + cost.params
         in_chs = self.layers[-1].out_chs
         with torch.device("meta"):
@@ -263,10 +273,13 @@ def _sizes(size: int, layers: Sequence[Fixed] | Sequence[Layer]) -> list[int]:
     return sizes
 
 
-def _cost_of(op: Op, place: Place, style: Style, size: int) -> Cost:
-    with torch.device("meta"):
-        module = op.build(place, style)
-    return Cost(count_macs(module, (place.in_chs, size, size)), count_params(module))
+def _cost_of(op: Op, place: Place, style: Style, size: int, where: str) -> Cost:
+    try:
+        with torch.device("meta"):
+            module = op.build(place, style)
+        return Cost(count_macs(module, (place.in_chs, size, size)), count_params(module))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def stage(

@@ -62,7 +62,9 @@ class Supernet(nn.Module):
         if fresh:
             return build_architecture(self.space, architecture).to(reference.device, reference.dtype)
         chosen = [self.candidate(layer, choice) for layer, choice in enumerate(architecture.choices)]
-        return copy.deepcopy(_chain(list(self.stem), chosen, self.tail)).train(self.training)
+        chain = copy.deepcopy(_chain(list(self.stem), chosen, self.tail)).train(self.training)
+        chain.zero_grad()  # a copy of a parameter brings its gradient along
+        return chain
 
 
 def build_architecture(space: Space, architecture: Architecture) -> Chain:

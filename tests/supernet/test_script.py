@@ -1,0 +1,190 @@
+"""Supernets by the script as users train them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from supernet.documents import load_space
+from supernet.measure import load_measured
+from supernet.presets import preset
+from supernet.space import Architecture
+from supernet.storage import load_supernet
+from tests.forked import run, run_up_to
+from tests.script import SMALL, weights
+from tools.meters import read_metrics
+
+SCRIPT = "train_supernet.py"
+BASE = [
+    *SMALL,
+    *("--space", "tiny", "--recipe.steps", "10", "--recipe.evaluate-every", "5", "--recipe.lr", "0.02"),
+    *("--recipe.checkpoint-every", "3", "--records.probes", "1", "--records.calibration-images", "64"),
+    *("--records.calibration-batch", "32", "--records.shift-images", "40"),
+]
+VIEWS = ["--objective", "infonce", "--tail-steps", "4"]
+MEASURED = ("images_per_second", "peak_memory_mib")
+
+pytestmark = pytest.mark.slow
+
+
+def trained(folder: Path, *options: str, ranks: int = 1) -> Path:
+    done = run(SCRIPT, *BASE, *options, "--run", str(folder), ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    assert f"on {ranks} x cpu" in done.stdout
+    return folder
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in line.items() if name not in MEASURED} for line in read_metrics(path)
+    ]
+
+
+def results_of(folder: Path) -> Any:
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "ranks", "deadly"),
+    [
+        (["--strategy", "spos"], 1, "step-00000003.json"),
+        (
+            ["--strategy", "fair", "--recipe.optimizer", "adam", "--recipe.lr", "0.01"],
+            1,
+            "step-00000006.json",
+        ),
+        (["--strategy", "greedy"], 1, "best.safetensors"),
+        (["--strategy", "nongreedy"], 1, "step-00000009.json"),
+        (["--strategy", "nongreedy", *VIEWS], 1, "step-00000012.json"),
+        (["--strategy", "spos"], 2, "step-00000003.json"),
+        (["--strategy", "nongreedy"], 2, "step-00000006.json"),
+        (["--strategy", "greedy", *VIEWS], 2, "results.json"),
+    ],
+)
+def test_killed_and_continued_equals_uninterrupted(
+    options: list[str], ranks: int, deadly: str, tmp_path: Path
+) -> None:
+    expected = trained(tmp_path / "whole", *options, ranks=ranks)
+    folder = tmp_path / "run"
+    run_up_to(deadly, SCRIPT, *BASE, *options, "--run", str(folder), ranks=ranks)
+    trained(folder, *options, ranks=ranks)
+    for name in ("weights.safetensors", "best.safetensors"):
+        ours, theirs = weights(folder, name), weights(expected, name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], value) for key, value in theirs.items()), name
+    for name in ("metrics.jsonl", "shift.jsonl"):
+        assert lines_of(folder / name) == lines_of(expected / name)
+    assert results_of(folder)["updates"] == results_of(expected)["updates"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--strategy", name] for name in ("spos", "fair", "greedy", "nongreedy")),
+        ["--strategy", "spos", *VIEWS],
+        ["--strategy", "nongreedy", *VIEWS],
+    ],
+    ids=" ".join,
+)
+def test_two_ranks_give_the_numbers_of_one(options: list[str], tmp_path: Path) -> None:
+    exact = [*options, "--precision", "fp64", "--recipe.clip-norm", "1"]
+    one, two = (trained(tmp_path / f"on{ranks}", *exact, ranks=ranks) for ranks in (1, 2))
+    ours, theirs = weights(one), weights(two)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-8, atol=1e-10, msg=name)
+    for line, other in zip(lines_of(one / "metrics.jsonl"), lines_of(two / "metrics.jsonl"), strict=True):
+        assert line.keys() == other.keys()
+        for name in line.keys() - {"saved_mib"}:
+            assert line[name] == pytest.approx(other[name], rel=1e-7, abs=1e-9), name
+
+
+def test_what_a_run_leaves(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", "--strategy", "nongreedy")
+    space = preset("tiny", num_classes=10, image_size=16)
+    assert load_space(folder / "space.json") == space
+    net = load_supernet(folder)
+    assert net.space == space
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in weights(folder).items())
+    measured = load_measured(folder / "costs.json")
+    cheap, dear = Architecture((0, 3, 0, 3)), Architecture((2, 2, 2, 2))
+    assert 0 < measured.saved(cheap) < measured.saved(dear)
+    assert measured.latency(cheap) > 0
+    results = results_of(folder)
+    assert results["updates"] == [[10, 10, 10], [10, 10, 10, 0], [10, 10, 10], [10, 10, 10, 0]]
+    assert results["saved_bytes_per_step"] > 0
+    metrics = read_metrics(folder / "metrics.jsonl")
+    (last,) = (line for line in metrics if line["step"] == 10 and "similarity" in line)
+    assert {f"similarity/{layer}" for layer in range(1, 5)} < last.keys()
+    accuracies = [value for name, value in last.items() if name.startswith("validation_top1/")]
+    assert len(accuracies) == 3  # the cheapest, the dearest, and one more
+    assert last["validation_top1"] == pytest.approx(sum(accuracies) / 3)
+    losses = [line for line in metrics if "loss/1" in line]
+    assert {f"loss/{layer}" for layer in range(1, 5)} < losses[-1].keys()
+    shifts = read_metrics(folder / "shift.jsonl")
+    assert [line["step"] for line in shifts] == [5, 10]
+    matrix = torch.tensor(shifts[-1]["outputs"][0])
+    assert matrix.shape == (3, 3)
+    torch.testing.assert_close(matrix.diagonal(), torch.ones(3))
+    torch.testing.assert_close(matrix, matrix.T)
+    assert float((matrix.sum() - 3) / 6) == pytest.approx(last["similarity/1"], abs=1e-6)
+
+
+def test_a_finished_run_says_so_and_other_options_are_refused(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run")
+    again = run(SCRIPT, *BASE, "--run", str(folder))
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+    other = run(SCRIPT, *BASE, "--run", str(folder), "--strategy", "greedy")
+    assert other.returncode == 2
+    assert "--strategy (was 'spos', is 'greedy')" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("strategy", "steps"), [("spos", 600), ("fair", 200), ("greedy", 200), ("nongreedy", 200)]
+)
+def test_a_supernet_learns_by_every_strategy(strategy: str, steps: int, tmp_path: Path) -> None:
+    options = ["--data.num-classes", "3", "--data.train-size", "2000", "--recipe.steps", str(steps)]
+    options += ["--recipe.batch-size", "64", "--recipe.optimizer", "adam", "--recipe.lr", "0.01"]
+    options += ["--recipe.label-smoothing", "0", "--recipe.evaluate-every", str(steps)]
+    folder = trained(tmp_path / "run", *options, "--strategy", strategy)
+    # Of three classes; of the images one part in three is chance.
+    assert results_of(folder)["validation"]["last"]["validation_top1/2222"] > 0.45
+
+
+def test_weights_of_another_supernet_start_one(tmp_path: Path) -> None:
+    first = trained(tmp_path / "first")
+    given = ["--weights", str(first / "weights.safetensors"), "--recipe.lr", "1e-9", "--recipe.min-lr", "0"]
+    second = trained(tmp_path / "second", "--strategy", "greedy", *given)
+    ours, theirs = weights(second), weights(first)
+    learnt = [name for name in ours if name.endswith("weight")]
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in learnt)
+
+
+def test_a_space_of_ones_own_and_that_it_must_stay_what_it_was(tmp_path: Path) -> None:
+    space = tmp_path / "mine.toml"
+    space.write_text(
+        'stem = [{op = "conv_k3", out_chs = 12, stride = 2}]\n'
+        "[[stages]]\n"
+        'ops = ["mbconv_k3_e2", "fused_k3_e2", "shuffle_k3", "skip"]\n'
+        'first = ["mbconv_k3_e2", "mbconv_k5_e2_se0.25"]\n'
+        "depth = 2\nout_chs = 24\nstride = 2\n"
+        "[tail]\nconv_chs = 32\n"
+    )
+    options = [*BASE, "--space", str(space), "--run", str(tmp_path / "run")]
+    run_up_to("step-00000006.json", SCRIPT, *options)
+    space.write_text(space.read_text().replace("conv_chs = 32", "conv_chs = 40"))
+    changed = run(SCRIPT, *options)
+    assert changed.returncode == 2
+    assert "the space was" in changed.stderr
+    space.write_text(space.read_text().replace("conv_chs = 40", "conv_chs = 32"))
+    assert run(SCRIPT, *options).returncode == 0
+    assert load_supernet(tmp_path / "run").space.size == 8
+
+
+@pytest.mark.parametrize("strategy", ["spos", "nongreedy"])
+@pytest.mark.parametrize("arithmetic", [["--precision", "bf16"], ["--compile"]], ids=" ".join)
+def test_other_arithmetic_still_trains(arithmetic: list[str], strategy: str, tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", *arithmetic, "--strategy", strategy)
+    assert results_of(folder)["validation"]["last"]["validation_loss"] < 3
