@@ -15,6 +15,7 @@ from local_learning.profile import balanced
 from local_learning.published import published
 from local_learning.requests import parse_request
 from retrain.config import RetrainConfig
+from supernet.chains import network_name
 from tools.datasets import Data
 from tools.seeding import seed_globals
 from tools.weights import load_weights
@@ -73,7 +74,7 @@ def make_net(
 def _cuts(config: RetrainConfig, chain: Chain, data: Data) -> Decoupling:
     request = parse_request(config.decoupling)
     if request.kind == "published":
-        return published(config.network, request.num_blocks)
+        return published(network_name(config), request.num_blocks)
     if request.kind == "uniform":
         return Decoupling.uniform(chain.num_layers, request.num_blocks, request.head, groups=config.groups)
     if request.kind == "balanced":
@@ -92,7 +93,7 @@ def _cuts(config: RetrainConfig, chain: Chain, data: Data) -> Decoupling:
     if found.num_layers not in (None, chain.num_layers):
         raise ValueError(
             f"it is for {found.network or 'a network'} of {found.num_layers} layers; "
-            f"{config.network} has {chain.num_layers}"
+            f"{network_name(config)} has {chain.num_layers}"
         )
     return found.decoupling
 
@@ -125,7 +126,7 @@ def _check_rule(config: RetrainConfig, decoupling: Decoupling) -> None:
 def _load(config: RetrainConfig, net: DecoupledNet, tensors: Mapping[str, Tensor]) -> None:
     """Start from given weights; heads start anew unless the file has every one of them."""
     view, source = net.with_names(), Path(config.weights)
-    tensors = with_our_names(config.network, view, tensors)
+    tensors = with_our_names(network_name(config), view, tensors)
     own = {name: tensor.shape for name, tensor in view.state_dict().items() if name.startswith("heads.")}
     given = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("heads.")}
     skip: tuple[str, ...] = () if own == given else ("heads.",)

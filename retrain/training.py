@@ -9,21 +9,22 @@ from typing import Any
 from accelerate import Accelerator
 
 from local_learning.blocks import DecoupledNet
-from local_learning.build import check_name, seeded_chain
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling, load_decoupling, save_decoupling
 from local_learning.profile import module_macs
 from local_learning.published import is_tied
-from retrain.config import FREE, RetrainConfig
+from retrain.config import RetrainConfig
 from retrain.evaluation import evaluate
 from retrain.job import Training
 from retrain.networks import choose_decoupling, make_net
+from supernet.chains import chosen_chain, network_name
 from tools.config import flatten, to_toml
 from tools.cost import count_macs, count_params
 from tools.datasets import Data, load_data
 from tools.launch import on_main
 from tools.loaders import eval_batches, make_train_loader
 from tools.loop import Loop, Plan, Position
+from tools.options import FREE
 from tools.runs import Run
 from tools.stage import in_run
 from tools.weights import load_weights, read_weights, save_weights
@@ -37,7 +38,7 @@ def retrain(config: RetrainConfig) -> None:
 def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
     recipe = config.recipe
     # What can be wrong is looked at before minutes go into reading the data.
-    check_name(config.network)
+    network_name(config)
     weights = read_weights(Path(config.weights)) if config.weights else None
     parts = recipe.accumulate * accelerator.num_processes
     if recipe.batch_size % parts:
@@ -46,7 +47,7 @@ def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
             f"{accelerator.num_processes} processes in --recipe.accumulate {recipe.accumulate} parts each"
         )
     data = load_data(config.data, config.seed)
-    chain = seeded_chain(config, data.num_classes, data.image_size, data.channels)
+    chain = chosen_chain(config, data.num_classes, data.image_size, data.channels)
     decoupling = _settle_decoupling(config, chain, data, run, accelerator)
     net = make_net(config, chain, decoupling, data, weights)
     facts = _facts(net, decoupling, (data.channels, data.image_size, data.image_size))
@@ -62,7 +63,7 @@ def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
     )
     num_steps = recipe.num_steps(loader.steps_per_epoch)
     metadata = {
-        "network": config.network,
+        "network": network_name(config),
         "classes": list(data.class_names),
         "config": to_toml(config),
         "decoupling": asdict(decoupling),
@@ -88,7 +89,11 @@ def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
         checkpoint_every=recipe.checkpoint_every,
         log_every=recipe.log_every,
         seed=config.seed,
-        identity={"training images": len(data.train), "classes": list(data.class_names)},
+        identity={
+            "training images": len(data.train),
+            "classes": list(data.class_names),
+            **({"the network": network_name(config)} if config.architecture else {}),
+        },
     )
     if accelerator.is_main_process:
         print(_heading(config, data, facts, num_steps, accelerator), flush=True)
@@ -122,7 +127,7 @@ def _settle_decoupling(
     def settle() -> None:
         if not run.has_begun:
             decoupling = choose_decoupling(config, chain, data)
-            save_decoupling(path, decoupling, config.network, chain.num_layers)
+            save_decoupling(path, decoupling, network_name(config), chain.num_layers)
 
     if not config.decoupling:
         return Decoupling((), ())
@@ -148,7 +153,7 @@ def _heading(
 ) -> str:
     macs = "MACs unknown" if facts["macs"] is None else f"{facts['macs']:,} MACs"
     lines = [
-        f"{config.network} ({facts['params']:,} params, {macs}) on {config.data.name}: "
+        f"{network_name(config)} ({facts['params']:,} params, {macs}) on {config.data.name}: "
         f"{len(data.train):,} training, {len(data.validation):,} validation, {len(data.test):,} test images "
         f"of {data.num_classes} classes; {num_steps:,} steps of {config.recipe.batch_size} on "
         f"{accelerator.num_processes} x {accelerator.device.type}, {config.precision}"
@@ -165,7 +170,9 @@ def _heading(
         if "busiest_module_macs" in facts:
             parts.append(f"the busiest module has {facts['busiest_module_macs']:,} MACs")
         lines.append("; ".join(parts))
-        if config.decoupling.startswith("published:") and is_tied(config.network, len(facts["cuts"]) + 1):
+        if config.decoupling.startswith("published:") and is_tied(
+            network_name(config), len(facts["cuts"]) + 1
+        ):
             lines.append(
                 "the published values tie at this number of blocks: these cuts are one choice of several"
             )

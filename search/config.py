@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from supernet.chosen import NetworkChoice
 from tools.config import check_choice, check_range
 from tools.data import DataConfig
+from tools.options import RunOptions
 from tools.recipes import Recipe
-
-# These name places and machines, not the search: a run may be continued with others.
-FREE = frozenset({"run", "device", "threads", "trackers", "data.root", "data.workers", "data.download"})
 
 SEARCHABLE = ("aux1", "aux2", "aux3", "aux4", "mlp_sr", "conv1c2f", "linear")
 """The heads that can be mixed: those that give logits and nothing else."""
@@ -102,62 +101,25 @@ def _recipe() -> Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecouplingSearchConfig:
+class DecouplingSearchConfig(NetworkChoice, RunOptions):
     """Which network, with which heads, on which data, and how to search."""
 
     run: str = "runs/sedona"
-    """Folder of the run; starting on an existing run continues it."""
     network: str = "resnet50"
-    """resnet18/34/50/101/152, resnet32, resnet110, vgg19, vgg6a, or timm/<model name>."""
-    width: float = 1.0
-    """Factor on the number of channels of the papers' networks."""
-    dropout: float = 0.0
-    """Dropout before the classifier, for the networks that have it."""
-    drop_path: float = 0.0
-    """Rate of stochastic depth, for the timm models that have it."""
-    init: str = "fan_in"
-    """Kaiming initialisation of the papers' networks: fan_in or fan_out."""
-    stem: str = "fused"
-    """A ResNet's stem: part of its first layer (fused, as in SEDONA) or a layer (unit, as in DGL)."""
-    pretrained: bool = False
-    """Start a timm model from its published weights (from timm's cache, or fetched)."""
-    weights: str = ""
-    """Start from the trunk in this weights file: one of ours, or one with the timm model's own names."""
     heads: tuple[str, ...] = ("aux1", "aux2", "aux3", "aux4")
     """The kinds of head to choose from: of aux1 to aux4, mlp_sr, conv1c2f, linear."""
-    seed: int = 0
-    """Decides initialisation, splits, order, augmentation and which snapshots are drawn."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    precision: str = "fp32"
-    """fp32, or fp64 to compare two ways exactly."""
-    threads: int = 0
-    """CPU threads of each process; 0 shares the cores between the processes of a machine."""
-    trackers: tuple[str, ...] = ()
-    """Also report to these of Accelerate's trackers, such as tensorboard."""
     search: SearchOptions = field(default_factory=SearchOptions)
     data: DataConfig = field(default_factory=lambda: DataConfig(validation=0.4))
     recipe: Recipe = field(default_factory=_recipe)
     """Of the pretraining and of the inner optimisation."""
 
     def __post_init__(self) -> None:
-        if not self.run:
-            raise ValueError("--run: name a folder")
-        check_range("--width", self.width, 0, open_low=True)
-        check_range("--dropout", self.dropout, 0, 0.99)
-        check_range("--drop-path", self.drop_path, 0, 0.99)
-        check_choice("--init", self.init, ("fan_in", "fan_out"))
-        check_choice("--stem", self.stem, ("fused", "unit"))
+        self.check_run(precisions=("fp32", "fp64"))
+        self.check_network()
         for kind in self.heads:
             check_choice("--heads", kind, SEARCHABLE)
         if len(set(self.heads)) != len(self.heads) or not self.heads:
             raise ValueError("--heads: name one kind or more, each once")
-        check_range("--seed", self.seed, 0)
-        check_choice("--device", self.device, ("auto", "cpu", "cuda"))
-        check_choice("--precision", self.precision, ("fp32", "fp64"))
-        check_range("--threads", self.threads, 0)
-        if self.pretrained and self.weights:
-            raise ValueError("--pretrained: cannot go with --weights; choose one")
         self._check_recipe()
 
     def _check_recipe(self) -> None:

@@ -25,6 +25,7 @@ from search.discretisation import (
 from search.figures import preference_figure, structure_figure
 from search.records import Relaxation, Values, checked, save_relaxation
 from search.relaxation import RelaxedNet
+from supernet.chains import network_name
 from tools.datasets import Data
 from tools.files import write_bytes
 from tools.meters import read_metrics
@@ -39,7 +40,7 @@ def write_findings(run: Run, config: DecouplingSearchConfig, net: RelaxedNet, da
     """Write all files; returns decouplings and words for results.json."""
     kinds = net.head_kinds
     alpha, beta = checked(net.alpha, net.beta, kinds)
-    num_layers, name = len(net.layers), config.network
+    num_layers, name = len(net.layers), network_name(config)
     facts = {"width": config.width, "data": config.data.name, "steps": config.search.steps}
     save_relaxation(run.path / "relaxation.json", Relaxation(name, kinds, alpha, beta, facts))
     costs = _costs(net, config, data)
@@ -121,7 +122,7 @@ def _write_controls(
             for what, draw in (("cuts", random_cuts), ("heads", random_heads)):
                 decoupling = draw(alpha, beta, kinds, blocks, chance)
                 path = folder / f"random-{what}-{blocks}-{index + 1}.json"
-                save_decoupling(path, decoupling, config.network, num_layers)
+                save_decoupling(path, decoupling, network_name(config), num_layers)
 
 
 def _history(run: Run, num_layers: int, kinds: Sequence[str]) -> list[tuple[int, Values, Values]]:
@@ -166,7 +167,7 @@ def _draw(
         folder / "preferences.svg",
         signals,
         chosen,
-        title=f"{config.network} at {config.width:g}x on {config.data.name}",
+        title=f"{network_name(config)} at {config.width:g}x on {config.data.name}",
         history=[(step, [shares(row)[0] for row in each]) for step, each, _ in history],
         mixture=[shares(row) for row in beta],
         head_kinds=kinds,
@@ -176,7 +177,7 @@ def _draw(
             folder / f"structure-{blocks}.svg",
             num_layers,
             decoupling,
-            network=config.network,
+            network=network_name(config),
             signals=signals,
         )
 

@@ -13,14 +13,14 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from local_learning.build import check_name, seeded_chain
 from local_learning.networks.traced import with_our_names
-from search.config import FREE, DecouplingSearchConfig
+from search.config import DecouplingSearchConfig
 from search.findings import results_of, summary, write_findings
 from search.hypergradient import hypergradient
 from search.memory import Snapshot, SnapshotMemory, snapshots_of
 from search.relaxation import RelaxedNet
 from search.sedona import Episode, Inner, Pretraining, Search, episodes
+from supernet.chains import chosen_chain, network_name
 from tools.checkpoint import load_checkpoint
 from tools.config import flag, flatten, from_toml
 from tools.cost import count_params
@@ -29,6 +29,7 @@ from tools.launch import on_main
 from tools.layout import use_channels_last
 from tools.loaders import TrainLoader, eval_batches, make_train_loader
 from tools.loop import Loop, Plan
+from tools.options import FREE
 from tools.runs import Run
 from tools.seeding import derive, seed_globals
 from tools.stage import in_run
@@ -43,7 +44,7 @@ def search_decoupling(config: DecouplingSearchConfig) -> None:
 
 
 def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) -> None:
-    check_name(config.network)
+    network_name(config)
     ranks = accelerator.num_processes
     if config.recipe.batch_size % ranks:
         raise ValueError(
@@ -109,10 +110,10 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
 
 
 def _relaxed(config: DecouplingSearchConfig, data: Data, accelerator: Accelerator) -> RelaxedNet:
-    chain = seeded_chain(config, data.num_classes, data.image_size, data.channels)
+    chain = chosen_chain(config, data.num_classes, data.image_size, data.channels)
     if config.weights:
         source = Path(config.weights)
-        tensors = with_our_names(config.network, chain, read_weights(source))
+        tensors = with_our_names(network_name(config), chain, read_weights(source))
         trunk = {name: tensor for name, tensor in tensors.items() if not name.startswith("heads.")}
         load_weights(chain, trunk, source=source)
     seed_globals(config.seed, "heads")
@@ -128,7 +129,7 @@ def _relaxed(config: DecouplingSearchConfig, data: Data, accelerator: Accelerato
             logit_scaling=bool(config.search.compat),
         )
     except ValueError as error:
-        raise ValueError(f"--network {config.network}: {error}") from error
+        raise ValueError(f"--network {network_name(config)}: {error}") from error
     net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
     use_channels_last(net)
     return net
@@ -142,7 +143,7 @@ def _check_derivatives(config: DecouplingSearchConfig, net: RelaxedNet, data: Da
         hypergradient(net, [batch, batch], batch, lr=1e-3, momentum=0.9, weight_decay=0.0)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--network {config.network}: it cannot be searched: {reason}") from None
+        raise ValueError(f"--network {network_name(config)}: it cannot be searched: {reason}") from None
 
 
 def _snapshots(
@@ -278,7 +279,7 @@ def _heading(
         else "no pretraining"
     )
     return (
-        f"{config.network} ({layers} layers, {own:,} params; {kinds} heads on each of {layers - 1}, "
+        f"{network_name(config)} ({layers} layers, {own:,} params; {kinds} heads on each of {layers - 1}, "
         f"{heads:,} params; {count:.3g} decouplings) on {config.data.name}: {len(data.train):,} training, "
         f"{len(data.validation):,} validation images\n{start}, {options.steps:,} updates of alpha and beta "
         f"through {options.inner_steps} steps of {config.recipe.batch_size} on {accelerator.num_processes} x "

@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 from supernet.options import OBJECTIVES, STRATEGIES, ContrastOptions, LayerwiseOptions, PathOptions
 from tools.config import check_choice, check_range
 from tools.data import DataConfig
+from tools.options import FastOptions, RunOptions
 from tools.recipes import Recipe
-
-# These name places and machines, not the training: a run may be continued with others.
-FREE = frozenset({"run", "device", "threads", "trackers", "data.root", "data.workers", "data.download"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +36,10 @@ class RecordOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupernetConfig:
+class SupernetConfig(FastOptions, RunOptions):
     """Which space, how it is trained, on which data, by which recipe, on what machine."""
 
     run: str = "runs/supernet"
-    """Folder of the run; starting on an existing run continues it."""
     space: str = "nas_bench_macro"
     """lwsl_table1, lwsl_fit, cream, nas_bench_macro, tiny, or the .toml or .json file of your own space."""
     strategy: str = "spos"
@@ -54,22 +51,6 @@ class SupernetConfig:
     tail_steps: int = 0
     """Steps behind those of the recipe in which only the classifier (after infonce) or the tail (after
     --layerwise.last-decoder local) is trained, on uniform paths."""
-    seed: int = 0
-    """Decides initialisation, splits, order, augmentation, paths and partners."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    precision: str = "fp32"
-    """fp32; mixed precision in bf16 or (on CUDA) fp16; or fp64, to compare two ways exactly."""
-    threads: int = 0
-    """CPU threads of each process; 0 shares the cores between the processes of a machine."""
-    compile: bool = False
-    """Compile each candidate with torch.compile."""
-    compile_mode: str = "default"
-    """default, reduce-overhead (CUDA graphs) or max-autotune."""
-    sync_batchnorm: bool = True
-    """Take BatchNorm statistics over all processes' parts of the batch, so that n give the numbers of one."""
-    trackers: tuple[str, ...] = ()
-    """Also report to these of Accelerate's trackers, such as tensorboard."""
     paths: PathOptions = field(default_factory=PathOptions)
     layerwise: LayerwiseOptions = field(default_factory=LayerwiseOptions)
     contrast: ContrastOptions = field(default_factory=ContrastOptions)
@@ -78,18 +59,13 @@ class SupernetConfig:
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
-        if not self.run:
-            raise ValueError("--run: name a folder")
+        self.check_run()
+        self.check_fast()
         if not self.space:
             raise ValueError("--space: name a preset or a file")
         check_choice("--strategy", self.strategy, STRATEGIES)
         check_choice("--objective", self.objective, OBJECTIVES)
         check_range("--tail-steps", self.tail_steps, 0)
-        check_range("--seed", self.seed, 0)
-        check_choice("--device", self.device, ("auto", "cpu", "cuda"))
-        check_choice("--precision", self.precision, ("fp32", "bf16", "fp16", "fp64"))
-        check_range("--threads", self.threads, 0)
-        check_choice("--compile-mode", self.compile_mode, ("default", "reduce-overhead", "max-autotune"))
         self._check_recipe()
         self._check_objective()
 

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from supernet.config import FREE, SupernetConfig
+from supernet.config import SupernetConfig
 from supernet.documents import find_space, save_space, space_to
 from supernet.engine import AccelerateEngine
 from supernet.job import SupernetTraining
@@ -33,6 +33,7 @@ from tools.loaders import make_train_loader
 from tools.loop import Loop, Plan, Position
 from tools.meters import MetricsLog
 from tools.optim import make_optimizer, start_momentum
+from tools.options import FREE
 from tools.runs import Run
 from tools.seeding import seed_globals
 from tools.stage import in_run

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["retrain.training", "search.searching", "supernet.training", "torch._dynamo", "pytest"])
+FORKS.set_forkserver_preload(
+    ["retrain.training", "search.searching", "supernet.training", "torch._dynamo", "pytest"]
+)
 
 
 def run(script: str, *arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:

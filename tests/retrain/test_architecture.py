@@ -1,0 +1,87 @@
+"""Architectures of a space are trained, cut and searched like any other network."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from supernet.documents import save_architecture
+from supernet.presets import preset
+from supernet.space import Architecture
+from supernet.supernet import build_architecture
+from tests.forked import run
+from tests.script import SMALL, weights
+from tools.weights import load_weights
+
+CHOICES = Architecture((0, 3, 2, 1))
+FEW = [*SMALL, "--recipe.steps", "4", "--recipe.lr", "0.02"]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "found.json"
+    save_architecture(path, CHOICES, preset("tiny", num_classes=1000, image_size=224))
+    return path
+
+
+@pytest.mark.slow
+def test_it_trains_whole_and_in_pieces(file: Path, tmp_path: Path) -> None:
+    space = preset("tiny", num_classes=10, image_size=16)
+    for name, options in {
+        "whole": [],
+        "pieces": ["--decoupling", "uniform:2:linear", "--dropout", "0.2"],
+    }.items():
+        folder = tmp_path / name
+        done = run("retrain_model.py", *FEW, "--architecture", str(file), *options, "--run", str(folder))
+        assert done.returncode == 0, done.stderr
+        assert f"tiny/0321 ({space.params(CHOICES):,} params, {space.macs(CHOICES):,} MACs)" in done.stdout
+    trained = weights(tmp_path / "whole")
+    chain = build_architecture(space, CHOICES)
+    load_weights(chain, trained, source=file)
+    assert all(torch.equal(chain.state_dict()[name], value) for name, value in trained.items())
+    cuts = json.loads((tmp_path / "pieces" / "decoupling.json").read_text())
+    assert (cuts["network"], cuts["num_layers"], cuts["cuts"]) == ("tiny/0321", chain.num_layers, [2])
+
+
+@pytest.mark.slow
+def test_its_cuts_are_searched(file: Path, tmp_path: Path) -> None:
+    few = [
+        "--heads",
+        "linear",
+        "aux1",
+        "--search.no-pretraining",
+        "--search.steps",
+        "2",
+        "--search.inner-steps",
+        "1",
+    ]
+    few += ["--search.validation-batch", "32", "--search.show", "2"]
+    folder = tmp_path / "run"
+    done = run("search_decoupling.py", *FEW, *few, "--architecture", str(file), "--run", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "decoupling-2.json").read_text())["network"] == "tiny/0321"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--width", "0.5"], "--width: goes with --network; the file of --architecture says it all"),
+        (["--decoupling", "published:4"], "tiny/0321"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    file: Path, tmp_path: Path, options: list[str], says: str
+) -> None:
+    line = [*FEW, "--architecture", str(file), *options, "--run", str(tmp_path / "run")]
+    done = run("retrain_model.py", *line)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "none.json"
+    done = run("retrain_model.py", *FEW, "--architecture", str(missing), "--run", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert f"--architecture: cannot read {missing}" in done.stderr
