@@ -20,6 +20,7 @@ from supernet.supernet import Supernet
 from tools.datasets import Data, stratified
 from tools.images import Images
 from tools.loaders import Batch, eval_batches
+from tools.seeding import torch_stream
 from tools.similarity import off_diagonal_mean
 from tools.tally import tally
 
@@ -47,12 +48,10 @@ class Records:
             return eval_batches(split, data, config.data, batch_size=batch_size, device=device)
 
         def some(split: Images, count: int, purpose: str) -> Images:
-            if not 0 < count < len(split):
-                return split
-            chosen, _ = stratified(split.labels, count, config.seed, purpose)
-            # In an order of their own: batches should hold all classes.
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
-            return split.subset(chosen[order])
+            """So many images (0: all), in an order of their own: batches should hold all classes."""
+            if 0 < count < len(split):
+                split = split.subset(stratified(split.labels, count, config.seed, purpose)[0])
+            return split.subset(torch.randperm(len(split), generator=torch_stream(config.seed, purpose)))
 
         batch = min(options.calibration_batch, len(data.train))
         count = max(batch, min(options.calibration_images, len(data.train)) // batch * batch)
