@@ -1,7 +1,7 @@
 """Finished supernet runs side by side: what each cost, how its probes do, how alike its modules are.
 
 python -m benchmarks.strategies runs/spos runs/fair runs/greedy runs/nongreedy \
-    [--data-root DIR --truth nas-bench-macro_cifar10.json --networks 100]
+    [--picture curves.png --data-root DIR --truth nas-bench-macro_cifar10.json --networks 100]
 
 With a truth table of NAS-Bench-Macro also Kendall's tau-b between it and the accuracies that the supernet
 gives so many random networks, each with BatchNorm statistics of its own, on fixed validation images.
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 from scipy.stats import kendalltau
 
@@ -30,12 +31,15 @@ from tools.meters import read_metrics
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("runs", nargs="+", type=Path)
+    options.add_argument("--picture", type=Path)
     options.add_argument("--data-root", default="")
     options.add_argument("--truth", type=Path)
     options.add_argument("--networks", type=int, default=100)
     options.add_argument("--calibration-images", type=int, default=512)
     options.add_argument("--validation-images", type=int, default=1000)
     asked = options.parse_args()
+    if asked.picture:
+        draw(asked.runs, asked.picture)
     for run in asked.runs:
         line = told(run)
         if asked.truth:
@@ -54,14 +58,39 @@ def told(run: Path) -> dict[str, Any]:
         "batch": config.recipe.batch_size,
         "seconds": results["training_seconds"],
         "updates_of_an_op": [min(map(min, results["updates"])), max(map(max, results["updates"]))],
-        "saved_mib": round(results["saved_bytes_per_step"] / 2**20, 1),
+        "objective": config.objective,
+        "saved_mib": round((results["saved_bytes_per_step"] or 0) / 2**20, 1),
         "probes_top1": [round(100 * line["validation_top1"], 1) for line in lines],
         "best_probe": round(
             100 * max(value for name, value in lines[-1].items() if name.startswith("validation_top1/")), 1
         ),
-        "similarity": [round(line["similarity"], 3) for line in lines],
-        "similarity_of_layer_1": [round(line["similarity/1"], 3) for line in lines],
+        "similarity": [round(line["similarity"], 3) for line in lines if "similarity" in line],
+        "similarity_of_layer_1": [round(line["similarity/1"], 3) for line in lines if "similarity" in line],
     }
+
+
+def draw(runs: list[Path], picture: Path) -> None:
+    """Courses of the runs over the share of their length: loss, probes, and likeness of modules."""
+    figure, (losses, accuracies, likeness) = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
+    for run in runs:
+        lines = read_metrics(run / "metrics.jsonl")
+        config, length = _config(run), lines[-1]["step"]
+        name = f"{config.strategy}, {config.objective.replace('_', '-')}"
+        trained = [line for line in lines if "loss" in line]
+        judged = [line for line in lines if "validation_top1" in line]
+        losses.plot(
+            [line["step"] / length for line in trained], [line["loss"] for line in trained], label=name
+        )
+        where = [line["step"] / length for line in judged]
+        accuracies.plot(where, [100 * line["validation_top1"] for line in judged], marker="o", label=name)
+        likeness.plot(where, [line.get("similarity") for line in judged], marker="o", label=name)
+    losses.set(title="training loss at the tail", xlabel="share of the training", ylim=(1, 3))
+    accuracies.set(title="mean top-1 of the probes, %", xlabel="share of the training")
+    likeness.set(title="mean cosine between modules", xlabel="share of the training")
+    likeness.legend()
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=100)
+    plt.close(figure)
 
 
 def ranked(run: Path, asked: argparse.Namespace) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from retrain.config import RetrainConfig
 from retrain.evaluation import evaluate
 from retrain.job import Training
 from retrain.networks import choose_decoupling, make_net
-from supernet.chains import chosen_chain, network_name
+from supernet.chains import chosen_chain, described, kept_in_run, network_name
 from tools.config import flatten, to_toml
 from tools.cost import count_macs, count_params
 from tools.datasets import Data, load_data
@@ -38,6 +38,7 @@ def retrain(config: RetrainConfig) -> None:
 def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
     recipe = config.recipe
     # What can be wrong is looked at before minutes go into reading the data.
+    asked, config = config, kept_in_run(config, run, accelerator)
     network_name(config)
     weights = read_weights(Path(config.weights)) if config.weights else None
     parts = recipe.accumulate * accelerator.num_processes
@@ -65,7 +66,8 @@ def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
     metadata = {
         "network": network_name(config),
         "classes": list(data.class_names),
-        "config": to_toml(config),
+        "config": to_toml(asked),
+        **described(config),
         "decoupling": asdict(decoupling),
     }
 
@@ -92,7 +94,6 @@ def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
         identity={
             "training images": len(data.train),
             "classes": list(data.class_names),
-            **({"the network": network_name(config)} if config.architecture else {}),
         },
     )
     if accelerator.is_main_process:

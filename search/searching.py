@@ -20,7 +20,7 @@ from search.hypergradient import hypergradient
 from search.memory import Snapshot, SnapshotMemory, snapshots_of
 from search.relaxation import RelaxedNet
 from search.sedona import Episode, Inner, Pretraining, Search, episodes
-from supernet.chains import chosen_chain, network_name
+from supernet.chains import asked_for, chosen_chain, kept_in_run, network_name
 from tools.checkpoint import load_checkpoint
 from tools.config import flag, flatten, from_toml
 from tools.cost import count_params
@@ -44,6 +44,7 @@ def search_decoupling(config: DecouplingSearchConfig) -> None:
 
 
 def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) -> None:
+    config = kept_in_run(config, run, accelerator)
     network_name(config)
     ranks = accelerator.num_processes
     if config.recipe.batch_size % ranks:
@@ -129,7 +130,7 @@ def _relaxed(config: DecouplingSearchConfig, data: Data, accelerator: Accelerato
             logit_scaling=bool(config.search.compat),
         )
     except ValueError as error:
-        raise ValueError(f"--network {network_name(config)}: {error}") from error
+        raise ValueError(f"{asked_for(config)}: {error}") from error
     net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
     use_channels_last(net)
     return net
@@ -143,7 +144,7 @@ def _check_derivatives(config: DecouplingSearchConfig, net: RelaxedNet, data: Da
         hypergradient(net, [batch, batch], batch, lr=1e-3, momentum=0.9, weight_decay=0.0)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--network {network_name(config)}: it cannot be searched: {reason}") from None
+        raise ValueError(f"{asked_for(config)}: it cannot be searched: {reason}") from None
 
 
 def _snapshots(

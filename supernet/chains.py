@@ -2,12 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
+
+from accelerate import Accelerator
 
 from local_learning.build import NetworkOptions, check_name, seeded_chain
 from local_learning.chain import Chain
-from supernet.documents import load_architecture
+from supernet.documents import load_architecture, save_architecture, space_to
+from supernet.space import Architecture, Space
 from supernet.supernet import build_architecture
+from tools.launch import on_main
+from tools.runs import Run
 from tools.seeding import seed_globals
 
 
@@ -18,16 +23,46 @@ class ChosenNetwork(NetworkOptions, Protocol):
     def architecture(self) -> str: ...
 
 
+Chosen = TypeVar("Chosen", bound=ChosenNetwork)
+
+
+def kept_in_run(options: Chosen, run: Run, accelerator: Accelerator) -> Chosen:
+    """The options with the run's own copy of the architecture, which is read from then on.
+
+    It is made when the run begins; what becomes of the user's file later does not matter.
+    """
+    if not options.architecture:
+        return options
+    copy = run.path / "architecture.json"
+
+    def keep() -> None:
+        if not run.has_begun:
+            space, architecture = _load(options.architecture)
+            save_architecture(copy, architecture, space)
+
+    on_main(accelerator, keep)
+    return replace(options, architecture=str(copy))  # type: ignore[type-var]
+
+
+def described(options: ChosenNetwork) -> dict[str, Any]:
+    """What the metadata of weights say of an architecture: its space and choices; nothing of a network."""
+    if not options.architecture:
+        return {}
+    space, architecture = _load(options.architecture)
+    return {"architecture": {"space": space_to(space), "choices": list(architecture.choices)}}
+
+
+def asked_for(options: ChosenNetwork) -> str:
+    """The option that named the network, with its name."""
+    return f"--{'architecture' if options.architecture else 'network'} {network_name(options)}"
+
+
 def network_name(options: ChosenNetwork) -> str:
     """What the network is called: for an architecture <space>/<choices>. An unknown one is refused."""
     if not options.architecture:
         check_name(options.network)
         return options.network
-    try:
-        # What it is called does not depend on the images.
-        space, architecture = load_architecture(Path(options.architecture), num_classes=10, image_size=1024)
-    except ValueError as error:
-        raise ValueError(f"--architecture: {error}") from error
+    space, architecture = _load(options.architecture)
     return f"{space.name}/{architecture}"
 
 
@@ -35,13 +70,18 @@ def chosen_chain(options: ChosenNetwork, num_classes: int, image_size: int, in_c
     """The network with initial weights from the options' seed."""
     if not options.architecture:
         return seeded_chain(options, num_classes, image_size, in_chs)
-    try:
-        space, architecture = load_architecture(
-            Path(options.architecture), num_classes=num_classes, image_size=image_size, in_chs=in_chs
-        )
-    except ValueError as error:
-        raise ValueError(f"--architecture: {error}") from error
+    space, architecture = _load(options.architecture, num_classes, image_size, in_chs)
     if options.dropout:
         space = replace(space, tail=replace(space.tail, dropout=options.dropout))
     seed_globals(options.seed, "init")
     return build_architecture(space, architecture)
+
+
+def _load(
+    path: str, num_classes: int = 10, image_size: int = 1024, in_chs: int = 3
+) -> tuple[Space, Architecture]:
+    """What a file describes; what it is called does not depend on the images."""
+    try:
+        return load_architecture(Path(path), num_classes=num_classes, image_size=image_size, in_chs=in_chs)
+    except ValueError as error:
+        raise ValueError(f"--architecture: {error}") from error

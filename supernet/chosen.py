@@ -38,6 +38,9 @@ class NetworkChoice:
         if self.pretrained and self.weights:
             raise ValueError("--pretrained: cannot go with --weights; choose one")
         if self.architecture:
+            network = type(self).__dataclass_fields__["network"].default
+            if self.network != network:
+                raise ValueError(f"--network: cannot go with --architecture; leave {self.network} out")
             for name in ("width", "drop_path", "init", "stem", "pretrained"):
                 if getattr(self, name) != getattr(NetworkChoice, name):
                     raise ValueError(

@@ -1,9 +1,9 @@
 """The options of train_supernet.py; free of torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from supernet.options import OBJECTIVES, STRATEGIES, ContrastOptions, LayerwiseOptions, PathOptions
-from tools.config import check_choice, check_range
+from tools.config import check_choice, check_range, flag
 from tools.data import DataConfig
 from tools.options import FastOptions, RunOptions
 from tools.recipes import Recipe
@@ -33,6 +33,21 @@ class RecordOptions:
         check_range("--records.calibration-batch", self.calibration_batch, 2)
         check_range("--records.shift-images", self.shift_images, 0)
         check_range("--records.latency-batch", self.latency_batch, 0)
+
+
+_GREEDY = ("decoders", "decoder_gradient", "last_decoder", "skip_in_mean", "stem", "update")
+_USED: dict[str, dict[str, tuple[str, ...]]] = {
+    "paths": {
+        "spos": ("canonical", "min_macs", "max_macs", "bin_macs"),
+        "fair": ("skip", "shared_scale"),
+    },
+    "layerwise": {
+        "greedy": _GREEDY,
+        "nongreedy": (*_GREEDY, "partner", "partner_statistics", "skip_as_partner"),
+    },
+    "contrast": {"infonce": tuple(each.name for each in fields(ContrastOptions))},
+}
+"""Which options each strategy or objective looks at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +83,30 @@ class SupernetConfig(FastOptions, RunOptions):
         check_range("--tail-steps", self.tail_steps, 0)
         self._check_recipe()
         self._check_objective()
+        self._check_idle()
+        if self.precision == "fp16" and self.layerwise.update == "deferred":
+            raise ValueError(
+                "--layerwise.update: fp16 scales its losses anew at each update; leave it immediate"
+            )
 
     @property
     def trains_tail_apart(self) -> str:
         """What the strategy leaves untrained: fc, tail or nothing."""
-        if self.objective == "infonce":
-            return "fc"
-        local = self.strategy in ("greedy", "nongreedy") and self.layerwise.last_decoder == "local"
-        return "tail" if local else ""
+        if self.strategy in ("greedy", "nongreedy") and self.layerwise.last_decoder == "local":
+            return "tail"
+        return "fc" if self.objective == "infonce" else ""
+
+    def _check_idle(self) -> None:
+        """Refuse options that this strategy or objective does not look at."""
+        for group, used in _USED.items():
+            mine = used.get(self.strategy, used.get(self.objective, ()))
+            given = getattr(self, group)
+            for each in fields(given):
+                if each.name not in mine and getattr(given, each.name) != each.default:
+                    raise ValueError(
+                        f"{flag(f'{group}.{each.name}')}: --strategy {self.strategy} by --objective "
+                        f"{self.objective} does not look at it; leave it out"
+                    )
 
     def _check_recipe(self) -> None:
         if self.recipe.accumulate > 1:

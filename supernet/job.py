@@ -46,6 +46,8 @@ class SupernetTraining:
             self._tail_schedule = make_schedule(recipe, tail.optimizers[0], config.tail_steps)
         self._saved: list[int] = []
         self._done = 0
+        self.peak = 0
+        """Bytes that training held at its peak, as far as it was looked at."""
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on this process's rows of the batch."""
@@ -78,6 +80,8 @@ class SupernetTraining:
     def evaluate(self) -> Mapping[str, float]:
         """Probes, shift and memory; the score is the mean top-1 of the probes, once there is one."""
         self._share_buffers()
+        device = self._accelerator.device
+        self.peak = max(self.peak, peak_memory(device))  # of the training, not of what follows here
         values: dict[str, float] = {}
         score = -torch.inf
         if self._tail is None or self._done > self._num_steps:
@@ -90,7 +94,9 @@ class SupernetTraining:
             values |= shift_metrics(shift)
         if self._saved:
             values["saved_mib"] = sum(self._saved) / len(self._saved) / 2**20
-        values["peak_memory_mib"] = peak_memory(self._accelerator.device) / 2**20
+        values["peak_memory_mib"] = self.peak / 2**20
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         return values | {"score": score}
 
     def keep_best(self, step: int, score: float) -> None:

@@ -21,7 +21,7 @@ from timm.models._efficientnet_blocks import (
 )
 from torch import Tensor, nn
 
-from tools.config import check_choice, suggest
+from tools.config import check_choice, check_range, suggest
 
 ACTIVATIONS = ("relu", "relu6", "silu", "swish", "gelu", "hard_swish", "leaky_relu")
 
@@ -46,6 +46,7 @@ class Style:
         check_choice("style.se_from", self.se_from, ("input", "expanded"))
         check_choice("style.se_act", self.se_act, ("", *ACTIVATIONS))
         check_choice("style.se_gate", self.se_gate, ("sigmoid", "hard_sigmoid"))
+        check_range("style.se_divisor", self.se_divisor, 1)
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,12 @@ def _squeeze_excite(ratio: float, exp: float, style: Style) -> Any:
     """What timm's blocks take for squeeze-and-excitation: a maker, or None."""
     if not ratio:
         return None
-    rounding = functools.partial(make_divisible, divisor=style.se_divisor) if style.se_divisor > 1 else round
+
+    def rounding(chs: float) -> int:
+        if style.se_divisor == 1:
+            return max(1, round(chs))
+        return int(make_divisible(chs, style.se_divisor))  # type: ignore[no-untyped-call]
+
     return functools.partial(
         SqueezeExcite,
         rd_ratio=ratio if style.se_from == "expanded" else ratio / exp,

@@ -52,6 +52,7 @@ class Greedy(Strategy):
         trained = self.options.stem == "layer"
         stem = SharedStem(self.net, task.images, self.engine, trained=trained, again=True)
         features, losses = stem.features, dict[str, Tensor]()
+        self._uses = [[0] * len(ends) for ends in self._ends]
         for index, modules in enumerate(self.modules):
             mean, found = _Mean(), list[Tensor]()
             if self.options.skip_in_mean and len(modules) < len(self.net.space.layers[index]):
@@ -69,7 +70,7 @@ class Greedy(Strategy):
             if index == 0:
                 stem.backward(1 / len(modules))
             if self.options.decoder_gradient == "mean":
-                self._average_decoder(index)
+                self._average_decoders(index)
             if self.options.update == "immediate":
                 self.engine.update(self.optimizers[index])
             losses[f"loss/{index + 1}"] = torch.stack(found).mean()
@@ -81,8 +82,9 @@ class Greedy(Strategy):
 
     def _decode(self, outputs: Tensor, index: int, place: int, step: int) -> Tensor:
         """What a layer's loss is taken of, given the output of its module at `place`."""
-        ends = self._ends[index]
-        decoded: Tensor = ends[place % len(ends)](outputs)
+        end = place % len(self._ends[index])
+        self._uses[index][end] += 1
+        decoded: Tensor = self._ends[index][end](outputs)
         return decoded
 
     def _make_decoders(self, index: int) -> list[nn.Module]:
@@ -103,13 +105,12 @@ class Greedy(Strategy):
         """The layer on which the decoder of a layer's loss stands, and its modules that come before it."""
         return index, self.modules[index]
 
-    def _average_decoder(self, index: int) -> None:
-        """Of the sum of gradients at the layer's one decoder make the mean."""
-        ends = self._ends[index]
-        if len(ends) == 1:
-            for parameter in ends[0].parameters():
+    def _average_decoders(self, index: int) -> None:
+        """Of the sums of gradients at the layer's decoders make means over the modules that used them."""
+        for end, uses in zip(self._ends[index], self._uses[index], strict=True):
+            for parameter in end.parameters():
                 if parameter.grad is not None:
-                    parameter.grad /= len(self.modules[index])
+                    parameter.grad /= uses
 
 
 class NonGreedy(Greedy):

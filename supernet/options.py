@@ -30,7 +30,7 @@ class PathOptions:
     def __post_init__(self) -> None:
         check_range("--paths.min-macs", self.min_macs, 0)
         check_range("--paths.max-macs", self.max_macs, 0)
-        check_range("--paths.bin-macs", self.bin_macs, 0)
+        check_range("--paths.bin-macs", self.bin_macs, 1 if self.bin_macs else 0)
         check_choice("--paths.skip", self.skip, ("auto", "op", "left_out"))
         check_choice("--paths.shared-scale", self.shared_scale, ("sum", "mean"))
         if self.max_macs and self.max_macs <= self.min_macs:

@@ -146,8 +146,9 @@ def _bins(options: PathOptions, sampler: LimitedSampler) -> list[tuple[int, int]
     every = bins(low, high, int(options.bin_macs)) if options.bin_macs else [(low, high)]
     found = [(start, stop) for start, stop in every if sampler.count(stop, start)]
     if not found:
+        option = "--paths.max-macs" if options.max_macs else "--paths.min-macs"
         raise ValueError(
-            f"--paths.max-macs: no path has {low:,} to {high:,} MACs; the cheapest has {sampler.least:,}, "
-            f"the dearest {sampler.most:,}"
+            f"{option}: no path has {low:,} to {high:,} MACs; the cheapest has {sampler.least:,}, the "
+            f"dearest {sampler.most:,}"
         )
     return found

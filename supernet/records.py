@@ -1,6 +1,7 @@
 """What is looked at while a supernet is trained: probe architectures, shift, memory."""
 
 import resource
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -121,7 +122,8 @@ def shift_line(shift: Shift) -> dict[str, Any]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: on CUDA the most that was allocated, on CPU the most that the process held."""
+    """Bytes: on CUDA the most allocated since the last reset, on CPU the most that the process held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

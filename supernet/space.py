@@ -5,6 +5,7 @@ Layers are counted from 1 in messages, as everywhere; `space.layers[0]` is layer
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,12 +26,15 @@ class Architecture:
 
     def __str__(self) -> str:
         """One digit a layer, or numbers with dashes where there are more than ten candidates."""
-        return ("" if max(self.choices, default=0) < 10 else "-").join(map(str, self.choices))
+        if max(self.choices, default=0) < 10:
+            return "".join(map(str, self.choices))
+        return "-".join(map(str, self.choices)) + "-" * (len(self.choices) == 1)
 
     @staticmethod
     def parse(text: str) -> "Architecture":
         """What `str` wrote."""
-        words = text.split("-") if "-" in text else list(text)
+        alone = re.fullmatch(r"\d\d+-", text)
+        words = [text[:-1]] if alone else text.split("-") if "-" in text else list(text)
         if not text or not all(word.isascii() and word.isdigit() for word in words):
             raise ValueError(f"'{text}' is no architecture; such are 22212220 and 10-2-0-11")
         return Architecture(tuple(map(int, words)))

@@ -24,9 +24,12 @@ def load_supernet(path: Path, *, label: str = "--supernet") -> Supernet:
     try:
         with safetensors.safe_open(file, "pt") as opened:
             described = json.loads((opened.metadata() or {})["space"])
-        space = space_from(described)
-    except (KeyError, ValueError, TypeError, safetensors.SafetensorError):
+    except (KeyError, json.JSONDecodeError, safetensors.SafetensorError):
         raise ValueError(f"{label}: '{file}' holds weights, but not those of a supernet") from None
+    try:
+        space = space_from(described)
+    except ValueError as error:
+        raise ValueError(f"{label}: '{file}': {error}") from None
     net = Supernet(space)
     load_weights(net, tensors, source=file)
     return net

@@ -88,4 +88,4 @@ class TailTraining(Strategy):
             loss = self.objective.loss(self._fc(features), targets)
         self.engine.backward(loss)
         self.engine.update(self.optimizers[0])
-        return {"loss": loss.detach()}
+        return {"loss_of_tail": loss.detach()}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from local_learning.losses import upcast
 from supernet.engine import Engine
 from supernet.objectives import Objective
 from supernet.supernet import Supernet
@@ -82,13 +83,15 @@ class SharedStem:
         else:
             with torch.no_grad(), frozen_statistics(net.stem) if self._trained else contextlib.nullcontext():
                 features = self._open()
-        self.features = features.detach().requires_grad_(self._trained)
+        # Wide, or half precision would round the sum of the gradients.
+        self.features = upcast(features.detach().clone()).requires_grad_(self._trained)
 
     def backward(self, scale: float) -> None:
         """Send the gathered gradients, times a factor, through the stem."""
         if self._trained and self.features.grad is not None:
             opened = self._open() if self._opened is None else self._opened
-            opened.backward(self.features.grad * scale)  # type: ignore[no-untyped-call]
+            gradient = (self.features.grad * scale).to(opened.dtype)
+            opened.backward(gradient)  # type: ignore[no-untyped-call]
 
     def _open(self) -> Tensor:
         with self._engine.precision():

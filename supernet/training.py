@@ -17,7 +17,7 @@ from supernet.engine import AccelerateEngine
 from supernet.job import SupernetTraining
 from supernet.measure import measure, save_measured
 from supernet.objectives import CrossEntropy, InfoNCE, Objective
-from supernet.records import Records, peak_memory, shift_line
+from supernet.records import Records, shift_line
 from supernet.shift import Shift
 from supernet.space import Space
 from supernet.storage import save_supernet
@@ -127,7 +127,7 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
             save_measured(
                 run.path / "costs.json", measure(space, batch_size=batch, device=accelerator.device)
             )
-        results = _results(job, end, plan.num_steps, accelerator)
+        results = _results(job, end, plan.num_steps)
         run.write_results(results)
         return results
 
@@ -235,9 +235,7 @@ def _heading(
     )
 
 
-def _results(
-    job: SupernetTraining, end: Position, num_steps: int, accelerator: Accelerator
-) -> dict[str, Any]:
+def _results(job: SupernetTraining, end: Position, num_steps: int) -> dict[str, Any]:
     strategy = job.strategy
     space = strategy.net.space
     sizes = [len(layer) for layer in space.layers]
@@ -250,7 +248,7 @@ def _results(
         "training_seconds": round(end.seconds, 1),
         "updates": updates,
         "saved_bytes_per_step": job.saved_bytes,
-        "peak_memory_bytes": peak_memory(accelerator.device),
+        "peak_memory_bytes": job.peak,
         "validation": {
             "last": end.latest,
             "best": {"step": end.best_step, "validation_top1": end.best_score} if end.best_step else None,

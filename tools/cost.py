@@ -48,8 +48,8 @@ def saved_activation_bytes(fn: Callable[[], object]) -> int:
 
     Storages are counted once, however many operators save them or views of them, and in full: a view
     keeps its whole storage alive. They count from when they are saved until the graph lets go of them,
-    so blocks that run forward and backward one after the other cost the largest, not the sum. Leaves
-    that require gradients, that is parameters, are not counted. Batch inputs and BatchNorm's buffers
+    so blocks that run forward and backward one after the other cost the largest, not the sum. Parameters
+    are not counted. Batch inputs and BatchNorm's buffers
     are, because the graph holds them as well. What `torch.utils.checkpoint` recomputes is out of sight.
     """
     ledger = _Ledger()
@@ -233,6 +233,6 @@ class _Saved:
 
 
 def _is_parameter(tensor: Tensor) -> bool:
-    """A leaf that requires a gradient, or a view of one, such as the transposed weight of a linear layer."""
+    """A parameter, frozen or not, or a view of one, such as the transposed weight of a linear layer."""
     owner = tensor if tensor._base is None else tensor._base
-    return owner.is_leaf and owner.requires_grad
+    return isinstance(owner, nn.Parameter)

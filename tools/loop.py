@@ -202,8 +202,8 @@ class Loop(Generic[BatchT]):
         )
 
     def _write_metrics(self, done: int, steps_per_second: float) -> None:
-        names = list(self._sums.totals)
-        means = torch.stack([self._sums.totals[name] for name in names]) / self._sums.count
+        found = self._sums.means()
+        names, means = list(found), torch.stack(list(found.values()))
         if self._ranks > 1:
             torch.distributed.all_reduce(means)
         values = dict(zip(names, (means / self._ranks).tolist(), strict=True))

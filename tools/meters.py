@@ -73,22 +73,29 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Sums:
-    """Running sums of per-step values, kept on the device so that no step waits for them."""
+    """Running sums of per-step values, kept on the device so that no step waits for them.
+
+    A name counts the steps that had it: not all need to.
+    """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.counts: dict[str, int] = {}
         self.totals: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add one step's values."""
-        self.count += 1
         for name, value in values.items():
             value = value.detach().double()
+            self.counts[name] = self.counts.get(name, 0) + 1
             self.totals[name] = self.totals[name] + value if name in self.totals else value
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, for a checkpoint."""
-        return {"count": self.count, "totals": dict(self.totals)}
+        return {"counts": dict(self.counts), "totals": dict(self.totals)}
+
+    def means(self) -> dict[str, Tensor]:
+        """The mean of each over its steps."""
+        return {name: total / self.counts[name] for name, total in self.totals.items()}
 
     def share(self) -> None:
         """Give every process the mean over all, as the one that a checkpoint keeps."""
@@ -98,7 +105,7 @@ class Sums:
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Go on from a checkpoint's sums."""
-        self.count = state["count"]
+        self.counts = dict(state["counts"])
         self.totals = {name: value.to(device) for name, value in state["totals"].items()}
 
 

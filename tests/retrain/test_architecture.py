@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 
-from supernet.documents import save_architecture
+from supernet.documents import load_architecture, save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture
 from supernet.supernet import build_architecture
-from tests.forked import run
+from tests.forked import run, run_up_to
 from tests.script import SMALL, weights
 from tools.weights import load_weights
 
@@ -45,6 +46,21 @@ def test_it_trains_whole_and_in_pieces(file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_keeps_its_architecture_whatever_becomes_of_the_file(file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    line = [*FEW, "--recipe.checkpoint-every", "2", "--architecture", str(file), "--run", str(folder)]
+    run_up_to("step-00000004.json", "retrain_model.py", *line)
+    file.unlink()
+    done = run("retrain_model.py", *line)
+    assert done.returncode == 0, done.stderr
+    _, kept = load_architecture(folder / "architecture.json", num_classes=10, image_size=16)
+    assert kept == CHOICES
+    with safetensors.safe_open(folder / "weights.safetensors", "pt") as opened:
+        notes = json.loads(opened.metadata()["architecture"])
+    assert (notes["space"]["name"], notes["choices"]) == ("tiny", [0, 3, 2, 1])
+
+
+@pytest.mark.slow
 def test_its_cuts_are_searched(file: Path, tmp_path: Path) -> None:
     few = [
         "--heads",
@@ -66,6 +82,7 @@ def test_its_cuts_are_searched(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        (["--network", "vgg19"], "--network: cannot go with --architecture"),
         (["--width", "0.5"], "--width: goes with --network; the file of --architecture says it all"),
         (["--decoupling", "published:4"], "tiny/0321"),
     ],

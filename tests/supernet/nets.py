@@ -84,12 +84,12 @@ def batch(step: int = 0, rows: int = 6, size: int = SIZE) -> tuple[Tensor, Tenso
     return (pixels - mean) / std, torch.randint(CLASSES, (rows,), generator=source)
 
 
-def views(seed: int = 7) -> Views:
-    return Views(mean=MEAN, std=STD, seed=seed)
+def views(**options: Any) -> Views:
+    return Views(mean=MEAN, std=STD, seed=7, **options)
 
 
-def info_nce() -> InfoNCE:
-    return InfoNCE(ContrastOptions(projection=6, temperature=0.4), views())
+def info_nce(**options: Any) -> InfoNCE:
+    return InfoNCE(ContrastOptions(projection=6, temperature=0.4), views(**options))
 
 
 def make(
@@ -138,7 +138,7 @@ class Keeping(torch.optim.SGD):
         super().__init__(parameters, lr=0.0)
         self.kept: dict[nn.Parameter, Tensor | None] = {}
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
                 self.kept[parameter] = None if parameter.grad is None else parameter.grad.clone()
@@ -209,7 +209,7 @@ class HandMadeSGD:
                 if name in self._velocities:
                     velocity = velocity + self._momentum * self._velocities[name]
                 self._velocities[name] = velocity
-                parameter -= self._lr * velocity
+                parameter.sub_(self._lr * velocity)
 
 
 def labelled_loss(targets: Tensor) -> Callable[[Tensor], Tensor]:
@@ -229,11 +229,12 @@ def nt_xent_by_loops(projections: Tensor, temperature: float) -> Tensor:
     count = len(rows) // 2
 
     def alike(a: int, b: int) -> Tensor:
-        return rows[a] @ rows[b] / (rows[a].norm() * rows[b].norm())
+        cosine: Tensor = rows[a] @ rows[b] / (rows[a].norm() * rows[b].norm())
+        return cosine
 
     def pair(a: int, b: int) -> Tensor:
         others = [torch.exp(alike(a, k) / temperature) for k in range(len(rows)) if k != a]
-        return -torch.log(torch.exp(alike(a, b) / temperature) / sum(others))
+        return -torch.log(torch.exp(alike(a, b) / temperature) / torch.stack(others).sum())
 
     terms = [pair(b, count + b) + pair(count + b, b) for b in range(count)]
     return torch.stack(terms).sum() / (2 * count)

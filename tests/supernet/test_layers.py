@@ -99,10 +99,15 @@ def test_a_wrong_name_is_refused_with_the_reason(text: str, reason: str) -> None
 @pytest.mark.parametrize(
     "wrong", [{"act": "rellu"}, {"se_from": "output"}, {"se_act": "none"}, {"se_gate": "tanh"}]
 )
-def test_a_style_names_what_it_does_not_know(wrong: dict[str, str]) -> None:
+def test_a_style_names_what_it_does_not_know(wrong: dict[str, Any]) -> None:
     (key,) = wrong
     with pytest.raises(ValueError, match=rf"^style\.{key}: unknown value '{wrong[key]}'"):
         Style(**wrong)
+
+
+def test_a_style_rounds_to_multiples_from_one() -> None:
+    with pytest.raises(ValueError, match=r"^style\.se_divisor: 0 is out of range"):
+        Style(se_divisor=0)
 
 
 # ---- the modules ---------------------------------------------------------------------------------------
@@ -146,7 +151,8 @@ def test_mbconv_is_the_reference_formula(kernel: int, place: Place, style: Style
         assert weight.shape == (out_chs, features.shape[1] // groups, side, side)
         features = F.conv2d(features, weight, stride=stride, padding=side // 2, groups=groups)
         scale, shift, mean, var, _ = (each[:, None, None] if each.ndim else each for each in norm)
-        return (features - mean) / (var + 1e-5).sqrt() * scale + shift
+        normed: Tensor = (features - mean) / (var + 1e-5).sqrt() * scale + shift
+        return normed
 
     act = F.silu if style.act == "silu" else F.relu
     middle = act(convolved(inputs, 48, 1))
@@ -211,6 +217,8 @@ def test_squeeze_and_excitation_follows_the_style(kind: str) -> None:
     assert torch.equal(act, values.clamp(0))
     torch.testing.assert_close(gate, (values / 6 + 0.5).clamp(0, 1), rtol=1e-12, atol=1e-12)
     assert isinstance(parse_op(kind).build(place, Style()).get_submodule("se"), nn.Identity)
+    narrowest: Any = parse_op(f"{kind}_se0.01").build(place, Style()).get_submodule("se")
+    assert narrowest.conv_reduce.out_channels == 1
 
 
 def scrambled(block: nn.Module) -> nn.Module:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from supernet.layerwise import Greedy, NonGreedy
 from supernet.layers import MBConv, Skip
+from supernet.layerwise import Greedy, NonGreedy
 from supernet.sampling import sample, stream
 from supernet.space import Layer, Space
 from supernet.strategy import Strategy
@@ -99,14 +99,13 @@ def algorithm_1(
             y = net.candidate(i, j)(x)  # line 9
             x_next = x_next + y / len(averaged)  # line 11
         w = {j: list(net.candidate(i, j).parameters()) for j in modules}
-        theta = {id(p): p for j in modules for p in decoder(i, j).parameters()}
         stem = list(net.stem.parameters()) if i == 0 and x.requires_grad else []
         for j in modules:  # line 8
             y = net.candidate(i, j)(x)
             loss = loss_of(decoder(i, j)(y))
             for parameter in w[j]:  # line 14
                 parameter.grad = _derivative(loss, parameter)
-            for parameter in theta.values():  # line 16
+            for parameter in decoder(i, j).parameters():  # line 16
                 _accumulate(parameter, _derivative(loss, parameter))
             for parameter in stem:
                 _accumulate(parameter, _derivative(loss, parameter) / len(modules))
@@ -168,11 +167,9 @@ def wanted_gradients(
     per_module: bool = False,
     skip_in_mean: bool = False,
     frozen_stem: bool = False,
-    prepare: Callable[[Supernet], object] = lambda net: None,
 ) -> Gradients:
     """The algorithm's gradients on a copy. Decoders stand in the order of the layers that they are behind."""
     net, decoders, both = copied(strategy)
-    prepare(net)
     if frozen_stem:
         net.stem.requires_grad_(False)
     n = len(net.layers)
@@ -190,8 +187,8 @@ def wanted_gradients(
         else:
             one = next(rest)
             behind |= {(place, j): one for j in range(len(net.space.layers[at]))}
-        widths = {m.in_features for d in [behind[place, modules[0]]] for m in d.modules() if _is_fc(m)}
-        assert widths == {net.space.tail.conv_chs if last and tail else net.space.layers[at].out_chs}
+        width = net.space.tail.conv_chs if last and tail else net.space.layers[at].out_chs
+        assert all(_first_width(behind[place, j]) == width for j in modules)
     assert not list(rest)
     if isinstance(strategy, NonGreedy):
         algorithm_2(net, lambda i, j: behind[i, j], loss_of, images, strategy.partners(step))
@@ -200,8 +197,8 @@ def wanted_gradients(
     return accumulated(both)
 
 
-def _is_fc(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)
+def _first_width(decoder: nn.Module) -> int:
+    return next(each.in_features for each in decoder.modules() if isinstance(each, nn.Linear))
 
 
 def check(strategy: Strategy, step: int = 0, **how: Any) -> Gradients:
@@ -261,7 +258,7 @@ def test_the_mean_of_a_decoders_gradients_is_their_sum_divided(name: str) -> Non
     added = step_gradients(MAKERS[name](copy.deepcopy(net)), *batch())
     mean = step_gradients(MAKERS[name](net, decoder_gradient="mean"), *batch())
     # Decoder 1 of greedy stands behind the 3 modules of layer 1, decoder 2 behind the 2 of layer 2, the tail
-    # behind the 3 of layer 3; those of nongreedy are one layer up, but it is the same modules that they train.
+    # behind the 3 of layer 3. Those of nongreedy are a layer higher, but train the same modules.
     number = {"decoders.0": 3, "decoders.1": 2, "net.tail": 3}
     wanted: Gradients = {}
     for key, value in added.items():
@@ -343,12 +340,11 @@ class Turns:
         self._before = after
 
 
-def turn_prefixes(name: str, layer: int) -> tuple[str, ...]:
+def turn_prefixes(layer: int) -> tuple[str, ...]:
     """What belongs to a layer's turn in the small space: its modules, its decoder, with layer 1 the stem.
 
-    Decoder i + 1 of nongreedy is the i-th of the local ones, for it has none for layer 1.
+    Of the local decoders the one for layer i is the i-th, for nongreedy too: it has decoders 2 to n.
     """
-    del name
     decoder = "net.tail." if layer == 2 else f"decoders.{layer}."
     return (f"net.layers.{layer}.", decoder, *(["net.stem."] if layer == 0 else []))
 
@@ -362,7 +358,7 @@ def test_in_a_layers_turn_nothing_else_has_a_gradient_or_changes(name: str) -> N
         strategy.step(*batch(step), step)
     assert len(turns.changed) == 6
     for turn in range(6):
-        own = {key for key in snapshot(strategy) if key.startswith(turn_prefixes(name, turn % 3))}
+        own = {key for key in snapshot(strategy) if key.startswith(turn_prefixes(turn % 3))}
         assert turns.with_gradient[turn] == own & weights
         assert turns.changed[turn] == own  # all weights, and all running statistics
 
@@ -373,7 +369,7 @@ def test_partners_statistics_move_where_they_are_tracked() -> None:
     strategy.step(*batch(), 0)
     buffers = {key for key, _ in whole(strategy).named_buffers()}
     for layer in range(2):
-        own = {key for key in snapshot(strategy) if key.startswith(turn_prefixes("nongreedy", layer))}
+        own = {key for key in snapshot(strategy) if key.startswith(turn_prefixes(layer))}
         partners = {f"net.layers.{layer + 1}.{choice}." for choice in strategy.partners(0)[layer]}
         of_partners = {key for key in buffers if key.startswith(tuple(partners))}
         assert of_partners
@@ -428,7 +424,8 @@ def test_modules_see_a_batch_once_as_modules(statistics: str) -> None:
 
 @pytest.mark.parametrize("name", LOCAL)
 def test_the_stems_statistics_move_once_a_step(name: str) -> None:
-    for options in ({}, {"stem": "frozen"}, {"update": "deferred"}):
+    every: list[dict[str, Any]] = [{}, {"stem": "frozen"}, {"update": "deferred"}]
+    for options in every:
         strategy = MAKERS[name](**options)
         stem = copy.deepcopy(strategy.net.stem)
         for step in range(2):

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from supernet.config import SupernetConfig
+from supernet.options import LayerwiseOptions
 from tests.forked import run
 from tests.script import SMALL
 
@@ -20,6 +22,13 @@ MISTAKES = [
     (["--paths.max-macs", "1000"], "the cheapest has 188,544"),
     (["--paths.bin-macs", "10"], "--paths.bin-macs:"),
     (["--paths.min-macs", "300e3", "--paths.max-macs", "200e3"], "--paths.max-macs: must be over"),
+    (["--paths.bin-macs", "0.5"], "--paths.bin-macs: 0.5 is out of range"),
+    (["--strategy", "greedy", "--layerwise.partner", "layer"], "--layerwise.partner: --strategy greedy"),
+    (["--strategy", "fair", "--paths.max-macs", "1e6"], "--paths.max-macs: --strategy fair"),
+    (
+        ["--contrast.temperature", "0.1"],
+        "--contrast.temperature: --strategy spos by --objective cross_entropy",
+    ),
     (["--recipe.accumulate", "2"], "--recipe.accumulate:"),
     (["--recipe.ema", "0.9"], "--recipe.ema:"),
     (["--recipe.batch-size", "1"], "--recipe.batch-size:"),
@@ -47,7 +56,7 @@ def test_a_space_file_names_what_is_wrong(tmp_path: Path) -> None:
     space.write_text('[[stages]]\nops = ["mbconv_k4_e2"]\ndepth = 2\nout_chs = 12\n')
     done = run(SCRIPT, *SMALL, "--space", str(space), "--run", str(tmp_path / "run"))
     assert done.returncode == 2
-    assert f"{space}: stages 1: operation 'mbconv_k4_e2': kernels have an odd side" in done.stderr
+    assert f"{space}: stages 1: ops: operation 'mbconv_k4_e2': kernels have an odd side" in done.stderr
 
 
 @pytest.mark.slow
@@ -59,3 +68,18 @@ def test_weights_of_another_space_are_refused(tmp_path: Path) -> None:
     other = run(SCRIPT, *options, "--space", "nas_bench_macro", *given, "--run", str(tmp_path / "other"))
     assert other.returncode == 2
     assert "does not fit the network" in other.stderr
+
+
+def test_what_a_strategy_leaves_untrained() -> None:
+    local = LayerwiseOptions(last_decoder="local")
+    greedy = SupernetConfig(strategy="greedy", layerwise=local, tail_steps=1)
+    assert greedy.trains_tail_apart == "tail"
+    both = SupernetConfig(strategy="greedy", layerwise=local, objective="infonce", tail_steps=1)
+    assert both.trains_tail_apart == "tail"
+    assert SupernetConfig(objective="infonce", tail_steps=1).trains_tail_apart == "fc"
+    assert SupernetConfig().trains_tail_apart == ""
+
+
+def test_half_precision_with_a_scaled_loss_updates_at_once() -> None:
+    with pytest.raises(ValueError, match=r"--layerwise\.update: fp16"):
+        SupernetConfig(strategy="greedy", precision="fp16", layerwise=LayerwiseOptions(update="deferred"))

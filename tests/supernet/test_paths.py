@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -39,14 +40,14 @@ from tests.supernet.nets import (
 )
 
 
-def single_path(space: Space | None = None, seed: int = 3, **options: float | bool) -> SinglePath:
-    strategy = make("spos", small_net(space), seed=seed, paths=PathOptions(**options))  # type: ignore[arg-type]
+def single_path(space: Space | None = None, **options: Any) -> SinglePath:
+    strategy = make("spos", small_net(space), paths=PathOptions(**options))
     assert isinstance(strategy, SinglePath)
     return strategy
 
 
-def fair(space: Space | None = None, seed: int = 3, **options: str) -> StrictFairness:
-    strategy = make("fair", small_net(space), seed=seed, paths=PathOptions(**options))  # type: ignore[arg-type]
+def fair(space: Space | None = None, **options: Any) -> StrictFairness:
+    strategy = make("fair", small_net(space), paths=PathOptions(**options))
     assert isinstance(strategy, StrictFairness)
     return strategy
 
@@ -224,7 +225,7 @@ def test_bins_are_drawn_alike_however_few_paths_are_in_one() -> None:
     space = skipping_space()
     costs = sorted(map(space.macs, space.architectures()))
     width = (costs[-1] - costs[0]) // 5 + 1
-    limits = {"min_macs": costs[0], "max_macs": costs[0] + 5 * width, "bin_macs": width}
+    limits: dict[str, Any] = {"min_macs": costs[0], "max_macs": costs[0] + 5 * width, "bin_macs": width}
     strategy = single_path(space, **limits)
     steps = 600
     found = Counter((space.macs(strategy.path(step)) - costs[0]) // width for step in range(steps))
@@ -251,7 +252,7 @@ def test_bins_without_a_path_are_never_drawn() -> None:
         {"max_macs": 10, "bin_macs": 5},
     ],
 )
-def test_limits_that_nothing_meets_are_refused(limits: dict[str, float]) -> None:
+def test_limits_that_nothing_meets_are_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="no path has"):
         single_path(**limits)
 
@@ -348,4 +349,3 @@ def test_layers_with_unequal_numbers_of_modules_are_refused() -> None:
     for skip in ("auto", "op", "left_out"):
         with pytest.raises(ValueError, match="every layer must have as many candidates"):
             fair(uneven, skip=skip)
-

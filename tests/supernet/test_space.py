@@ -47,14 +47,15 @@ def network(space: Space, architecture: Architecture) -> tuple[tuple[str, Place]
 
 
 @pytest.mark.parametrize(
-    ("choices", "text"), [((2, 0, 1), "201"), ((10, 0, 3), "10-0-3"), ((0,), "0"), ((9, 9), "99")]
+    ("choices", "text"),
+    [((2, 0, 1), "201"), ((10, 0, 3), "10-0-3"), ((0,), "0"), ((9, 9), "99"), ((11,), "11-")],
 )
 def test_an_architecture_as_a_text_and_back(choices: tuple[int, ...], text: str) -> None:
     assert str(Architecture(choices)) == text
     assert Architecture.parse(text) == Architecture(choices)
 
 
-@pytest.mark.parametrize("text", ["", "1-", "-1", "1--2", "12a", "1 2", "1.5", "٣"])
+@pytest.mark.parametrize("text", ["", "-", "1--", "-1", "1--2", "12a", "1 2", "1.5", "٣"])
 def test_what_is_no_architecture_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=f"^'{re.escape(text)}' is no architecture"):
         Architecture.parse(text)
@@ -83,9 +84,9 @@ def test_a_space_that_cannot_be_is_refused(layers: list[Layer], reason: str) -> 
 def test_what_cannot_be_built_at_its_place_is_named_by_it() -> None:
     fine = Layer((Conv(3),), 8)
     odd = Space((), (fine, Layer((Conv(3), Shuffle()), 12)), Tail(), name="mine")
-    with pytest.raises(ValueError, match="^space mine: layer 2: shuffle cannot change"):
+    with pytest.raises(ValueError, match=r"^space mine: layer 2: shuffle cannot change"):
         odd.macs(Architecture((0, 0)))
-    with pytest.raises(ValueError, match="^space mine: stem 1: skip cannot stand"):
+    with pytest.raises(ValueError, match=r"^space mine: stem 1: skip cannot stand"):
         _ = Space((Fixed(Skip(), 8),), (fine,), Tail(), name="mine").fixed_cost
     with pytest.raises(ValueError, match="stem 2 has stride 4"):
         Space((Fixed(Conv(), 8), Fixed(Conv(), 8, 4)), (fine,), Tail(), name="mine")
@@ -135,7 +136,7 @@ def test_a_stage_opens_without_skip_unless_told_otherwise() -> None:
     assert list(rest[0]) == [rest[0][index] for index in range(len(rest[0]))] == list(ops)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(staged_spaces(), st.randoms(use_true_random=False))
 def test_places_and_sizes_are_what_modules_meet(space: Space, rng: random.Random) -> None:
     net = Supernet(space).eval()
@@ -155,15 +156,27 @@ def test_places_and_sizes_are_what_modules_meet(space: Space, rng: random.Random
 # ---- costs ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize(("image_size", "num_classes", "number"), [(32, 10, 50), (224, 1000, 5), (45, 7, 5)])
+COMPARISONS = [
+    *[(name, 32, 10, 50) for name in ("nas_bench_macro", "tiny")],
+    *[(name, 32, 10, 5) for name in ("lwsl_table1", "lwsl_fit", "cream")],
+    *[(name, 224, 1000, 2) for name in PRESETS],
+    *[(name, 45, 7, 2) for name in ("lwsl_table1", "nas_bench_macro")],
+    *[
+        pytest.param(name, size, 10, 50, marks=pytest.mark.slow)
+        for name in ("lwsl_table1", "lwsl_fit", "cream")
+        for size in (32, 224)
+    ],
+]
+
+
+@pytest.mark.parametrize(("name", "image_size", "num_classes", "number"), COMPARISONS)
 def test_costs_add_up_to_what_the_extracted_network_costs(
     name: str, image_size: int, num_classes: int, number: int
 ) -> None:
     space = preset(name, num_classes=num_classes, image_size=image_size)
-    with torch.device("meta"):  # the counter looks at shapes
+    with torch.device("cpu" if image_size == 32 else "meta"):  # the counter looks at shapes alone
         net = Supernet(space)
-    rng = random.Random(0)
+    rng = random.Random(number)
     for _ in range(number):
         architecture = sample(space, rng)
         chain = net.extract(architecture)
@@ -180,7 +193,7 @@ def test_costs_add_up_where_numbers_really_run(name: str) -> None:
     assert space.params(architecture) == count_params(net.extract(architecture, fresh=True))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(staged_spaces(), st.randoms(use_true_random=False))
 def test_costs_of_own_spaces_add_up(space: Space, rng: random.Random) -> None:
     with torch.device("meta"):
@@ -194,9 +207,19 @@ def test_costs_of_own_spaces_add_up(space: Space, rng: random.Random) -> None:
     assert space.params(architecture) == space.fixed_cost.params + sum(cost.params for cost in chosen)
 
 
-@pytest.mark.parametrize("tail", [Tail(), Tail(conv_chs=6), Tail(hidden_chs=5), Tail(6, 5, 0.5)] if False else [
-    Tail(), Tail(conv_chs=6), Tail(hidden_chs=5), Tail(conv_chs=6, hidden_chs=5, dropout=0.5)
-])
+def test_equal_candidates_at_maps_of_other_sizes_cost_otherwise() -> None:
+    layer = Layer((Conv(3), Projection()), 4, 2)
+    space = Space((Fixed(Conv(3), 4),), (layer, layer), Tail(), image_size=8)
+    assert space.costs == (
+        ((16 * 144, 144 + 8), (16 * 16, 16 + 8)),
+        ((4 * 144, 144 + 8), (4 * 16, 16 + 8)),
+    )
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [Tail(), Tail(conv_chs=6), Tail(hidden_chs=5), Tail(conv_chs=6, hidden_chs=5, dropout=0.5)],
+)
 def test_what_a_tail_costs_by_hand(tail: Tail) -> None:
     space = Space((), (Layer((Projection(),), 4),), tail, num_classes=7, image_size=8)
     macs = params = 0
@@ -204,7 +227,8 @@ def test_what_a_tail_costs_by_hand(tail: Tail) -> None:
     if tail.conv_chs:
         macs, params, chs = 64 * chs * tail.conv_chs, (chs + 2) * tail.conv_chs, tail.conv_chs
     if tail.hidden_chs:
-        macs, params, chs = macs + chs * tail.hidden_chs, params + (chs + 1) * tail.hidden_chs, tail.hidden_chs
+        macs, params = macs + chs * tail.hidden_chs, params + (chs + 1) * tail.hidden_chs
+        chs = tail.hidden_chs
     assert space.fixed_cost == (macs + 7 * chs, params + 7 * (chs + 1))
     assert tail.feature_chs(4) == chs
 
@@ -212,7 +236,7 @@ def test_what_a_tail_costs_by_hand(tail: Tail) -> None:
 # ---- which architectures are one network ---------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(staged_spaces())
 def test_classes_of_equal_networks(space: Space) -> None:
     classes = defaultdict(set)
@@ -227,7 +251,7 @@ def test_classes_of_equal_networks(space: Space) -> None:
         assert space.canonical(form) == form
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(staged_spaces())
 def test_all_architectures_once_and_in_order(space: Space) -> None:
     found = [architecture.choices for architecture in space.architectures()]
@@ -249,10 +273,11 @@ def test_a_canonical_architecture_is_the_same_network(name: str) -> None:
         assert space.macs(canonical) == space.macs(architecture)
         assert space.params(canonical) == space.params(architecture)
         names = space.describe(canonical)
-        for before, after, place in zip(names, names[1:], space.places[1:], strict=False):
-            opens = not place.keeps_shape or "skip" not in map(str, space.layers[names.index(after)])
-            assert before != "skip" or after == "skip" or opens or True
-    assert changed > 20
+        for index in range(1, len(names)):
+            if names[index - 1] == "skip" != names[index]:
+                assert space.layers[index] != space.layers[index - 1]
+    # In the tiny space a stage has one layer that may be skipped: there is nothing to move.
+    assert changed == 0 if name == "tiny" else changed > 20
 
 
 def test_skips_move_behind_the_operations_in_their_order() -> None:
@@ -285,17 +310,21 @@ def test_a_fifth_stage_that_may_be_skipped_goes_on_from_the_fourth() -> None:
     other = Architecture((0,) * 9 + (5, 1, 6, 2, 6, 6))
     assert space.canonical(one) == space.canonical(other) == Architecture((0,) * 9 + (5, 1, 2, 6, 6, 6))
     assert network(space, one) == network(space, other)
-    small = replace(space, layers=space.layers[9:], stem=(Fixed(Conv(3), 96),), image_size=14)
-    # Whatever comes before: all 6 * 7^5 ends of such a network.
+    # Two layers a stage: all ends of such networks, whatever comes before.
+    small = replace(lwsl(2, name="open", skippable_first=True, image_size=14), stem=(Fixed(Conv(3), 96),))
+    small = replace(small, layers=small.layers[6:])
     seen = {network(small, architecture) for architecture in small.architectures()}
-    assert len(seen) == len({small.canonical(each) for each in small.architectures()}) == 6 * run
-    assert small.num_networks == 6 * run
+    forms = {small.canonical(architecture) for architecture in small.architectures()}
+    assert small.size == 6 * 7**3
+    assert len(seen) == len(forms) == small.num_networks == 6 * (1 + 6 + 36 + 216)
 
 
 def test_an_op_of_ones_own_is_a_candidate_like_others() -> None:
     class Mean:
         def build(self, place: Place, style: Any) -> torch.nn.Module:
-            return torch.nn.Sequential(torch.nn.AvgPool2d(3, place.stride, 1), Conv(1).build(place_after, style))
+            return torch.nn.Sequential(
+                torch.nn.AvgPool2d(3, place.stride, 1), Conv(1).build(place_after, style)
+            )
 
         def __str__(self) -> str:
             return "mean"
