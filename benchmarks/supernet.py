@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from supernet.strategy import Strategy
 from supernet.supernet import Supernet
 from supernet.training import compile_parts
 from tools.cost import saved_activation_bytes
+from tools.launch import launch
 from tools.layout import use_channels_last
 from tools.optim import start_momentum
 
@@ -43,7 +45,8 @@ def main() -> None:
 
     image_size, num_classes = DEFAULTS.get(asked.space, (32, 10))
     space = preset(asked.space, num_classes=num_classes, image_size=image_size)
-    device = torch.device(asked.device)
+    # As the scripts do it, threads and memory allocator included.
+    device = launch(device=asked.device, precision="fp32", threads=0, trackers=(), folder=Path()).device
     shape = (asked.batch_size, 3, image_size, image_size)
     images = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
     targets = torch.randint(num_classes, (asked.batch_size,), device=device)

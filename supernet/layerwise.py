@@ -153,21 +153,25 @@ class NonGreedy(Greedy):
 
 
 class _Mean:
-    """The mean of tensors, detached, in single precision at least."""
+    """The running mean of tensors, detached, in single precision at least.
+
+    The first is not copied: give the next one when nothing needs it any more.
+    """
 
     def __init__(self) -> None:
-        self._total: Tensor | None = None
+        self.value = torch.empty(0)
         self._count = 0
 
     def add(self, values: Tensor) -> None:
         self._count += 1
         values = upcast(values.detach())
-        self._total = values.clone() if self._total is None else self._total.add_(values)
-
-    @property
-    def value(self) -> Tensor:
-        assert self._total is not None
-        return self._total.div_(self._count)
+        match self._count:
+            case 1:
+                self.value = values
+            case 2:
+                self.value = torch.lerp(self.value, values, 0.5)
+            case count:
+                self.value.lerp_(values, 1 / count)
 
 
 def _draw(rng: random.Random, count: int, candidates: tuple[int, ...], how: str) -> list[int]:
