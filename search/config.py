@@ -106,6 +106,11 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
 
     run: str = "runs/sedona"
     network: str = "resnet50"
+    """resnet18/34/50/101/152, resnet32, resnet110, vgg19, vgg6a, or timm/<model name>."""
+    weights: str = ""
+    """Start from the trunk in this weights file: one of ours, or one with the timm model's own names."""
+    precision: str = "fp32"
+    """fp32, or fp64 to compare two ways exactly."""
     heads: tuple[str, ...] = ("aux1", "aux2", "aux3", "aux4")
     """The kinds of head to choose from: of aux1 to aux4, mlp_sr, conv1c2f, linear."""
     search: SearchOptions = field(default_factory=SearchOptions)
