@@ -149,7 +149,10 @@ def kept(strategy: Strategy, images: Tensor, targets: Tensor, steps: int) -> flo
     few = images[:2].clone()
     count = steps if isinstance(strategy, SinglePath) else max(1, steps // 10)
     found = [
-        saved_activation_bytes(lambda step=step: strategy.step(few, targets[:2], step))  # type: ignore[misc]
+        saved_activation_bytes(
+            lambda step=step: strategy.step(few, targets[:2], step),  # type: ignore[misc]
+            leaves=True,
+        )
         for step in range(count)
     ]
     return statistics.fmean(found) / len(few)

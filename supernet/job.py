@@ -65,7 +65,9 @@ class SupernetTraining:
                 return self.strategy.step(images, batch.targets, step)
             found: list[Mapping[str, Tensor]] = []
             work = self.strategy.step
-            saved = saved_activation_bytes(lambda: found.append(work(images, batch.targets, step)))
+            saved = saved_activation_bytes(
+                lambda: found.append(work(images, batch.targets, step)), leaves=True
+            )
         self._saved.append(saved)
         return found[0]
 

@@ -109,7 +109,7 @@ def _cost(
     with torch.no_grad():
         given = module(kept).nbytes
     # With its output, which counts for what comes next: there it is the input.
-    saved = (saved_activation_bytes(lambda: module(kept).square().sum()) - given) / len(kept)
+    saved = (saved_activation_bytes(lambda: module(kept).square().sum(), leaves=True) - given) / len(kept)
     if isinstance(module, nn.Identity):
         return 0.0, 0.0
     module.eval()

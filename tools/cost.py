@@ -43,16 +43,17 @@ def count_macs(module: nn.Module, input_shape: Sequence[int]) -> int:
     return counter.macs
 
 
-def saved_activation_bytes(fn: Callable[[], object]) -> int:
+def saved_activation_bytes(fn: Callable[[], object], *, leaves: bool = False) -> int:
     """The bytes that autograd keeps alive for the backward passes inside `fn`, at their peak.
 
     Storages are counted once, however many operators save them or views of them, and in full: a view
     keeps its whole storage alive. They count from when they are saved until the graph lets go of them,
-    so blocks that run forward and backward one after the other cost the largest, not the sum. Parameters
-    are not counted. Batch inputs and BatchNorm's buffers
+    so blocks that run forward and backward one after the other cost the largest, not the sum. Parameters,
+    and other leaves that require gradients, are not counted; with `leaves` the latter are, such as the input
+    of a block that is trained alone. Batch inputs and BatchNorm's buffers
     are, because the graph holds them as well. What `torch.utils.checkpoint` recomputes is out of sight.
     """
-    ledger = _Ledger()
+    ledger = _Ledger(leaves)
     with saved_tensors_hooks(ledger.save, _Saved.unpack):
         fn()
     return ledger.peak
@@ -191,13 +192,14 @@ def _random_devices(device: torch.device) -> list[torch.device]:
 class _Ledger:
     """Storages that autograd holds, with how many saved tensors lie in each."""
 
-    def __init__(self) -> None:
+    def __init__(self, leaves: bool) -> None:
+        self._leaves = leaves
         self.peak = 0
         self._held = 0
         self._uses: dict[int, int] = {}
 
     def save(self, tensor: Tensor) -> "_Saved":
-        return _Saved(tensor, None if _is_parameter(tensor) else self)
+        return _Saved(tensor, None if _is_parameter(tensor, self._leaves) else self)
 
     def take(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
@@ -232,7 +234,10 @@ class _Saved:
             self._ledger.give_back(self._tensor.untyped_storage())
 
 
-def _is_parameter(tensor: Tensor) -> bool:
-    """A parameter, frozen or not, or a view of one, such as the transposed weight of a linear layer."""
+def _is_parameter(tensor: Tensor, leaves: bool) -> bool:
+    """A parameter, frozen or not, or a view of one, such as the transposed weight of a linear layer.
+
+    Any leaf that requires a gradient is taken for one, unless `leaves` says that such are something else.
+    """
     owner = tensor if tensor._base is None else tensor._base
-    return isinstance(owner, nn.Parameter)
+    return isinstance(owner, nn.Parameter) or (owner.is_leaf and owner.requires_grad and not leaves)

@@ -233,3 +233,14 @@ def torch_flops(net: nn.Module, images: Tensor) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(images)
     return int(counter.get_total_flops())
+
+
+def test_frozen_parameters_are_no_activations_and_leaves_only_where_asked() -> None:
+    layer = nn.Linear(8, 4)
+    inputs = torch.randn(2, 8, requires_grad=True)
+    layer.weight.requires_grad_(False)
+    assert saved_activation_bytes(lambda: layer(inputs).sum()) == 0
+    layer.weight.requires_grad_(True)
+    assert saved_activation_bytes(lambda: layer(inputs).sum()) == 0
+    assert saved_activation_bytes(lambda: layer(inputs).sum(), leaves=True) == inputs.nbytes
+    assert saved_activation_bytes(lambda: layer(inputs.detach()).sum()) == inputs.nbytes
