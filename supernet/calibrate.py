@@ -1,6 +1,7 @@
 """BatchNorm statistics of a single network: those of a supernet's training fit no path through it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,25 +16,42 @@ def calibrate(chain: nn.Module, batches: Iterable[Sequence[Any] | Tensor]) -> No
     Batches are images, or begin with images. Only BatchNorm is in training mode meanwhile, so that nothing
     but statistics changes. Without a batch they are left reset, and that is refused.
     """
-    layers = [module for module in chain.modules() if isinstance(module, _BatchNorm)]
-    modes = [(module, module.training) for module in chain.modules()]
-    momenta = [layer.momentum for layer in layers]
-    chain.eval()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # cumulative: the mean over batches
-        layer.training = True  # without what timm's hold inside, such as dropout
     seen = 0
-    try:
+    with gathering([chain]):
         reference = next(chain.parameters())
         for batch in batches:
             images: Tensor = batch if isinstance(batch, Tensor) else batch[0]
             chain(images.to(reference.device, reference.dtype))
             seen += 1
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        for module, mode in modes:
-            module.training = mode
-    if layers and not seen:
+    if not seen and has_statistics(chain):
         raise ValueError("there are no images to take BatchNorm statistics from")
+
+
+@contextmanager
+def gathering(networks: Iterable[nn.Module], momentum: float | None = None) -> Iterator[None]:
+    """Inside, BatchNorm layers of the networks take new statistics, and all else is in evaluation mode.
+
+    These are means over the batches, or with a `momentum` averages that forget.
+    """
+    modules = [module for network in networks for module in network.modules()]
+    modes = [module.training for module in modules]
+    layers = [module for module in modules if isinstance(module, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for module in modules:
+        module.training = False
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = momentum
+        layer.training = True  # without what timm's hold inside, such as dropout
+    try:
+        yield
+    finally:
+        for layer, before in zip(layers, momenta, strict=True):
+            layer.momentum = before
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+def has_statistics(network: nn.Module) -> bool:
+    """Whether there are BatchNorm layers in it."""
+    return any(isinstance(module, _BatchNorm) for module in network.modules())

@@ -142,13 +142,13 @@ def _fair_members(net: Supernet, skip: str) -> list[tuple[int, ...]]:
 
 def _bins(options: PathOptions, sampler: LimitedSampler) -> list[tuple[int, int]]:
     """The intervals of MACs that hold at least one path."""
-    low, high = int(options.min_macs), int(options.max_macs or sampler.most)
+    low, high = int(options.min_macs), int(options.max_macs or sampler.cost.most)
     every = bins(low, high, int(options.bin_macs)) if options.bin_macs else [(low, high)]
     found = [(start, stop) for start, stop in every if sampler.count(stop, start)]
     if not found:
         option = "--paths.max-macs" if options.max_macs else "--paths.min-macs"
         raise ValueError(
-            f"{option}: no path has {low:,} to {high:,} MACs; the cheapest has {sampler.least:,}, the "
-            f"dearest {sampler.most:,}"
+            f"{option}: no path has {low:,} to {high:,} MACs; the cheapest has {sampler.cost.least:,}, the "
+            f"dearest {sampler.cost.most:,}"
         )
     return found

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from local_learning.chain import Chain
 from local_learning.losses import upcast
+from supernet.additive import counted
 from supernet.calibrate import calibrate
 from supernet.config import SupernetConfig
-from supernet.sampling import LimitedSampler, sample, stream
+from supernet.sampling import sample, stream
 from supernet.shift import Shift, representation_shift
 from supernet.space import Architecture, Space
 from supernet.supernet import Supernet
@@ -29,8 +30,8 @@ from tools.tally import tally
 def probes(space: Space, count: int, seed: int) -> list[Architecture]:
     """The cheapest, the dearest, and so many random ones in their canonical form; the same for a seed."""
     rng = stream(seed, "probes")
-    sampler = LimitedSampler(space)
-    chosen = [sampler.cheapest, sampler.dearest]
+    macs = counted(space, "macs")
+    chosen = [macs.cheapest, macs.dearest]
     chosen += [sample(space, rng) for _ in range(count)]
     return list(dict.fromkeys(map(space.canonical, chosen)))
 

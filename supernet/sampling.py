@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from supernet.additive import Additive, counted
 from supernet.space import Architecture, Space
-from tools.config import check_choice
 from tools.seeding import derive
 
 Totals = NDArray[np.int64]
@@ -42,11 +42,10 @@ def permutations(space: Space, members: Sequence[Sequence[int]], rng: random.Ran
 class LimitedSampler:
     """Draws from the architectures whose cost is at most a limit, and at least another."""
 
-    def __init__(self, space: Space, *, cost: str = "macs") -> None:
-        check_choice("cost", cost, ("macs", "params"))
-        self.space, self.cost = space, cost
-        self._fixed = getattr(space.fixed_cost, cost)
-        self._table = [[int(getattr(each, cost)) for each in row] for row in space.costs]
+    def __init__(self, space: Space, *, cost: str | Additive = "macs") -> None:
+        self.space = space
+        self.cost = counted(space, cost) if isinstance(cost, str) else cost
+        self._fixed, self._table = self.cost.fixed, self.cost.table
         exact: type = np.int64 if space.size < 2**62 else object
         start: tuple[Totals, Counts] = np.zeros(1, np.int64), np.ones(1, exact)
         self._front, self._back = [start], [start]  # by the number of layers put together
@@ -58,26 +57,6 @@ class LimitedSampler:
                 self._back.append(_extended(*self._back[-1], self._table[count - 1 - back]))
         self._below = np.concatenate([np.zeros(1, exact), np.cumsum(self._back[-1][1])])
         self._weights: dict[tuple[int, int], tuple[list[int], NDArray[Any]]] = {}
-
-    @property
-    def least(self) -> int:
-        """The cost of the cheapest architecture."""
-        return int(self._fixed) + sum(map(min, self._table))
-
-    @property
-    def most(self) -> int:
-        """The cost of the dearest architecture."""
-        return int(self._fixed) + sum(map(max, self._table))
-
-    @property
-    def cheapest(self) -> Architecture:
-        """The cheapest architecture, the first among equals."""
-        return Architecture(tuple(row.index(min(row)) for row in self._table))
-
-    @property
-    def dearest(self) -> Architecture:
-        """The dearest architecture, the last among equals."""
-        return Architecture(tuple(len(row) - 1 - row[::-1].index(max(row)) for row in self._table))
 
     def count(self, high: int, low: int = 0) -> int:
         """How many architectures cost from `low` to `high`."""
@@ -93,8 +72,8 @@ class LimitedSampler:
         total, middles = self._totals(high, low)
         if not total or not total[-1]:
             raise ValueError(
-                f"no architecture of {self.space.name} has {low:,} to {high:,} {self.cost}; the cheapest, "
-                f"{self.cheapest}, has {self.least:,}"
+                f"no architecture of {self.space.name} has {low:,} to {high:,} {self.cost.name}; the "
+                f"cheapest, {self.cost.cheapest}, has {self.cost.least:,}"
             )
         middle = int(middles[bisect_right(total, rng.randrange(total[-1]))])
         split = len(self._front) - 1
@@ -129,7 +108,7 @@ class LimitedSampler:
 
     @staticmethod
     def _step(
-        rng: random.Random, others: tuple[Totals, Counts], row: list[int], total: int
+        rng: random.Random, others: tuple[Totals, Counts], row: Sequence[int], total: int
     ) -> tuple[int, int]:
         """A choice for one layer, by the ways in which the others make up the rest; and the rest."""
         totals, counts = others
@@ -148,7 +127,7 @@ def bins(low: int, high: int, width: int) -> list[tuple[int, int]]:
     return [(start, stop - 1) for start, stop in pairwise(edges[:-1])] + [(edges[-2], high)]
 
 
-def _extended(totals: Totals, counts: Counts, row: list[int]) -> tuple[Totals, Counts]:
+def _extended(totals: Totals, counts: Counts, row: Sequence[int]) -> tuple[Totals, Counts]:
     """Totals and their numbers with one more layer."""
     sums = (totals[:, None] + np.array(row, np.int64)).ravel()
     ways = np.repeat(counts, len(row))

@@ -151,7 +151,7 @@ class Space:
     def num_networks(self) -> int:
         """The number of different networks: skips among equal layers may stand anywhere."""
         count = 1
-        for run in self._runs:
+        for run in self.runs:
             ways, length = len(self.layers[run.start].weighted), len(run)
             if length == 1:
                 count *= len(self.layers[run.start])
@@ -177,7 +177,7 @@ class Space:
     def canonical(self, architecture: Architecture) -> Architecture:
         """The same network with skips moved to the end among equal layers."""
         choices = list(architecture.choices)
-        for run in self._runs:
+        for run in self.runs:
             weighted = self.layers[run.start].weighted
             part = [choices[index] for index in run]
             choices[run.start : run.stop] = sorted(part, key=lambda choice: choice not in weighted)
@@ -196,16 +196,17 @@ class Space:
 
     def macs(self, architecture: Architecture) -> int:
         """Multiply-accumulates of one image, exactly: those of the parts add up."""
-        return self._fixed_cost.macs + sum(cost.macs for cost in self._chosen(architecture))
+        return self.fixed_cost.macs + sum(cost.macs for cost in self._chosen(architecture))
 
     def params(self, architecture: Architecture) -> int:
         """Parameters, exactly."""
-        return self._fixed_cost.params + sum(cost.params for cost in self._chosen(architecture))
+        return self.fixed_cost.params + sum(cost.params for cost in self._chosen(architecture))
 
     @property
     def fixed_cost(self) -> Cost:
         """Of stem and tail."""
-        return self._fixed_cost
+        stem, tail = self.stem_cost, self.tail_cost
+        return Cost(stem.macs + tail.macs, stem.params + tail.params)
 
     @cached_property
     def costs(self) -> tuple[tuple[Cost, ...], ...]:
@@ -225,24 +226,30 @@ class Space:
         return tuple(table)
 
     @cached_property
-    def _fixed_cost(self) -> Cost:
+    def stem_cost(self) -> Cost:
+        """Of the stem."""
         macs = params = 0
         stem = zip(self.stem, self.stem_places, self.stem_sizes, strict=True)
         for number, (fixed, place, size) in enumerate(stem, start=1):
             cost = _cost_of(fixed.op, place, self.style, size, f"space {self.name}: stem {number}")
             macs, params = macs + cost.macs, params + cost.params
+        return Cost(macs, params)
+
+    @cached_property
+    def tail_cost(self) -> Cost:
+        """Of the tail."""
         in_chs = self.layers[-1].out_chs
         with torch.device("meta"):
             tail = build_tail(self.tail, in_chs, self.num_classes, self.style)
-        macs += count_macs(tail, (in_chs, self.sizes[-1], self.sizes[-1]))
-        return Cost(macs, params + count_params(tail))
+        macs = count_macs(tail, (in_chs, self.sizes[-1], self.sizes[-1]))
+        return Cost(macs, count_params(tail))
 
     def _chosen(self, architecture: Architecture) -> Iterator[Cost]:
         self.validate(architecture)
         return (row[choice] for row, choice in zip(self.costs, architecture.choices, strict=True))
 
     @cached_property
-    def _runs(self) -> tuple[range, ...]:
+    def runs(self) -> tuple[range, ...]:
         """Layers in a row among which operations may change places."""
         runs: list[range] = []
         for index, (layer, place) in enumerate(zip(self.layers, self.places, strict=True)):

@@ -97,7 +97,7 @@ def test_candidates_of_presets_are_equally_likely_in_every_layer(name: str) -> N
 def test_the_same_seed_draws_the_same() -> None:
     space = preset("lwsl_table1", num_classes=10, image_size=32)
     sampler, again = LimitedSampler(space), LimitedSampler(space)
-    high = (sampler.least + sampler.most) // 2
+    high = (sampler.cost.least + sampler.cost.most) // 2
 
     def drawn(sampler: LimitedSampler, seed: int) -> list[Architecture]:
         rng = stream(seed, "test")
@@ -129,13 +129,13 @@ def test_counts_and_draws_are_those_of_brute_force(
     within = [each for each, total in expected.items() if low <= total <= high]
     assert sampler.count(high, low) == len(within)
     assert sampler.count(high) == sum(total <= high for total in expected.values())
-    assert sampler.least == min(expected.values()) == expected[sampler.cheapest]
-    assert sampler.most == max(expected.values()) == expected[sampler.dearest]
+    assert sampler.cost.least == min(expected.values()) == expected[sampler.cost.cheapest]
+    assert sampler.cost.most == max(expected.values()) == expected[sampler.cost.dearest]
     rng = random.Random(seed)
     if within:
         assert all(sampler.draw(rng, high, low) in within for _ in range(5))
     else:
-        with pytest.raises(ValueError, match=f"no architecture of own has .*{sampler.cheapest}, has"):
+        with pytest.raises(ValueError, match=f"no architecture of own has .*{sampler.cost.cheapest}, has"):
             sampler.draw(rng, high, low)
 
 
@@ -168,7 +168,7 @@ def test_a_limit_that_nothing_meets_names_the_cheapest() -> None:
     space = preset("nas_bench_macro", num_classes=10, image_size=32)
     sampler, rng = LimitedSampler(space), random.Random(0)
     assert sampler.draw(rng, 7713280) == Architecture((0,) * 8)
-    assert sampler.draw(rng, 10**9, 105660928) == Architecture((2,) * 8) == sampler.dearest
+    assert sampler.draw(rng, 10**9, 105660928) == Architecture((2,) * 8) == sampler.cost.dearest
     for high, low in ((7713279, 0), (10**9, 105660929), (50_000_000, 60_000_000)):
         assert sampler.count(high, low) == 0
         with pytest.raises(ValueError, match=r"the cheapest, 00000000, has 7,713,280$") as caught:
@@ -193,11 +193,11 @@ def test_an_unknown_cost_is_refused() -> None:
 def test_how_many_architectures_of_lwsl_meet_the_papers_limits(name: str, numbers: dict[int, int]) -> None:
     space = preset(name, num_classes=1000, image_size=224)
     sampler, rng = LimitedSampler(space), stream(4, "test")
-    assert sampler.count(sampler.most) == sampler.count(10**12) == space.size
+    assert sampler.count(sampler.cost.most) == sampler.count(10**12) == space.size
     for millions, number in numbers.items():
         high = millions * 10**6
         assert sampler.count(high) == number
-        assert sampler.count(high) + sampler.count(sampler.most, high + 1) == space.size
+        assert sampler.count(high) + sampler.count(sampler.cost.most, high + 1) == space.size
         for low in (0, high - 10**7, high - 50_000):
             assert all(low <= space.macs(sampler.draw(rng, high, low)) <= high for _ in range(10))
 
@@ -223,10 +223,10 @@ def test_spaces_of_any_size_are_counted_exactly(layers: int) -> None:
     assert space.size == 2**layers
     ways = [math.comb(layers, wider) for wider in range(layers + 1)]
     for wider in (0, 1, layers // 3, layers // 2, layers - 1, layers):
-        exactly = sampler.least + 8 * wider
+        exactly = sampler.cost.least + 8 * wider
         assert sampler.count(exactly, exactly) == ways[wider]
         assert sampler.count(exactly) == sum(ways[: wider + 1])
-        assert sampler.count(sampler.most, exactly) == sum(ways[wider:])
+        assert sampler.count(sampler.cost.most, exactly) == sum(ways[wider:])
         assert space.macs(sampler.draw(random.Random(wider), exactly, exactly)) == exactly
 
 
@@ -236,7 +236,7 @@ def test_draws_from_spaces_of_any_size_are_equally_likely(layers: int) -> None:
     sampler, rng = LimitedSampler(space), stream(6, "test")
     # Of a total with k of n layers wide, each layer is wide in k / n of the architectures.
     wide = layers // 3
-    exactly = sampler.least + 8 * wide
+    exactly = sampler.cost.least + 8 * wide
     drawn = [sampler.draw(rng, exactly, exactly) for _ in range(800)]
     assert len(set(drawn)) == len(drawn)
     counts = [sum(architecture.choices[index] for architecture in drawn) for index in range(layers)]

@@ -1,0 +1,105 @@
+"""What a search must beat, under the same interface: chance, all there is, and regularised evolution."""
+
+import random
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import ClassVar
+
+from search.method import Method, Scored
+from search.variation import mutated
+from supernet.space import Architecture
+from tools.config import check_range
+
+MOST = 100_000
+"""Networks that are traversed at most."""
+
+
+@dataclass(eq=False)
+class RandomSearch(Method):
+    """New random networks, each time as many."""
+
+    name: ClassVar[str] = "random"
+
+    @property
+    def _needed(self) -> int:
+        return 1
+
+    def _propose(self, rng: random.Random) -> list[Architecture]:
+        return self._random(self.population, rng)
+
+
+@dataclass(eq=False)
+class Exhaustive(Method):
+    """All networks within the limits, those of common first layers together; generations do not count."""
+
+    name: ClassVar[str] = "exhaustive"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._count = sum(1 for _ in islice(self.within.networks(), MOST + 1))
+        if self._count > MOST:
+            raise ValueError(
+                f"exhaustive: more than {MOST:,} networks of {self.space.name} keep the limits; take another "
+                "method, or lower the limits"
+            )
+        self._rest: Iterator[Architecture] = self.within.networks()
+
+    @property
+    def planned(self) -> int:
+        """How many there are."""
+        return self._count
+
+    @property
+    def _needed(self) -> int:
+        return 1
+
+    def _goes_on(self, generation: int) -> bool:
+        return True
+
+    def _propose(self, rng: random.Random) -> list[Architecture]:
+        return list(islice(self._rest, self.population))
+
+
+@dataclass(eq=False)
+class RegularisedEvolution(Method):
+    """The best of a random sample of a population breeds a mutant; the oldest die (Real et al. 2019).
+
+    `population` of them are alive; as many random ones are asked for first, then `brood` mutants at once.
+    """
+
+    sample: int = field(default=10, kw_only=True)
+    """How many are drawn, of which the best breeds."""
+    brood: int = field(default=10, kw_only=True)
+    """How many mutants are asked for at once."""
+    mutation: float = field(default=0.1, kw_only=True)
+    """Probability that a mutant's choice is drawn anew."""
+
+    name: ClassVar[str] = "regularised"
+
+    def __post_init__(self) -> None:
+        check_range("sample", self.sample, 1)
+        check_range("brood", self.brood, 1)
+        check_range("mutation", self.mutation, 0, 1, open_low=True)
+        super().__post_init__()
+        self._alive: deque[Scored] = deque(maxlen=self.population)
+
+    def _goes_on(self, generation: int) -> bool:
+        return sum(map(len, self.history)) < self.planned
+
+    def _propose(self, rng: random.Random) -> list[Architecture]:
+        if not self._alive:
+            return self._random(self.population, rng)
+
+        def mutant() -> Architecture:
+            drawn = rng.sample(list(self._alive), min(self.sample, len(self._alive)))
+            parent = max(drawn, key=lambda each: each.score).architecture
+            return self.within.repaired(mutated(parent, self.space, self.mutation, rng), rng)
+
+        count = min(self.brood, self.planned - sum(map(len, self.history)))
+        found = self._bred(mutant, count)
+        return found + self._random(count - len(found), rng, found)
+
+    def _learn(self, told: list[Scored]) -> None:
+        self._alive.extend(told)

@@ -1,0 +1,140 @@
+"""Which of many are best when one wants two things: fronts, and NSGA-II, which searches for all of one."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from deap import base, tools
+
+from search.method import Method, Scored
+from search.variation import CROSSOVERS, crossed, mutated
+from supernet.additive import Additive, counted
+from supernet.sampling import sample
+from supernet.space import Architecture
+from tools.config import check_choice, check_range
+
+ROUNDS = 50
+"""Generations bred without anything to score before random networks are asked for."""
+
+
+class Fitness(base.Fitness):  # type: ignore[misc]
+    """A score to raise and costs to lower; whoever is less over the limits dominates whoever is more.
+
+    DEAP's own for constraints leaves two that are over the limits without an order.
+    """
+
+    weights: tuple[float, ...] = ()
+
+    def __init__(self, score: float, costs: Sequence[float], excess: float = 0.0) -> None:
+        self.weights = (1.0, *[-1.0] * len(costs))
+        self.excess = excess
+        self.crowding_dist = 0.0
+        super().__init__((score, *costs))
+
+    def dominates(self, other: "Fitness", obj: slice = slice(None)) -> bool:
+        if self.excess or other.excess:
+            return self.excess < other.excess
+        return bool(super().dominates(other, obj))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fitness) and (self.wvalues, self.excess) == (other.wvalues, other.excess)
+
+    def __hash__(self) -> int:
+        return hash((self.wvalues, self.excess))
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """An architecture as DEAP's selections want it."""
+
+    architecture: Architecture
+    fitness: Fitness
+
+
+def front(scored: Iterable[Scored], costs: Sequence[Additive]) -> list[Scored]:
+    """Those that no other beats in score and all costs, by their first cost; of equals the first."""
+    found = tools.ParetoFront(lambda one, other: one.fitness == other.fitness)
+    members = [Member(each.architecture, _fitness(each, costs)) for each in scored]
+    found.update(members)
+    best = [Scored(each.architecture, each.fitness.values[0]) for each in found]
+    return sorted(best, key=lambda each: (costs[0].of(each.architecture), -each.score))
+
+
+@dataclass(eq=False)
+class Nsga2(Method):
+    """The whole front of score and costs: NSGA-II (Deb et al. 2002)."""
+
+    costs: Sequence[Additive] = field(default=(), kw_only=True)
+    """What is to be low while the score is high; none given: the MACs."""
+    mutation: float = field(default=0.1, kw_only=True)
+    """Probability that a child's choice is drawn anew."""
+    crossover: str = field(default="uniform", kw_only=True)
+    """uniform or one_point."""
+    over_limit: str = field(default="repair", kw_only=True)
+    """What is over a limit is put right (repair), or breeds as it is, unscored and dominated by all that
+    are less over it (dominate, the constrained domination of the paper)."""
+
+    name: ClassVar[str] = "nsga2"
+
+    def __post_init__(self) -> None:
+        check_range("mutation", self.mutation, 0, 1, open_low=True)
+        check_choice("crossover", self.crossover, CROSSOVERS)
+        check_choice("over_limit", self.over_limit, ("repair", "dominate"))
+        super().__post_init__()
+        self.costs = tuple(self.costs) or (counted(self.space, "macs"),)
+        self._pool: list[Member] = []
+        self._over: dict[Architecture, Member] = {}
+
+    def _propose(self, rng: random.Random) -> list[Architecture]:
+        if self.over_limit == "dominate":
+            return self._unrepaired(rng)
+        if not self._pool:
+            return self._random(self.population, rng)
+        found = self._bred(lambda: self.within.repaired(self._child(rng), rng), self.population)
+        return found + self._random(self.population - len(found), rng, found)
+
+    def _learn(self, told: list[Scored]) -> None:
+        self._select([Member(each.architecture, _fitness(each, self.costs)) for each in told])
+
+    def _unrepaired(self, rng: random.Random) -> list[Architecture]:
+        """Children within the limits; those over them only join the pool, which needs no scores."""
+        for _ in range(ROUNDS):
+            found: dict[Architecture, None] = {}
+            over: list[Member] = []
+            for _ in range(self.population):
+                made = self.within.form(self._child(rng) if self._pool else sample(self.space, rng))
+                if self.within.allow(made):
+                    if made not in self._known:
+                        found[made] = None
+                elif made not in self._over:
+                    costs = [cost.of(made) for cost in self.costs]
+                    self._over[made] = Member(made, Fitness(0.0, costs, self.within.excess(made)))
+                    over.append(self._over[made])
+            self._select(over)
+            if found:
+                return list(found)
+        return self._random(self.population, rng)
+
+    def _child(self, rng: random.Random) -> Architecture:
+        one, other = (self._winner(rng).architecture for _ in range(2))
+        return mutated(crossed(one, other, self.crossover, rng), self.space, self.mutation, rng)
+
+    def _winner(self, rng: random.Random) -> Member:
+        """The better of two by domination, else the one with more room around it."""
+        one, other = rng.choice(self._pool), rng.choice(self._pool)
+        if other.fitness.dominates(one.fitness):
+            return other
+        if one.fitness.dominates(other.fitness) or one.fitness.crowding_dist >= other.fitness.crowding_dist:
+            return one
+        return other
+
+    def _select(self, new: list[Member]) -> None:
+        self._pool = tools.selNSGA2(self._pool + new, self.population)
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"costs": [cost.name for cost in self.costs]}
+
+
+def _fitness(scored: Scored, costs: Sequence[Additive]) -> Fitness:
+    return Fitness(scored.score, [cost.of(scored.architecture) for cost in costs])

@@ -1,0 +1,233 @@
+"""What architectures may cost: any number of limits at once, on costs that add up over layers.
+
+Whether some choice for the layers still open keeps all limits is known exactly, from the cost vectors of
+those layers that no other undercuts in everything. So nothing over a limit is ever drawn, and what is over
+one is put right where it stands.
+"""
+
+import functools
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from supernet.additive import TICKS, Additive
+from supernet.sampling import LimitedSampler, sample
+from supernet.space import Architecture, Space
+
+Costs = NDArray[np.int64]
+
+TRIES = 200
+"""Draws from under one of several limits before the other ways are taken."""
+FEW = 5_000
+"""Architectures that are listed rather than drawn one by one."""
+
+UNITS = {"macs": (1, " MACs"), "params": (1, " parameters"), "latency": (TICKS / 1000, " ms")}
+UNITS |= {"activations": (2**20, " MiB of activations")}
+
+
+class Infeasible(ValueError):
+    """No network, or fewer than are needed, keep the limits."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The most that a network may cost."""
+
+    cost: Additive
+    high: int
+
+    def __str__(self) -> str:
+        return f"at most {shown(self.cost.name, self.high)}"
+
+
+def shown(name: str, value: float) -> str:
+    """A cost with its unit."""
+    divisor, unit = UNITS[name]
+    number = value / divisor
+    return (f"{number:,.0f}" if divisor == 1 else f"{number:,.4g}") + unit
+
+
+class Limits:
+    """The networks of a space that keep all of some limits."""
+
+    def __init__(self, space: Space, limits: Sequence[Limit] = (), *, canonical: bool = True) -> None:
+        self.space, self.limits, self._canonical = space, tuple(limits), canonical
+        # One row a candidate, one column a limit; without limits a column of nothing.
+        self._table = [
+            np.array([[limit.cost.table[layer][i] for limit in limits] or [0] for i in range(len(ops))])
+            for layer, ops in enumerate(space.layers)
+        ]
+        self._room = np.array([limit.high - limit.cost.fixed for limit in limits] or [0])
+        for limit, run in itertools.product(limits if canonical else (), space.runs):
+            if len({limit.cost.table[layer] for layer in run}) > 1:
+                raise ValueError(
+                    f"{limit.cost.name}: layers {run[0] + 1} to {run[-1] + 1} of {space.name} are equal, but "
+                    "their costs are not; then networks that differ in where they skip must be told apart "
+                    "(canonical off)"
+                )
+
+    def form(self, architecture: Architecture) -> Architecture:
+        """The string that stands for a network: the canonical one, or every string for itself."""
+        return self.space.canonical(architecture) if self._canonical else architecture
+
+    def allow(self, architecture: Architecture) -> bool:
+        """Whether an architecture keeps all limits."""
+        return all(limit.cost.of(architecture) <= limit.high for limit in self.limits)
+
+    def excess(self, architecture: Architecture) -> float:
+        """By how much it is over the limits, added up, each as a part of its limit; 0 if it keeps them."""
+        over = (max(0, limit.cost.of(architecture) - limit.high) / limit.high for limit in self.limits)
+        return sum(over)
+
+    def require(self, count: int) -> None:
+        """Refuse limits that fewer than so many different networks keep.
+
+        Raises:
+            Infeasible: at once, with the cheapest architecture.
+        """
+        for limit in self.limits:
+            if limit.cost.least > limit.high:
+                cheapest = limit.cost.cheapest
+                raise Infeasible(
+                    f"no architecture of {self.space.name} has {limit}; the cheapest, {cheapest}, has "
+                    f"{shown(limit.cost.name, limit.cost.least)}"
+                )
+        found = len(list(itertools.islice(self.networks(), count)))
+        asked = " and ".join(map(str, self.limits)) or "no limit"
+        if not found:
+            reasons = "; ".join(
+                f"the cheapest in {limit.cost.name}, {limit.cost.cheapest}, has "
+                + ", ".join(shown(each.cost.name, each.cost.of(limit.cost.cheapest)) for each in self.limits)
+                for limit in self.limits
+            )
+            raise Infeasible(
+                f"no architecture of {self.space.name} keeps all limits, {asked}, at once: {reasons}"
+            )
+        if found < count:
+            raise Infeasible(
+                f"only {found} networks of {self.space.name} have {asked}, and {count} are needed for a "
+                "population; raise the limit, or lower the population"
+            )
+
+    def networks(self) -> Iterator[Architecture]:
+        """All of them in their form, by their first layers first."""
+        return self._listed(canonical=self._canonical)
+
+    def draw(self, rng: random.Random) -> Architecture:
+        """One of them, every string that keeps the limits equally likely, in its form.
+
+        With several limits that are hard to keep together, and yet by more strings than can be listed,
+        not quite: then choices are drawn layer by layer in a random order, among those that can be
+        completed.
+        """
+        return self.form(self._string(rng))
+
+    def repaired(self, architecture: Architecture, rng: random.Random) -> Architecture:
+        """The architecture with as few layers drawn anew as keeps the limits, in a random order of layers.
+
+        One that keeps them comes back as it is, in its form.
+        """
+        order = rng.sample(range(len(self._table)), len(self._table))
+        return self.form(self._completed(architecture, order, rng))
+
+    # ---- drawing ---------------------------------------------------------------------------------------
+
+    def _string(self, rng: random.Random) -> Architecture:
+        if not self.limits:
+            return sample(self.space, rng)
+        limit, sampler = self._scarcest
+        for _ in range(1 if len(self.limits) == 1 else TRIES):
+            drawn = sampler.draw(rng, limit.high)
+            if self.allow(drawn):
+                return drawn
+        if len(self._few) <= FEW:
+            return rng.choice(self._few)
+        order = rng.sample(range(len(self._table)), len(self._table))
+        return self._completed(None, order, rng)
+
+    @functools.cached_property
+    def _scarcest(self) -> tuple[Limit, LimitedSampler]:
+        """The limit that the fewest strings keep, and what draws from those."""
+        samplers = [(limit, LimitedSampler(self.space, cost=limit.cost)) for limit in self.limits]
+        return min(samplers, key=lambda pair: pair[1].count(pair[0].high))
+
+    @functools.cached_property
+    def _few(self) -> list[Architecture]:
+        """All strings that keep the limits, or the first of them where there are too many."""
+        return list(itertools.islice(self._listed(canonical=False), FEW + 1))
+
+    def _completed(
+        self, start: Architecture | None, order: Sequence[int], rng: random.Random
+    ) -> Architecture:
+        """Free layers of `start` in an order until the others leave enough room, and draw those."""
+        choices = list(start.choices) if start else [0] * len(self._table)
+        free = 0 if start else len(order)
+        room = self._room - sum(
+            (self._table[layer][choices[layer]] for layer in order[free:]), np.zeros_like(self._room)
+        )
+        fronts = [np.zeros((1, len(self._room)), np.int64)]
+        for layer in order[:free]:
+            fronts.append(_undercut(fronts[-1], self._table[layer]))
+        while not _fits(fronts[-1], room):
+            if free == len(order):
+                self.require(1)
+            layer = order[free]
+            room = room + self._table[layer][choices[layer]]
+            fronts.append(_undercut(fronts[-1], self._table[layer]))
+            free += 1
+        for layer, others in zip(reversed(order[:free]), reversed(fronts[:-1]), strict=True):
+            row = self._table[layer]
+            choices[layer] = rng.choice([i for i in range(len(row)) if _fits(others, room - row[i])])
+            room = room - row[choices[layer]]
+        return Architecture(tuple(choices))
+
+    # ---- listing ---------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _behind(self) -> list[Costs]:
+        """What the layers from each on cost at least, the last entry for none of them."""
+        fronts = [np.zeros((1, len(self._room)), np.int64)]
+        before = np.cumsum([row.min(axis=0) for row in self._table], axis=0)
+        for layer in reversed(range(len(self._table))):
+            front = _undercut(fronts[-1], self._table[layer])
+            least = before[layer - 1] if layer else np.zeros_like(self._room)
+            fronts.append(front[(front <= self._room - least).all(axis=1)])
+        return fronts[::-1]
+
+    def _listed(self, *, canonical: bool) -> Iterator[Architecture]:
+        """Those that keep the limits; every branch that is entered leads to one."""
+        after_skip = {layer for run in self.space.runs for layer in run[1:]} if canonical else set()
+        weighted = [set(layer.weighted) for layer in self.space.layers]
+
+        def from_layer(chosen: tuple[int, ...], room: Costs) -> Iterator[Architecture]:
+            layer = len(chosen)
+            if layer == len(self._table):
+                yield Architecture(chosen)
+                return
+            skipped = layer in after_skip and chosen[-1] not in weighted[layer - 1]
+            for choice, cost in enumerate(self._table[layer]):
+                if skipped and choice in weighted[layer]:
+                    continue
+                if _fits(self._behind[layer + 1], room - cost):
+                    yield from from_layer((*chosen, choice), room - cost)
+
+        if _fits(self._behind[0], self._room):
+            yield from from_layer((), self._room)
+
+
+def _fits(front: Costs, room: Costs) -> bool:
+    return bool((front <= room).all(axis=1).any())
+
+
+def _undercut(front: Costs, row: Costs) -> Costs:
+    """The sums of both, without those that another undercuts or equals in every cost."""
+    sums = np.unique((front[:, None] + row).reshape(-1, row.shape[1]), axis=0)
+    kept = []
+    while len(sums):
+        kept.append(sums[0])  # lexicographically least of those left: nothing undercuts it
+        sums = sums[~(sums >= sums[0]).all(axis=1)]
+    return np.stack(kept)
