@@ -38,18 +38,13 @@ class Exhaustive(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._count = sum(1 for _ in islice(self.within.networks(), MOST + 1))
-        if self._count > MOST:
+        self.planned = sum(1 for _ in islice(self.within.networks(), MOST + 1))
+        if self.planned > MOST:
             raise ValueError(
                 f"exhaustive: more than {MOST:,} networks of {self.space.name} keep the limits; take another "
                 "method, or lower the limits"
             )
         self._rest: Iterator[Architecture] = self.within.networks()
-
-    @property
-    def planned(self) -> int:
-        """How many there are."""
-        return self._count
 
     @property
     def _needed(self) -> int:

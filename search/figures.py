@@ -1,10 +1,8 @@
 """What a search found, drawn for papers: the preferences (SEDONA's Fig. 4) and the cut network (Fig. 5)."""
 
-import io
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,10 @@ from matplotlib.patches import Rectangle, RegularPolygon
 from matplotlib.ticker import MaxNLocator
 
 from local_learning.decoupling import Decoupling
-from tools.files import write_bytes
+from tools.pictures import INK, PLAIN, house_style, save_figure
 
 # Okabe and Ito's colours, which the colour-blind tell apart; in grey, the numbers and shapes do.
-STOP, PLAIN, INK = "#D55E00", "#C8C8C8", "#303030"
+STOP = "#D55E00"
 CHOSEN = ("#D55E00", "#0072B2", "#009E73", "#AA4499", "#775500", INK)
 BLOCKS = (("#21618C", "white"), ("#F5D9A0", INK))
 """Fill and text of the blocks by turns: dark and light."""
@@ -64,7 +62,7 @@ def preference_figure(
     heading = textwrap.wrap(title, 90)
     size = max(7.2, 1.2 + 0.12 * last), sum(heights) + 0.35 * len(panels) + 0.16 * len(heading) + 0.3
     every = next(every for every in (1, 5, 10, 50, 100, last) if last <= 40 * every)
-    with _style():
+    with house_style():
         figure = Figure(figsize=size, layout="constrained")
         figure.suptitle("\n".join(heading), fontsize=9)
         grid = figure.subplots(len(panels), height_ratios=heights, squeeze=False)[:, 0]
@@ -75,7 +73,7 @@ def preference_figure(
                 axes.set_xticks([layer for layer in range(1, last + 1) if layer % every == 0 or layer == 1])
                 axes.tick_params(labelbottom=row == by_layer - 1, bottom=row == by_layer - 1)
         grid[by_layer - 1].set_xlabel("layer")
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def structure_figure(
@@ -103,7 +101,7 @@ def structure_figure(
         bottoms.append(top - max(above, default=0.0) - BOX)
         top = bottoms[-1] - below
     bottom = top - LINE * len(keys) - 0.15 * bool(keys)
-    with _style():
+    with house_style():
         figure = Figure(figsize=(width * UNIT, -bottom * UNIT))
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(-1.0, width - 1.0), ylim=(bottom, 0.0))
         axes.set_axis_off()
@@ -121,29 +119,7 @@ def structure_figure(
             axes.add_patch(Rectangle((x, y - 1.1), BOX, 0.9 * signal, fc="#8C8C8C"))
             axes.plot([x, x + BOX], [y - 1.1] * 2, color=INK, lw=0.5)
             axes.plot([x, x + BOX], [y - 0.65] * 2, color=INK, lw=0.5, ls=(0, (1.5, 1.5)))
-        _save(figure, path)
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Matplotlib's own defaults whatever the user's are; text stays text, and the same data the same file."""
-    ours: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "cleave", "text.parse_math": False}
-    ours |= {"axes.spines.right": False, "axes.spines.top": False, "axes.linewidth": 0.6, "font.size": 7}
-    ours |= {"figure.constrained_layout.h_pad": 0.06}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(ours)
-        yield
-
-
-def _save(figure: Figure, path: Path) -> None:
-    kind = path.suffix.lower()
-    if kind not in (".svg", ".png"):
-        raise ValueError(f"{path}: a figure is .svg or .png")
-    buffer = io.BytesIO()
-    metadata = {"Date": None} if kind == ".svg" else {"Software": None}
-    figure.savefig(buffer, format=kind[1:], dpi=200, metadata=metadata)
-    write_bytes(path, buffer.getvalue())
+        save_figure(figure, path)
 
 
 def _draw_cuts(axes: Axes, decouplings: Mapping[int, Decoupling], last: int) -> None:

@@ -54,11 +54,13 @@ class Member:
 
 def front(scored: Iterable[Scored], costs: Sequence[Additive]) -> list[Scored]:
     """Those that no other beats in score and all costs, by their first cost; of equals the first."""
-    found = tools.ParetoFront(lambda one, other: one.fitness == other.fitness)
-    members = [Member(each.architecture, _fitness(each, costs)) for each in scored]
-    found.update(members)
-    best = [Scored(each.architecture, each.fitness.values[0]) for each in found]
-    return sorted(best, key=lambda each: (costs[0].of(each.architecture), -each.score))
+    members = [(each, _fitness(each, costs)) for each in scored]
+    members.sort(key=lambda pair: (pair[1].values[1:], -pair[0].score))  # nobody dominates whoever is before
+    found: list[tuple[Scored, Fitness]] = []
+    for each, fitness in members:
+        if not any(other.dominates(fitness) or other == fitness for _, other in found):
+            found.append((each, fitness))
+    return [each for each, _ in found]
 
 
 @dataclass(eq=False)

@@ -4,6 +4,7 @@ The caller owns scoring, logging and stopping. What is asked for depends on noth
 what was told, so a search is restored by telling it all again.
 """
 
+import functools
 import math
 import random
 from abc import ABC, abstractmethod
@@ -96,10 +97,11 @@ class Method(ABC):
         every = [each for generation in self.history for each in generation]
         return sorted(every, key=lambda each: -each.score)[:count]
 
-    @property
+    @functools.cached_property
     def planned(self) -> int:
         """How many scores will be asked for at most."""
-        return self.population * (self.generations + 1)
+        most = self.population * (self.generations + 1)
+        return sum(1 for _ in islice(self.within.networks(), most))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is not in the space, ready for JSON."""

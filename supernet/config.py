@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 
 from supernet.options import OBJECTIVES, STRATEGIES, ContrastOptions, LayerwiseOptions, PathOptions
-from tools.config import check_choice, check_range, flag
+from tools.config import check_choice, check_idle, check_range
 from tools.data import DataConfig
 from tools.options import FastOptions, RunOptions
 from tools.recipes import Recipe
@@ -100,13 +100,8 @@ class SupernetConfig(FastOptions, RunOptions):
         """Refuse options that this strategy or objective does not look at."""
         for group, used in _USED.items():
             mine = used.get(self.strategy, used.get(self.objective, ()))
-            given = getattr(self, group)
-            for each in fields(given):
-                if each.name not in mine and getattr(given, each.name) != each.default:
-                    raise ValueError(
-                        f"{flag(f'{group}.{each.name}')}: --strategy {self.strategy} by --objective "
-                        f"{self.objective} does not look at it; leave it out"
-                    )
+            who = f"--strategy {self.strategy} by --objective {self.objective}"
+            check_idle(group, getattr(self, group), mine, who)
 
     def _check_recipe(self) -> None:
         if self.recipe.accumulate > 1:

@@ -19,10 +19,9 @@ from supernet.sampling import sample, stream
 from supernet.shift import Shift, representation_shift
 from supernet.space import Architecture, Space
 from supernet.supernet import Supernet
-from tools.datasets import Data, stratified
+from tools.datasets import Data, fixed_part, whole_batches
 from tools.images import Images
 from tools.loaders import Batch, eval_batches
-from tools.seeding import torch_stream
 from tools.similarity import off_diagonal_mean
 from tools.tally import tally
 
@@ -50,13 +49,9 @@ class Records:
             return eval_batches(split, data, config.data, batch_size=batch_size, device=device)
 
         def some(split: Images, count: int, purpose: str) -> Images:
-            """So many images (0: all), in an order of their own: batches should hold all classes."""
-            if 0 < count < len(split):
-                split = split.subset(stratified(split.labels, count, config.seed, purpose)[0])
-            return split.subset(torch.randperm(len(split), generator=torch_stream(config.seed, purpose)))
+            return split.subset(fixed_part(split, count, config.seed, purpose))
 
-        batch = min(options.calibration_batch, len(data.train))
-        count = max(batch, min(options.calibration_images, len(data.train)) // batch * batch)
+        count, batch = whole_batches(data.train, options.calibration_images, options.calibration_batch)
         self._calibration = whole(some(data.train, count, "calibration"), batch)
         self._validation = eval_batches(
             some(data.validation, options.validation_images, "probe images"),

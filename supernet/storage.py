@@ -17,15 +17,16 @@ def save_supernet(path: Path, net: Supernet, notes: Mapping[str, Any]) -> None:
     save_weights(path, net, {"space": space_to(net.space), **notes})
 
 
+def weights_file(path: Path) -> Path:
+    """The weights that a path names: a file, or in a run's folder those after the last step."""
+    return path / "weights.safetensors" if path.is_dir() else path
+
+
 def load_supernet(path: Path, *, label: str = "--supernet") -> Supernet:
     """The supernet of a weights file, or of a run's folder (its weights after the last step)."""
-    file = path / "weights.safetensors" if path.is_dir() else path
+    file = weights_file(path)
     tensors = read_weights(file, label=label)
-    try:
-        with safetensors.safe_open(file, "pt") as opened:
-            described = json.loads((opened.metadata() or {})["space"])
-    except (KeyError, json.JSONDecodeError, safetensors.SafetensorError):
-        raise ValueError(f"{label}: '{file}' holds weights, but not those of a supernet") from None
+    described = supernet_notes(path, label=label)["space"]
     try:
         space = space_from(described)
     except ValueError as error:
@@ -33,3 +34,22 @@ def load_supernet(path: Path, *, label: str = "--supernet") -> Supernet:
     net = Supernet(space)
     load_weights(net, tensors, source=file)
     return net
+
+
+def supernet_notes(path: Path, *, label: str = "--supernet") -> dict[str, Any]:
+    """What is written beside the weights: the space, and what `save_supernet` was given."""
+    file = weights_file(path)
+    if not file.is_file():
+        raise ValueError(f"{label}: there is no file '{file}'")
+    try:
+        with safetensors.safe_open(file, "pt") as opened:
+            notes = {
+                name: json.loads(text)
+                for name, text in (opened.metadata() or {}).items()
+                if name not in ("format", "version")
+            }
+    except (json.JSONDecodeError, safetensors.SafetensorError):
+        notes = {}
+    if "space" not in notes:
+        raise ValueError(f"{label}: '{file}' holds weights, but not those of a supernet")
+    return notes

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -100,6 +100,13 @@ def check_range(
         bound = f"over {low:g}" if open_low else f"at least {low:g}"
         limit = f" and at most {high:g}" if high != float("inf") else ""
         raise ValueError(f"{option}: {value:g} is out of range; it must be {bound}{limit}")
+
+
+def check_idle(group: str, options: Any, used: Collection[str], who: str) -> None:
+    """Refuse options of a group that differ from their defaults and that nobody would look at."""
+    for field in dataclasses.fields(options):
+        if field.name not in used and getattr(options, field.name) != field.default:
+            raise ValueError(f"{flag(f'{group}.{field.name}')}: {who} does not look at it; leave it out")
 
 
 def _split_config_flag(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -77,6 +77,23 @@ def stratified(labels: Tensor, count: int, seed: int, purpose: str) -> tuple[Ten
     return torch.nonzero(chosen).flatten(), torch.nonzero(~chosen).flatten()
 
 
+def fixed_part(images: Images, count: int, seed: int, purpose: str) -> Tensor:
+    """Indices of so many images (0: all) with all classes in proportion, in an order of their own.
+
+    For batches that should each hold all classes.
+    """
+    chosen = torch.arange(len(images))
+    if 0 < count < len(images):
+        chosen, _ = stratified(images.labels, count, seed, purpose)
+    return chosen[torch.randperm(len(chosen), generator=torch_stream(seed, purpose))]
+
+
+def whole_batches(images: Images, count: int, batch: int) -> tuple[int, int]:
+    """As many images as full batches hold, one batch or more, and the size of a batch."""
+    batch = min(batch, len(images))
+    return max(batch, min(count, len(images)) // batch * batch), batch
+
+
 def _quotas(sizes: Tensor, count: int) -> Tensor:
     """How many of each class make `count`: in proportion, but neither none nor all where that can be had."""
     assert 0 <= count <= sizes.sum()

@@ -23,14 +23,18 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-def known_cause(error: RuntimeError, num_processes: int) -> str:
-    """What a torch error most likely means to the user; empty where that is not known."""
+SMALLER = "lower --recipe.batch-size, or in retraining raise --recipe.accumulate"
+
+
+def known_cause(error: RuntimeError, num_processes: int, *, smaller: str = SMALLER) -> str:
+    """What a torch error most likely means to the user; empty where that is not known.
+
+    `smaller` is what needs less memory.
+    """
     text = str(error).lower()
     reason = (str(error).splitlines() or [""])[0][:200]
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        return (
-            f"out of memory; lower --recipe.batch-size, or in retraining raise --recipe.accumulate ({reason})"
-        )
+        return f"out of memory; {smaller} ({reason})"
     broken = ("gloo", "nccl", "connection", "peer", "socket", "timed out", "timeout")
     if num_processes > 1 and any(word in text for word in broken):
         return f"lost contact with another process ({reason})"

@@ -8,7 +8,6 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from types import FrameType
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import psutil
@@ -22,6 +21,7 @@ from tools.launch import on_main
 from tools.meters import MetricsLog, Progress, Stopwatch, Sums
 from tools.runs import Run
 from tools.seeding import seed_globals
+from tools.signals import Wish, waiting_signals
 
 BatchT = TypeVar("BatchT")
 BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
@@ -90,7 +90,7 @@ class Loop(Generic[BatchT]):
         self._position = Position()
         self._sums = Sums()
         self._watch = Stopwatch()
-        self._stop_signal = 0
+        self._wish = Wish()
         self._agreed_signal = 0
         self._launcher = os.getppid() if _was_launched() else 0
         self._first_bad_step = torch.full((), plan.num_steps + 1, device=accelerator.device)
@@ -107,10 +107,9 @@ class Loop(Generic[BatchT]):
         self._progress = Progress(total=self._plan.num_steps, start=position.step, shown=main)
         if position.step:
             self._progress.write(f"continuing {self._run.path} from step {position.step}")
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(signum, self._on_signal) for signum in signals]
         try:
-            self._train(batches)
+            with waiting_signals() as self._wish:
+                self._train(batches)
         except RuntimeError as error:
             cause = known_cause(error, self._ranks)
             if not cause:
@@ -119,8 +118,6 @@ class Loop(Generic[BatchT]):
                 f"step {position.step}: {cause}; {self._last_good()}. The same command continues from there."
             ) from error
         finally:
-            for signum, handler in zip(signals, before, strict=True):
-                signal.signal(signum, handler)
             self._progress.close()
             if self._log:
                 self._log.close()
@@ -144,7 +141,7 @@ class Loop(Generic[BatchT]):
                 every > 0 and (done == plan.num_steps or done % every == 0)
                 for every in (plan.log_every, plan.evaluate_every, plan.checkpoint_every)
             )
-            stopping = self._stop_signal and self._ranks == 1
+            stopping = self._wish.signum and self._ranks == 1
             if logs or evaluates or saves or stopping or done >= next_check:
                 slowest = self._check(watch.seconds / (done - logged_at))
                 next_check = done + max(1, int(SECONDS_BETWEEN_CHECKS / slowest))
@@ -172,7 +169,7 @@ class Loop(Generic[BatchT]):
     def _check(self, pace: float) -> float:
         """Agree with all ranks whether to go on; returns the slowest rank's seconds per step."""
         orphaned = self._launcher and os.getppid() != self._launcher
-        signum = self._stop_signal or (signal.SIGTERM if orphaned else 0)
+        signum = self._wish.signum or (signal.SIGTERM if orphaned else 0)
         told = torch.stack(
             [
                 torch.tensor(float(signum), device=self._accelerator.device, dtype=torch.float64),
@@ -306,11 +303,6 @@ class Loop(Generic[BatchT]):
 
     def _advice(self) -> str:
         return f"{self._last_good()}. {self._plan.cure}"
-
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if self._stop_signal == signal.SIGINT == signum:  # asked twice: at once
-            raise KeyboardInterrupt
-        self._stop_signal = signum
 
 
 def _was_launched() -> bool:

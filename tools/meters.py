@@ -1,6 +1,5 @@
 """What a run says while it works: metrics.jsonl always, and a progress bar or plain lines."""
 
-import json
 import math
 import sys
 import time
@@ -12,40 +11,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tools.failures import RunFailed
+from tools.jsonl import JsonLines, read_lines
 
 
-class MetricsLog:
+class MetricsLog(JsonLines):
     """An append-only file of one JSON object a line, each with its "step"."""
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file = path.open(
-                "a+b", buffering=0
-            )  # unbuffered: nothing is left over for close() to fail on
-        except OSError as error:
-            raise RunFailed(f"cannot write {path}: {error.strerror}") from error
-        self._file.seek(0, 2)
-        if self._file.tell():
-            self._file.seek(-1, 2)
-            if (
-                self._file.read(1) != b"\n"
-            ):  # a line torn by a kill; end it, so that the next one stands alone
-                self._file.write(b"\n")
-
     def append(self, step: int, values: Mapping[str, Any]) -> None:
-        """Add one line and hand it to the system at once."""
-        try:
-            self._file.write(json.dumps({"step": step, **_plain(values)}).encode() + b"\n")
-        except OSError as error:
-            raise RunFailed(
-                f"cannot write {self._file.name}: {error.strerror}; the run goes on from its last checkpoint "
-                "when there is room and the same command is given again"
-            ) from error
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Add one line."""
+        self.write({"step": step, **_plain(values)})
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,12 +36,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Torn lines are passed over; of steps made again after a restart, the later line counts.
     """
     latest: dict[tuple[int, frozenset[str]], dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and "step" in entry:
+    for entry in read_lines(path):
+        if "step" in entry:
             latest[entry["step"], frozenset(entry)] = entry
     return sorted(latest.values(), key=lambda entry: entry["step"])
 
@@ -136,19 +106,19 @@ class Stopwatch:
 class Progress:
     """A bar on a terminal, plain lines elsewhere, nothing on other ranks than the first."""
 
-    def __init__(self, *, total: int, start: int, shown: bool) -> None:
+    def __init__(self, *, total: int, start: int, shown: bool, unit: str = "step") -> None:
         self._shown = shown
-        self._total = total
+        self._total, self._unit = total, unit
         self._bar = (
-            tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stdout)
+            tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, file=sys.stdout)
             if shown and sys.stdout.isatty()
             else None
         )
 
-    def advance(self) -> None:
-        """One step is done."""
+    def advance(self, count: int = 1) -> None:
+        """So many steps are done."""
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(count)
 
     def say(self, step: int, values: Mapping[str, float], seconds_left: float | None = None) -> None:
         """Show values at a step, without details: those are what has a "/" in its name."""
@@ -160,7 +130,7 @@ class Progress:
         if seconds_left is not None and self._bar is None:
             minutes, seconds = divmod(round(seconds_left), 60)
             parts.append(f"{minutes}:{seconds:02d} left")
-        self.write(f"step {step}/{self._total}  " + "  ".join(parts))
+        self.write(f"{self._unit} {step}/{self._total}  " + "  ".join(parts))
 
     def write(self, line: str) -> None:
         """Print a line without tearing the bar."""

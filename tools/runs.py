@@ -28,6 +28,7 @@ class Run:
         self.last_weights = path / "weights.safetensors"
         self.best_weights = path / "best.safetensors"
         self.results_path = path / "results.json"
+        self.evaluations_path = path / "evaluations.jsonl"
         self._lock: TextIO | None = None
 
     def open(self, config: Any, *, free: Collection[str]) -> None:
@@ -59,9 +60,9 @@ class Run:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a checkpoint, or the result, of training with the config."""
+        """Whether there is a checkpoint, a score, or the result, of work with the config."""
         found = self.path.glob("**/checkpoints/step-*.json")
-        return self.results_path.exists() or any(True for _ in found)
+        return self.results_path.exists() or self.evaluations_path.exists() or any(True for _ in found)
 
     def part(self, name: str) -> "Run":
         """A stage of this run with metrics and checkpoints of its own, in a folder inside."""

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 from accelerate import Accelerator
 
-from tools.failures import RunFailed, known_cause
+from tools.failures import SMALLER, RunFailed, known_cause
 from tools.launch import launch, on_main
 from tools.runs import Run
 
@@ -35,10 +35,11 @@ def in_run(
     summary: Callable[[Run, dict[str, Any]], str],
     *,
     free: Collection[str],
+    smaller: str = SMALLER,
 ) -> None:
     """Do the work in the run's folder, or show the summary of what was done.
 
-    `free` names the options that may change from one start to the next.
+    `free` names the options that may change from one start to the next, `smaller` what needs less memory.
     """
     run = Run(Path(config.run))
     accelerator = launch(
@@ -55,7 +56,7 @@ def in_run(
         else:
             work(config, run, accelerator)
     except RuntimeError as error:
-        cause = known_cause(error, accelerator.num_processes)
+        cause = known_cause(error, accelerator.num_processes, smaller=smaller)
         if not cause:
             raise
         raise RunFailed(f"{cause}. The same command continues from the last checkpoint.") from error

@@ -1,0 +1,101 @@
+"""What is written of a search among architectures, and said of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from search.architecture_config import ArchitectureSearchConfig
+from search.architecture_figures import course_figure, front_figure, operations_figure
+from search.evaluations import NAMES, described, in_units
+from search.fronts import Nsga2, front
+from search.limits import UNITS
+from search.method import Method, Scored
+from search.trie import Work
+from supernet.additive import Additive
+from supernet.documents import save_architecture
+from supernet.measure import Measured
+from tools.runs import Run
+
+
+def write_findings(
+    run: Run,
+    config: ArchitectureSearchConfig,
+    method: Method,
+    costs: Mapping[str, Additive],
+    others: Mapping[str, Sequence[Scored]],
+) -> None:
+    """Write the best, the first few, the front and the figures."""
+    scored = [each for generation in method.history for each in generation]
+    best = method.best(config.top)
+
+    def write(path: Path, found: Scored) -> None:
+        notes = {"score": found.score, **described(found.architecture, costs)}
+        save_architecture(path, found.architecture, method.space, **notes)
+
+    write(run.path / "best.json", best[0])
+    of_front = front(scored, _objectives(method, costs))
+    for folder, members in (("top", best), ("front", of_front)):
+        (run.path / folder).mkdir(exist_ok=True)
+        for number, each in enumerate(members, start=1):
+            write(run.path / folder / f"{number:02d}.json", each)
+    runs = {config.method: scored, **{f"{name} (compared)": found for name, found in others.items()}}
+    course_figure(run.path / "course.png", runs)
+    for cost in _objectives(method, costs):
+        front_figure(run.path / f"front-{cost.name}.png", runs, cost, method.within.limits)
+    operations_figure(run.path / "operations.png", method.space, scored, best)
+
+
+def results_of(
+    method: Method, costs: Mapping[str, Additive], done: Work, *, measured: Measured | None, seconds: float
+) -> dict[str, Any]:
+    """The facts of a finished search, for results.json."""
+    limits = {NAMES[each.cost.name]: in_units(each.cost.name, each.high) for each in method.within.limits}
+    scored = [each for generation in method.history for each in generation]
+    found = {
+        "space": method.space.name,
+        "method": method.name,
+        "limits": limits,
+        "evaluations": len(scored),
+        "seconds": round(seconds, 1),
+        "macs_saved_by_sharing": round(done.saving, 3),
+        "best": [_entry(each, costs) for each in method.best(10)],
+        "front": [_entry(each, costs) for each in front(scored, _objectives(method, costs))],
+    }
+    if measured:
+        found["latency_of"] = {
+            "device": measured.device,
+            "threads": measured.threads,
+            "batch_size": measured.batch_size,
+            "date": measured.date,
+        }
+    return found
+
+
+def summary(run: Run, results: dict[str, Any]) -> str:
+    """The result in words."""
+    best = results["best"][0]
+    told = [f"{best[NAMES[name]]:,.6g}{unit}" for name, (_, unit) in UNITS.items() if NAMES[name] in best]
+    return "\n".join(
+        [
+            f"scored {results['evaluations']:,} networks of {results['space']} in "
+            f"{results['seconds']:,.0f} s; one by one they take {results['macs_saved_by_sharing']:.2f} times "
+            "the MACs",
+            f"best: {best['architecture']}, score {best['score']:.4f}, {', '.join(told)}",
+            f"architecture {run.path / 'best.json'}, the next ones in {run.path / 'top'}, "
+            f"{len(results['front'])} networks of the front in {run.path / 'front'}",
+        ]
+    )
+
+
+def _objectives(method: Method, costs: Mapping[str, Additive]) -> Sequence[Additive]:
+    return method.costs if isinstance(method, Nsga2) else [costs["macs"]]
+
+
+def _entry(scored: Scored, costs: Mapping[str, Additive]) -> dict[str, Any]:
+    architecture = scored.architecture
+    return {
+        "architecture": str(architecture),
+        "choices": list(architecture.choices),
+        "score": scored.score,
+        **described(architecture, costs),
+    }

@@ -1,0 +1,71 @@
+"""Scores as a file: evaluations.jsonl, a line for each architecture that was ever scored."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from search.limits import UNITS
+from search.method import Scored
+from supernet.additive import Additive
+from supernet.space import Architecture, Space
+from tools.jsonl import JsonLines, read_lines
+
+NAMES = {"macs": "macs", "params": "params", "latency": "latency_ms", "activations": "activations_mib"}
+"""What costs are called in files."""
+
+
+def in_units(name: str, value: int) -> float:
+    """A cost as it stands in files."""
+    divisor = UNITS[name][0]
+    return value if divisor == 1 else round(value / divisor, 6)
+
+
+def described(architecture: Architecture, costs: Mapping[str, Additive]) -> dict[str, Any]:
+    """What an architecture costs, for files."""
+    return {NAMES[name]: in_units(name, cost.of(architecture)) for name, cost in costs.items()}
+
+
+def append_evaluations(path: Path, scored: Sequence[Scored], costs: Mapping[str, Additive]) -> None:
+    """Add lines."""
+    lines = JsonLines(path)
+    try:
+        lines.write(
+            *(
+                {
+                    "choices": list(each.architecture.choices),
+                    "score": each.score,
+                    **described(each.architecture, costs),
+                }
+                for each in scored
+            )
+        )
+    finally:
+        lines.close()
+
+
+def read_evaluations(path: Path, space: Space) -> list[Scored]:
+    """What was scored, in its order; torn lines are passed over, of equal architectures the first counts."""
+    found: dict[Architecture, Scored] = {}
+    for entry in read_lines(path) if path.exists() else ():
+        choices, score = entry.get("choices"), entry.get("score")
+        if (
+            not isinstance(choices, list)
+            or not all(type(choice) is int for choice in choices)
+            or not isinstance(score, int | float)
+        ):
+            raise ValueError(f"{path}: a line must have choices and a score, not {entry}")
+        architecture = Architecture(tuple(choices))
+        try:
+            space.validate(architecture)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        found.setdefault(architecture, Scored(architecture, float(score)))
+    return list(found.values())
+
+
+def best_so_far(scores: Iterable[float]) -> list[float]:
+    """The highest up to each."""
+    found: list[float] = []
+    for score in scores:
+        found.append(max(score, found[-1]) if found else score)
+    return found

@@ -1,0 +1,17 @@
+"""Search a trained supernet for the best networks under limits.
+
+accelerate launch search_architecture.py --supernet runs/supernet --max-macs 60e6 --run runs/evolution
+"""
+
+from search.architecture_config import ArchitectureSearchConfig
+from tools.command import main
+
+
+def run(config: ArchitectureSearchConfig) -> None:
+    from search.architectures import search_architecture  # imports torch: only when there is work to do
+
+    search_architecture(config)
+
+
+if __name__ == "__main__":
+    main(ArchitectureSearchConfig, run, __doc__)

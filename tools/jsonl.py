@@ -1,0 +1,50 @@
+"""Append-only files of one JSON object a line, which a kill can tear but not spoil."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tools.failures import RunFailed
+
+
+class JsonLines:
+    """A file to add lines to."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            # Unbuffered: nothing is left over for close() to fail on.
+            self._file = path.open("a+b", buffering=0)
+        except OSError as error:
+            raise RunFailed(f"cannot write {path}: {error.strerror}") from error
+        self._file.seek(0, 2)
+        if self._file.tell():
+            self._file.seek(-1, 2)
+            if self._file.read(1) != b"\n":  # torn by a kill: end it, so that the next one stands alone
+                self._file.write(b"\n")
+
+    def write(self, *objects: Mapping[str, Any]) -> None:
+        """Add lines and hand them to the system at once."""
+        lines = b"".join(json.dumps(each).encode() + b"\n" for each in objects)
+        try:
+            self._file.write(lines)
+        except OSError as error:
+            raise RunFailed(
+                f"cannot write {self._file.name}: {error.strerror}; the run goes on from its last checkpoint "
+                "when there is room and the same command is given again"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file in their order; torn lines are passed over."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            yield entry
