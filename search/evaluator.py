@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from search.trie import Work, shared_out, work
-from supernet.calibrate import gathering
+from supernet.calibrate import gathering, images_of
 from supernet.space import Architecture
 from supernet.supernet import Supernet
+from tools.config import check_range
 
 Batches = Iterable[Sequence[Any]]
 
@@ -42,6 +43,13 @@ class SubnetEvaluator:
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
         on_batch: Callable[[], None] = lambda: None,
     ) -> None:
+        for batches in (calibration_batches, validation_batches):
+            if isinstance(batches, Iterator):
+                raise ValueError(
+                    "batches must come again whenever they are asked for: give a list or a loader"
+                )
+        if momentum is not None:
+            check_range("momentum", momentum, 0, 1, open_low=True)
         self._net = supernet
         self._calibration, self._validation = calibration_batches, validation_batches
         self._momentum, self._autocast, self._on_batch = momentum, autocast, on_batch
@@ -50,12 +58,13 @@ class SubnetEvaluator:
         self.work = Work(0, 0, 0, 0)
         """Of one image through all networks of the last call that were not known."""
 
+    @torch.inference_mode(False)  # what writes into its input is found by counts that are not kept there
     def __call__(self, architectures: Iterable[Architecture]) -> list[float]:
         """Their scores, in their order."""
         asked = list(architectures)
         for each in asked:
             self._net.space.validate(each)
-        new = [each for each in dict.fromkeys(asked) if each not in self.scores]
+        new = sorted(set(asked) - self.scores.keys(), key=lambda each: each.choices)
         self.work = work(new, self._net.space)
         if new:
             self.scores |= self._shared(new)
@@ -108,7 +117,9 @@ class SubnetEvaluator:
         """Take a batch through the whole tree."""
         reference = next(self._net.parameters())
         with self._autocast():
-            images = batch[0].to(reference.device, reference.dtype)
+            images = images_of(batch).to(reference.device, reference.dtype)
+            if images.is_inference():
+                images = images.clone()
             self._walk(root, images, batch[1].to(reference.device) if counts else None)
         self._on_batch()
 

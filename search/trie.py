@@ -1,12 +1,10 @@
 """Architectures that begin alike, put together: how much work that saves, and how to share it out."""
 
-import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 from supernet.space import Architecture, Space
-
-SUBTREES_PER_PROCESS = 4
 
 
 class Work(NamedTuple):
@@ -25,8 +23,9 @@ class Work(NamedTuple):
         return self.macs_alone / self.macs if self.macs else 1.0
 
 
-def work(architectures: Sequence[Architecture], space: Space) -> Work:
+def work(architectures: Iterable[Architecture], space: Space) -> Work:
     """Of all networks at once, each layer run once for all that agree up to it."""
+    members = list(dict.fromkeys(architectures))
     weighted = [set(layer.weighted) for layer in space.layers]
 
     def of(prefixes: Iterable[tuple[int, ...]]) -> tuple[int, int]:
@@ -34,61 +33,42 @@ def work(architectures: Sequence[Architecture], space: Space) -> Work:
         layers = sum(choice in weighted[layer] for layer, choice in ends)
         return layers, sum(space.costs[layer][choice].macs for layer, choice in ends)
 
-    every = [each.choices[:end] for each in architectures for end in range(1, len(each.choices) + 1)]
+    every = [each.choices[:end] for each in members for end in range(1, len(each.choices) + 1)]
     (layers, macs), (layers_alone, macs_alone) = of(set(every)), of(every)
-    stem, tails = space.stem_cost.macs, len(architectures) * space.tail_cost.macs
+    stem, tails = space.stem_cost.macs, len(members) * space.tail_cost.macs
     return Work(
         layers,
         layers_alone,
-        macs + (stem + tails if architectures else 0),
-        macs_alone + len(architectures) * stem + tails,
+        macs + (stem + tails if members else 0),
+        macs_alone + len(members) * stem + tails,
     )
 
 
-def shared_out(architectures: Sequence[Architecture], space: Space, parts: int) -> list[list[Architecture]]:
-    """So many parts of about the same work, cut along subtrees; the same for the same architectures.
+def shared_out(architectures: Iterable[Architecture], space: Space, parts: int) -> list[list[Architecture]]:
+    """So many parts of about the same work, each of neighbours in the tree; some may be empty.
 
-    The dearest subtree is divided at its next layer until there are enough, and then the dearest goes to
-    whoever has least.
+    The order of the architectures does not matter, and each is in one part, once.
     """
-    if parts == 1:
-        return [list(architectures)]
-    waiting = [_Subtree(list(architectures), 0, space)]
-    while len(waiting) < SUBTREES_PER_PROCESS * parts and len(waiting[0].members) > 1:
-        for subtree in heapq.heappop(waiting).divided(space):
-            heapq.heappush(waiting, subtree)
-    shares: list[list[Architecture]] = [[] for _ in range(parts)]
-    loads = [0] * parts
-    while waiting:
-        subtree = heapq.heappop(waiting)
-        least = loads.index(min(loads))
-        shares[least] += subtree.members
-        loads[least] += subtree.macs
-    return shares
+    members = sorted(set(architectures), key=lambda each: each.choices)
+    alone = [work([each], space).macs for each in members]
+    pairs = zip(alone, pairwise(members), strict=False)
+    added = [work(pair, space).macs - first for first, pair in pairs]
 
+    def cut(most: int) -> list[list[Architecture]]:
+        """Neighbours together as long as they take no more than so much."""
+        shares: list[list[Architecture]] = []
+        load = 0
+        for number, each in enumerate(members):
+            load = load + added[number - 1] if number else most + 1
+            if load > most:
+                shares.append([])
+                load = alone[number]
+            shares[-1].append(each)
+        return shares
 
-class _Subtree:
-    """Architectures that agree in their first layers; the dearest comes first."""
-
-    def __init__(self, members: list[Architecture], depth: int, space: Space) -> None:
-        self.members, self.depth = members, depth
-        self.macs = work(members, space).macs
-
-    def divided(self, space: Space) -> list["_Subtree"]:
-        """By the next choice on which they do not agree."""
-        depth = self.depth
-        while len(groups := self._by_choice(depth)) == 1:
-            depth += 1
-        return [_Subtree(members, depth + 1, space) for members in groups.values()]
-
-    def _by_choice(self, depth: int) -> dict[int, list[Architecture]]:
-        groups: dict[int, list[Architecture]] = {}
-        for each in self.members:
-            groups.setdefault(each.choices[depth], []).append(each)
-        return groups
-
-    def _key(self) -> tuple[int, int, tuple[int, ...]]:
-        return -self.macs, -len(self.members), self.members[0].choices if self.members else ()
-
-    def __lt__(self, other: "_Subtree") -> bool:
-        return self._key() < other._key()
+    low, high = max(alone, default=0), sum(alone)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(cut(middle)) <= parts else (middle + 1, high)
+    shares = cut(low)
+    return shares + [[] for _ in range(parts - len(shares))]

@@ -20,8 +20,7 @@ def calibrate(chain: nn.Module, batches: Iterable[Sequence[Any] | Tensor]) -> No
     with gathering([chain]):
         reference = next(chain.parameters())
         for batch in batches:
-            images: Tensor = batch if isinstance(batch, Tensor) else batch[0]
-            chain(images.to(reference.device, reference.dtype))
+            chain(images_of(batch).to(reference.device, reference.dtype))
             seen += 1
     if not seen and has_statistics(chain):
         raise ValueError("there are no images to take BatchNorm statistics from")
@@ -33,12 +32,14 @@ def gathering(networks: Iterable[nn.Module], momentum: float | None = None) -> I
 
     These are means over the batches, or with a `momentum` averages that forget.
     """
+    networks = list(networks)
+    tops = [network.training for network in networks]
     modules = [module for network in networks for module in network.modules()]
     modes = [module.training for module in modules]
     layers = [module for module in modules if isinstance(module, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
-    for module in modules:
-        module.training = False
+    for network in networks:
+        network.eval()
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = momentum
@@ -48,8 +49,16 @@ def gathering(networks: Iterable[nn.Module], momentum: float | None = None) -> I
     finally:
         for layer, before in zip(layers, momenta, strict=True):
             layer.momentum = before
+        for network, top in zip(networks, tops, strict=True):
+            network.train(top)  # for what does more there than set a flag
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
+
+
+def images_of(batch: Sequence[Any] | Tensor) -> Tensor:
+    """The images of a batch, which are all of it or come first."""
+    images: Tensor = batch if isinstance(batch, Tensor) else batch[0]
+    return images
 
 
 def has_statistics(network: nn.Module) -> bool:

@@ -18,7 +18,14 @@ from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["retrain.training", "search.searching", "supernet.training", "torch._dynamo", "pytest"]
+    [
+        "retrain.training",
+        "search.architectures",
+        "search.searching",
+        "supernet.training",
+        "torch._dynamo",
+        "pytest",
+    ]
 )
 
 
@@ -28,7 +35,10 @@ def run(script: str, *arguments: str, ranks: int = 1) -> subprocess.CompletedPro
 
 
 def run_up_to(name: str, script: str, *arguments: str, ranks: int = 1) -> None:
-    """Run a script until SIGKILL strikes, when all is written of a file called `name` but its name."""
+    """Run a script until SIGKILL strikes, when all is written of a file called `name` but its name.
+
+    With "<name>:<n>" it strikes when the file is opened to add to it for the n-th time.
+    """
     done = _run([script, *arguments], ranks, name)
     assert done.returncode == -signal.SIGKILL, f"not killed: {done}"
 
@@ -70,8 +80,16 @@ def _environments(ranks: int) -> list[dict[str, str]]:
 
 
 def _be_script(words: list[str], environment: Mapping[str, str], deadly: str, out: Path, error: Path) -> None:
+    name, _, times = deadly.partition(":")
+    left = int(times or 0)
+
     def on_event(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "os.rename" and Path(arguments[1]).name == deadly:
+        nonlocal left
+        if times and event == "open" and "a" in str(arguments[1]) and Path(str(arguments[0])).name == name:
+            left -= 1
+        renamed = not times and event == "os.rename" and Path(arguments[1]).name == name
+        if renamed or (times and left == 0):
+            left = -1  # os.kill is an event too
             os.kill(os.getpid(), signal.SIGKILL)
 
     for path, stream in ((out, sys.stdout), (error, sys.stderr)):

@@ -35,7 +35,12 @@ def count_macs(module: nn.Module, input_shape: Sequence[int]) -> int:
     shape = tuple(input_shape) if len(input_shape) == 4 else (1, *input_shape)
     reference = next((t for t in _tensors(module) if t.is_floating_point()), torch.empty(0))
     counter = _MacCounter()
-    with torch.random.fork_rng(_random_devices(reference.device)), _evaluation(module), _no_fused_encoder():
+    with (
+        torch.inference_mode(False),  # there, convolutions are called by names that the counter does not know
+        torch.random.fork_rng(_random_devices(reference.device)),
+        _evaluation(module),
+        _no_fused_encoder(),
+    ):
         # The zeros come first: the counter sees the module's own work only.
         images = torch.zeros(shape, device=reference.device, dtype=reference.dtype)
         with torch.no_grad(), counter:

@@ -8,7 +8,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from local_learning.chain import Chain
-from supernet.calibrate import calibrate
+from supernet.calibrate import calibrate, gathering, has_statistics
 from supernet.layers import Conv, MBConv, Op, Skip, parse_op
 from supernet.space import Architecture, Fixed, Space, stage
 from supernet.supernet import Supernet
@@ -188,3 +188,132 @@ def test_networks_without_batchnorm_need_no_images() -> None:
     weight = net.weight.clone()
     calibrate(net, [])
     assert torch.equal(net.weight, weight)
+
+
+# ---- several networks, and other averages --------------------------------------------------------------
+
+
+def norms_of(net: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.6, 1.0])
+def test_with_a_momentum_averages_forget(momentum: float) -> None:
+    chain = chain_of_all_kinds()
+    for norm in norms_of(chain):  # which must not count
+        norm.running_mean = torch.full((norm.num_features,), 9.0, dtype=torch.float64)
+        norm.running_var = torch.full((norm.num_features,), 9.0, dtype=torch.float64)
+    reference = copy.deepcopy(chain).eval()
+    replaced = by_hand(reference)
+    given = batches(2, 7, 3)
+    with gathering([chain], momentum), torch.no_grad():
+        for images, _ in given:
+            reference(images)
+            chain(images)
+    for name, kept in replaced.items():
+        mean, var = torch.zeros_like(kept.means[0]), torch.ones_like(kept.means[0])
+        for batch_mean, batch_var in zip(kept.means, kept.variances, strict=True):
+            mean = (1 - momentum) * mean + momentum * batch_mean
+            var = (1 - momentum) * var + momentum * batch_var
+        found: Any = chain.get_submodule(name)
+        torch.testing.assert_close(found.running_mean, mean, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(found.running_var, var, rtol=1e-10, atol=1e-12)
+
+
+def test_several_networks_gather_at_once() -> None:
+    one, other, alone = chain_of_all_kinds(), chain_of_all_kinds().eval(), chain_of_all_kinds()
+    modes = [[module.training for module in net.modules()] for net in (one, other)]
+    for net, momentum in ((one, 0.2), (other, 0.3)):
+        for norm in norms_of(net):
+            norm.momentum = momentum
+    # One comes twice, and a part of it once more: in no order are modes and momenta forgotten.
+    with gathering(net for net in (one, one.layers[1], other, one)), torch.no_grad():
+        for images, _ in batches(4, 6):
+            one(images)
+            other(images * 2)
+    assert [[module.training for module in net.modules()] for net in (one, other)] == modes
+    assert {norm.momentum for norm in norms_of(one)} == {0.2}
+    assert {norm.momentum for norm in norms_of(other)} == {0.3}
+    calibrate(alone, batches(4, 6))
+    expected = alone.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in one.state_dict().items())
+    calibrate(alone, [images * 2 for images, _ in batches(4, 6)])
+    expected = alone.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize("momentum", [None, 0.25])
+def test_inside_nothing_but_batchnorm_is_in_training_mode(momentum: float | None) -> None:
+    chain = chain_of_all_kinds()
+    with gathering([chain], momentum):
+        for module in chain.modules():
+            assert module.training == isinstance(module, nn.BatchNorm2d)
+        assert {norm.momentum for norm in norms_of(chain)} == {momentum}
+        for norm in norms_of(chain):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            assert not norm.running_mean.any()
+            assert torch.equal(norm.running_var, torch.ones_like(norm.running_var))
+            assert norm.num_batches_tracked == 0
+    assert all(module.training for module in chain.modules())
+
+
+def test_what_fails_inside_leaves_modes_and_momenta() -> None:
+    chain = chain_of_all_kinds()
+    chain.layers[1].eval()
+    modes = [module.training for module in chain.modules()]
+    with pytest.raises(RuntimeError), gathering([chain, chain], 0.5):
+        chain(torch.zeros(2, 5, 16, 16))
+    assert [module.training for module in chain.modules()] == modes
+    assert {norm.momentum for norm in norms_of(chain)} == {0.1}
+
+
+def test_no_networks_to_gather_for() -> None:
+    with gathering([]):
+        pass
+    with gathering([nn.ReLU(), nn.Linear(2, 2)], 0.1):
+        pass
+
+
+def test_layers_that_keep_no_statistics_still_normalise_by_the_batch() -> None:
+    own = nn.BatchNorm2d(3, track_running_stats=False).double()
+    net = nn.Sequential(own, nn.Conv2d(3, 3, 1).double()).eval()
+    ((images, _),) = batches(8)
+    with gathering([net], 0.3):
+        normed: Tensor = own(images)
+        torch.testing.assert_close(normed.mean((0, 2, 3)), torch.zeros(3, dtype=torch.float64))
+    assert own.running_mean is None
+    assert own.momentum == 0.1
+    assert not own.training
+
+
+def test_has_statistics() -> None:
+    assert has_statistics(chain_of_all_kinds())
+    assert has_statistics(nn.Sequential(nn.Sequential(BatchNormAct2d(3))))
+    assert not has_statistics(nn.Sequential(nn.Conv2d(3, 3, 1), nn.GroupNorm(1, 3)))
+
+
+class Shaking(nn.Module):
+    """One of those that do more in `train` than set a flag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.shakes = nn.Parameter(torch.ones(1)), True
+
+    def train(self, mode: bool = True) -> "Shaking":
+        self.shakes = mode
+        return super().train(mode)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + torch.randn_like(features) if self.shakes else features
+
+
+def test_what_does_more_in_train_than_set_a_flag_is_still_meanwhile_too() -> None:
+    shaking = Shaking()
+    norm = nn.BatchNorm2d(3)
+    net = nn.Sequential(shaking, norm).double().train()
+    ((images, _),) = given = batches(8)
+    calibrate(net, given)
+    torch.testing.assert_close(norm.running_mean, images.mean((0, 2, 3)), rtol=1e-10, atol=1e-12)
+    assert shaking.shakes, "and as it was afterwards"
+    assert shaking.training

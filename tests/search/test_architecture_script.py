@@ -1,0 +1,289 @@
+"""Searches for architectures by the script, as users make them."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from search.architecture_config import ArchitectureSearchConfig
+from search.evaluations import read_evaluations
+from supernet.calibrate import calibrate
+from supernet.config import SupernetConfig
+from supernet.documents import load_architecture
+from supernet.space import Architecture
+from supernet.storage import load_supernet, supernet_notes
+from tests import script
+from tests.forked import run, run_up_to
+from tests.script import SMALL
+from tools.config import from_toml
+from tools.data import DataConfig
+from tools.datasets import load_data
+from tools.loaders import eval_batches
+
+SCRIPT = "search_architecture.py"
+PLACE = ["--device", "cpu", "--threads", "1"]
+BASE = [*PLACE, "--population", "8", "--generations", "4", "--scoring.calibration-images", "64"]
+BASE += ["--scoring.calibration-batch", "32", "--max-macs", "420e3"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def supernet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that can tell some classes apart, so that scores differ."""
+    folder = tmp_path_factory.mktemp("trained") / "supernet"
+    line = [*SMALL, "--space", "tiny", "--recipe.steps", "60", "--recipe.lr", "0.05", "--records.probes", "0"]
+    line += ["--records.shift-images", "0", "--recipe.evaluate-every", "0", "--seed", "5"]
+    done = run("train_supernet.py", *line, "--run", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def searched(supernet: Path, folder: Path, *options: str, ranks: int = 1) -> Path:
+    line = [*BASE, "--supernet", str(supernet), *options, "--run", str(folder)]
+    done = run(SCRIPT, *line, ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    assert f"on {ranks} x cpu" in done.stdout
+    return folder
+
+
+def documents(folder: Path) -> dict[str, Any]:
+    """All that a search found, without what was measured."""
+    files = [folder / "best.json", *folder.glob("top/*.json"), *folder.glob("front/*.json")]
+    found = {str(path.relative_to(folder)): json.loads(path.read_text()) for path in files}
+    results = json.loads((folder / "results.json").read_text())
+    for name in ("seconds", "macs_saved_by_sharing"):  # a generation that was torn is made in two parts
+        del results[name]
+    return found | {"results": results}
+
+
+def lines_of(folder: Path) -> list[str]:
+    return (folder / "evaluations.jsonl").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("options", "ranks"),
+    [
+        (["--method", "evolution"], 1),
+        (["--method", "nsga2"], 1),
+        (["--method", "regularised", "--breeding.brood", "4"], 1),
+        (["--method", "random"], 1),
+        (["--method", "exhaustive"], 1),
+        (["--method", "evolution"], 2),
+    ],
+)
+def test_killed_and_continued_equals_uninterrupted(
+    options: list[str], ranks: int, supernet: Path, tmp_path: Path
+) -> None:
+    expected = searched(supernet, tmp_path / "whole", *options, ranks=ranks)
+    assert len({json.loads(line)["score"] for line in lines_of(expected)}) > 3, "scores do not differ"
+    folder = tmp_path / "run"
+    line = [*BASE, "--supernet", str(supernet), *options, "--run", str(folder)]
+    run_up_to("evaluations.jsonl:3", SCRIPT, *line, ranks=ranks)
+    path = folder / "evaluations.jsonl"
+    kept = len(lines_of(folder))
+    assert 0 < kept < len(lines_of(expected))
+    path.write_bytes(path.read_bytes()[:-20])  # as a kill amid the last line leaves it
+    searched(supernet, folder, *options, ranks=ranks)
+    whole = [entry for entry in lines_of(folder) if entry.endswith("}")]
+    assert sorted(whole) == sorted(lines_of(expected)), "something is scored twice, or otherwise"
+    assert documents(folder) == documents(expected)
+
+
+def test_two_ranks_give_the_scores_of_one(supernet: Path, tmp_path: Path) -> None:
+    one, two = (searched(supernet, tmp_path / f"on{ranks}", ranks=ranks) for ranks in (1, 2))
+    assert lines_of(one) == lines_of(two)
+    assert documents(one) == documents(two)
+
+
+def test_the_seed_decides(supernet: Path, tmp_path: Path) -> None:
+    one, again, other = (
+        searched(supernet, tmp_path / name, "--seed", seed)
+        for name, seed in (("one", "1"), ("again", "1"), ("other", "2"))
+    )
+    assert lines_of(one) == lines_of(again) != lines_of(other)
+    scoring = [json.loads((folder / "scoring.json").read_text()) for folder in (one, other)]
+    assert scoring[0] == scoring[1], "scores of different seeds must be of the same images"
+
+
+def test_a_score_is_what_the_network_alone_gets(supernet: Path, tmp_path: Path) -> None:
+    folder = searched(supernet, tmp_path / "run", "--scoring.validation-images", "100")
+    net = load_supernet(supernet)
+    config = from_toml(SupernetConfig, supernet_notes(supernet)["config"], source="notes")
+    assert config.seed == 5
+    data = load_data(config.data, config.seed)
+    scoring = json.loads((folder / "scoring.json").read_text())
+    chosen = torch.tensor(scoring["validation_images"])
+    assert len(set(chosen.tolist())) == 100
+    assert int(torch.bincount(data.validation.labels[chosen]).min()) >= 8, "classes are not in proportion"
+
+    def batches(images: Any, size: int) -> Any:
+        return eval_batches(images, data, DataConfig(), batch_size=size, device="cpu")
+
+    taken = data.train.subset(torch.tensor(scoring["calibration_images"]))
+    assert len(taken) == 64
+    torch.set_num_threads(1)
+    lines = [json.loads(line) for line in lines_of(folder)]
+    for line in lines[:3] + lines[-3:]:
+        architecture = Architecture(tuple(line["choices"]))
+        chain = net.extract(architecture)
+        calibrate(chain, batches(taken, 32))
+        (batch,) = batches(data.validation.subset(chosen), 100)
+        hits = int((chain.eval()(batch.images).argmax(1) == batch.targets).sum())
+        assert line["score"] == hits / 100
+        assert line["macs"] == net.space.macs(architecture) <= 420e3
+        assert line["params"] == net.space.params(architecture)
+
+
+def test_what_a_run_leaves_goes_into_retraining(supernet: Path, tmp_path: Path) -> None:
+    folder = searched(supernet, tmp_path / "run", "--top", "3", "--method", "nsga2")
+    space = load_supernet(supernet).space
+    scored = read_evaluations(folder / "evaluations.jsonl", space)
+    best = sorted(scored, key=lambda each: -each.score)[:3]
+    for number, each in enumerate(best, start=1):
+        _, found = load_architecture(folder / f"top/0{number}.json", num_classes=10, image_size=16)
+        assert found == each.architecture
+    assert (folder / "best.json").read_text() == (folder / "top/01.json").read_text()
+    costs = [json.loads(path.read_text())["macs"] for path in sorted(folder.glob("front/*.json"))]
+    assert costs == sorted(costs)
+    for name in ("course", "front-macs", "operations"):
+        assert (folder / f"{name}.png").stat().st_size > 10_000
+    line = [*SMALL, "--architecture", str(folder / "best.json"), "--recipe.steps", "2"]
+    done = run("retrain_model.py", *line, "--run", str(tmp_path / "retrained"))
+    assert done.returncode == 0, done.stderr
+    assert f"tiny/{best[0].architecture}" in done.stdout
+
+
+def test_a_finished_search_is_shown_and_kept(supernet: Path, tmp_path: Path) -> None:
+    folder = searched(supernet, tmp_path / "run", "--generations", "1")
+    before = lines_of(folder)
+    line = [*BASE, "--supernet", str(supernet), "--run", str(folder)]
+    shown = run(SCRIPT, *line, "--generations", "1", "--compare", str(folder))
+    assert shown.returncode == 0
+    assert "is finished" in shown.stdout
+    best = json.loads((folder / "results.json").read_text())["best"][0]
+    assert f"best: {best['architecture']}, score {best['score']:.4f}" in shown.stdout
+    other = run(SCRIPT, *line, "--generations", "2")
+    assert other.returncode == 2
+    assert "--generations (was 1, is 2)" in other.stderr
+    assert lines_of(folder) == before
+
+
+def test_scores_of_another_supernet_are_not_mixed_in(supernet: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    line = [*BASE, "--supernet", str(supernet), "--run", str(folder)]
+    run_up_to("evaluations.jsonl:2", SCRIPT, *line)
+    other = tmp_path / "other.safetensors"
+    content = bytearray((supernet / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    other.write_bytes(content)
+    done = run(SCRIPT, *BASE, "--supernet", str(other), "--run", str(folder))
+    assert done.returncode == 2
+    assert "were made with another supernet; name a new folder" in done.stderr
+
+
+def test_measured_costs_can_be_limited(supernet: Path, tmp_path: Path) -> None:
+    table = json.loads((supernet / "costs.json").read_text())
+    most = 1e3 * (table["fixed_seconds"] + sum(map(max, table["seconds"])))
+    least = 1e3 * (table["fixed_seconds"] + sum(map(min, table["seconds"])))
+    folder = tmp_path / "run"
+    line = [*BASE, "--supernet", str(supernet), "--population", "4", "--max-latency", str((least + most) / 2)]
+    line += ["--max-activations", "0.2", "--method", "nsga2", "--breeding.objectives", "latency", "params"]
+    done = run(SCRIPT, *line, "--run", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert table["device"] in done.stdout
+    assert "hold for nothing else" in done.stdout
+    for entry in map(json.loads, lines_of(folder)):
+        exact = table["fixed_seconds"] + sum(
+            row[choice] for row, choice in zip(table["seconds"], entry["choices"], strict=True)
+        )
+        assert entry["latency_ms"] == pytest.approx(1e3 * exact, abs=1e-3)
+        assert entry["latency_ms"] <= (least + most) / 2
+        assert entry["activations_mib"] <= 0.2
+    assert json.loads((folder / "results.json").read_text())["latency_of"]["device"] == table["device"]
+    bare = tmp_path / "bare.safetensors"
+    bare.write_bytes((supernet / "weights.safetensors").read_bytes())
+    done = run(SCRIPT, *BASE, "--supernet", str(bare), "--max-latency", "5", "--run", str(tmp_path / "no"))
+    assert done.returncode == 2
+    assert "--max-latency: latency needs a table of measured costs" in done.stderr
+
+
+def test_statistics_matter(supernet: Path, tmp_path: Path) -> None:
+    line = [*PLACE, "--supernet", str(supernet), "--population", "8", "--generations", "0"]
+    found = set()
+    for statistics in ("cumulative", "ema", "supernet"):
+        folder = tmp_path / statistics
+        done = run(SCRIPT, *line, "--scoring.statistics", statistics, "--run", str(folder))
+        assert done.returncode == 0, done.stderr
+        found.add(tuple(lines_of(folder)))
+    assert len(found) == 3
+
+
+def test_a_signal_ends_a_search_in_good_order(supernet: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ["--method", "random", "--generations", "16", "--population", "8"]
+    line = script.command(SCRIPT, *BASE, "--supernet", str(supernet), *options, "--run", str(folder))
+    process = script.start(line)
+    script.wait_for_step(folder, 8, process)
+    process.send_signal(signal.SIGTERM)
+    done = script.finish(process)
+    assert done.returncode == 128 + signal.SIGTERM, done
+    assert "stopped by SIGTERM; the scores of" in done.stderr
+    searched(supernet, folder, *options)
+    whole = searched(supernet, tmp_path / "whole", *options)
+    assert documents(folder) == documents(whole)
+
+
+def mistakes() -> list[tuple[list[str], str]]:
+    return [
+        (["--supernet", "missing"], "--supernet: there is no file 'missing'"),
+        (["--max-macs", "1e3"], "--max-macs: no architecture of tiny has at most 1,000 MACs; the cheapest, "),
+        (["--max-macs", "190e3"], "and 8 are needed for a population"),
+        (["--max-params", "-1"], "--max-params: -1 is out of range"),
+        (["--method", "annealing"], "--method: unknown value 'annealing'"),
+        (["--method", "random", "--breeding.parents", "5"], "--breeding.parents: --method random does not"),
+        (["--breeding.crossover", "two_point"], "--breeding.crossover: unknown value"),
+        (["--breeding.mutation", "0"], "--breeding.mutation: 0 is out of range"),
+        (["--method", "nsga2", "--breeding.objectives", "flops"], "--breeding.objectives: unknown value"),
+        (["--scoring.statistics", "batch"], "--scoring.statistics: unknown value"),
+        (["--scoring.momentum", "0.2"], "--scoring.momentum: --scoring.statistics cumulative does not look"),
+        (
+            ["--data.name", "cifar10", "--data.root", "x"],
+            "--data.name: the supernet was trained with 'shapes'",
+        ),
+        (["--data.validation", "0.3"], "--data.validation: the supernet was trained with 0.2"),
+        (["--costs", "missing.json"], "--costs: cannot read missing.json"),
+        (["--compare", "missing"], "--compare: there are no scores in 'missing'"),
+        (["--population", "1"], "--population: 1 is out of range"),
+        (["--generation", "3"], "unknown option '--generation'; did you mean '--generations'?"),
+    ]
+
+
+@pytest.mark.parametrize(("options", "says"), mistakes(), ids=lambda value: " ".join(value)[:40])
+def test_a_mistake_is_one_line(options: list[str], says: str, supernet: Path, tmp_path: Path) -> None:
+    base = dict(zip(BASE[::2], BASE[1::2], strict=True)) | {"--supernet": str(supernet)}
+    base |= dict(zip(options[::2], options[1::2], strict=True))
+    done = run(SCRIPT, *[word for pair in base.items() for word in pair], "--run", str(tmp_path / "run"))
+    assert done.returncode == 2, done
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_lines_that_are_no_scores_are_refused(supernet: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run_up_to("evaluations.jsonl:2", SCRIPT, *BASE, "--supernet", str(supernet), "--run", str(folder))
+    with (folder / "evaluations.jsonl").open("a") as file:
+        file.write('{"choices": [0, 0, 9, 0], "score": 0.5}\n')
+    done = run(SCRIPT, *BASE, "--supernet", str(supernet), "--run", str(folder))
+    assert done.returncode == 2
+    assert "layer 3 of space tiny has candidates" in done.stderr
+
+
+def test_the_options_say_that_they_are_whole() -> None:
+    config = ArchitectureSearchConfig(method="nsga2")
+    assert config.breeding.objectives == ("macs",)
+    assert (config.population, config.generations, config.breeding.parents) == (50, 20, 10)
