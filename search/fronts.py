@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from deap import base, tools
 
-from search.method import Method, Scored
+from search.method import Method, Scored, facts
 from search.variation import CROSSOVERS, crossed, mutated
 from supernet.additive import Additive, counted
 from supernet.sampling import sample
@@ -39,6 +39,9 @@ class Fitness(base.Fitness):  # type: ignore[misc]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fitness) and (self.wvalues, self.excess) == (other.wvalues, other.excess)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
     def __hash__(self) -> int:
         return hash((self.wvalues, self.excess))
@@ -135,7 +138,7 @@ class Nsga2(Method):
         self._pool = tools.selNSGA2(self._pool + new, self.population)
 
     def _options(self) -> dict[str, Any]:
-        return super()._options() | {"costs": [cost.name for cost in self.costs]}
+        return super()._options() | {"costs": [facts(cost) for cost in self.costs]}
 
 
 def _fitness(scored: Scored, costs: Sequence[Additive]) -> Fitness:

@@ -46,7 +46,7 @@ class Limit:
 
 def shown(name: str, value: float) -> str:
     """A cost with its unit."""
-    divisor, unit = UNITS[name]
+    divisor, unit = UNITS.get(name, (1, f" {name}"))
     number = value / divisor
     return (f"{number:,.0f}" if divisor == 1 else f"{number:,.4g}") + unit
 
@@ -80,8 +80,8 @@ class Limits:
 
     def excess(self, architecture: Architecture) -> float:
         """By how much it is over the limits, added up, each as a part of its limit; 0 if it keeps them."""
-        over = (max(0, limit.cost.of(architecture) - limit.high) / limit.high for limit in self.limits)
-        return sum(over)
+        over = ((limit.cost.of(architecture) - limit.high, limit.high) for limit in self.limits)
+        return sum(max(0, beyond) / max(1, high) for beyond, high in over)
 
     def require(self, count: int) -> None:
         """Refuse limits that fewer than so many different networks keep.
@@ -98,7 +98,7 @@ class Limits:
                 )
         found = len(list(itertools.islice(self.networks(), count)))
         asked = " and ".join(map(str, self.limits)) or "no limit"
-        if not found:
+        if found < min(count, 1):
             reasons = "; ".join(
                 f"the cheapest in {limit.cost.name}, {limit.cost.cheapest}, has "
                 + ", ".join(shown(each.cost.name, each.cost.of(limit.cost.cheapest)) for each in self.limits)
@@ -124,6 +124,8 @@ class Limits:
         not quite: then choices are drawn layer by layer in a random order, among those that can be
         completed.
         """
+        if not _fits(self._behind[0], self._room):
+            self.require(1)
         return self.form(self._string(rng))
 
     def repaired(self, architecture: Architecture, rng: random.Random) -> Architecture:
@@ -139,8 +141,11 @@ class Limits:
     def _string(self, rng: random.Random) -> Architecture:
         if not self.limits:
             return sample(self.space, rng)
+        tries = 1 if len(self.limits) == 1 else TRIES
+        if "_few" in vars(self) and len(self._few) <= FEW:  # they were scarce once, and are listed
+            tries = 0
         limit, sampler = self._scarcest
-        for _ in range(1 if len(self.limits) == 1 else TRIES):
+        for _ in range(tries):
             drawn = sampler.draw(rng, limit.high)
             if self.allow(drawn):
                 return drawn
@@ -230,4 +235,4 @@ def _undercut(front: Costs, row: Costs) -> Costs:
     while len(sums):
         kept.append(sums[0])  # lexicographically least of those left: nothing undercuts it
         sums = sums[~(sums >= sums[0]).all(axis=1)]
-    return np.stack(kept)
+    return np.stack(kept) if kept else sums

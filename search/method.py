@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 from search.limits import Limit, Limits
-from supernet.additive import counted
+from supernet.additive import Additive, counted
 from supernet.sampling import stream
 from supernet.space import Architecture, Space
 from tools.config import check_range
@@ -27,6 +27,11 @@ class Scored(NamedTuple):
 
     architecture: Architecture
     score: float
+
+
+def facts(cost: Additive) -> list[Any]:
+    """All of a cost, as JSON has it."""
+    return [cost.name, cost.fixed, [list(row) for row in cost.table]]
 
 
 @dataclass(eq=False)
@@ -62,6 +67,7 @@ class Method(ABC):
         asked = [*self.limits]
         for name, high in (("params", self.max_params), ("macs", self.max_macs)):
             if high is not None:
+                check_range(f"max_{name}", high, 0)
                 asked.insert(0, Limit(counted(self.space, name), math.floor(high)))
         self.within = Limits(self.space, asked, canonical=self.canonical)
         self.within.require(self._needed)
@@ -174,6 +180,6 @@ class Method(ABC):
         space: Space = given.pop("space")
         for name in ("max_macs", "max_params", "limits"):
             del given[name]  # they are in those of `within`
-        limits = [[each.cost.name, each.high] for each in self.within.limits]
+        limits = [[*facts(each.cost), each.high] for each in self.within.limits]
         sizes = [len(layer) for layer in space.layers]
         return {**given, "method": self.name, "space": space.name, "candidates": sizes, "limits": limits}
