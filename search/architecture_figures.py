@@ -43,7 +43,7 @@ def course_figure(path: Path, runs: Runs) -> None:
                 label=f"best of {name}",
             )
         axes.set(xlabel="evaluations", ylabel="score")
-        axes.legend(frameon=False, loc="lower right")
+        figure.legend(frameon=False, loc="outside upper center", ncols=3)
         save_figure(figure, path)
 
 
@@ -72,7 +72,7 @@ def front_figure(path: Path, runs: Runs, cost: Additive, limits: Sequence[Limit]
             if limit.cost.name == cost.name:
                 axes.axvline(limit.high / divisor, color=INK, lw=0.8, ls=":", label="limit")
         axes.set(xlabel=label, ylabel="score")
-        axes.legend(frameon=False, loc="lower right")
+        figure.legend(frameon=False, loc="outside upper center", ncols=3)
         save_figure(figure, path)
 
 

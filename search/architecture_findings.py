@@ -40,6 +40,8 @@ def write_findings(
             write(run.path / folder / f"{number:02d}.json", each)
     runs = {config.method: scored, **{f"{name} (compared)": found for name, found in others.items()}}
     course_figure(run.path / "course.png", runs)
+    if config.method not in ("random", "exhaustive"):
+        runs[f"its first {len(method.history[0])}, random"] = method.history[0]
     for cost in _objectives(method, costs):
         front_figure(run.path / f"front-{cost.name}.png", runs, cost, method.within.limits)
     operations_figure(run.path / "operations.png", method.space, scored, best)

@@ -5,13 +5,17 @@ from pathlib import Path
 import pytest
 
 from retrain.config import RetrainConfig
+from search.architecture_config import ArchitectureSearchConfig
 from search.config import DecouplingSearchConfig
 from supernet.config import SupernetConfig
 from tools.config import parse
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.toml"))
 
-SCRIPTS: dict[str, type[RetrainConfig] | type[DecouplingSearchConfig] | type[SupernetConfig]] = {
+Config = RetrainConfig | DecouplingSearchConfig | SupernetConfig | ArchitectureSearchConfig
+
+SCRIPTS: dict[str, type[Config]] = {
+    "search_architecture.py": ArchitectureSearchConfig,
     "retrain_model.py": RetrainConfig,
     "search_decoupling.py": DecouplingSearchConfig,
     "train_supernet.py": SupernetConfig,
