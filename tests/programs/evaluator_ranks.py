@@ -140,7 +140,25 @@ def main() -> None:
     assert evaluator(population[:9]) == [7.0, *alone["many"][1:9]]
     assert evaluator(population) == [7.0, *alone["many"][1:]]
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    for name in ("tiny", "nas_bench_macro"):
+        compare_with_naive(name, rank)
     print("equal", flush=True)
+
+
+def compare_with_naive(name: str, rank: int) -> None:
+    """A hundred scores by both ranks against each network alone; each rank looks at every other one."""
+    space = preset(name, num_classes=10, image_size=16)
+    net = varied_net(space)
+    calibration = unlabelled(images_of(space, 6, 6))
+    population = drawn(space, 100)
+    images = images_of(space, 12, seed=2)
+    validation = labelled(net, calibration, images, population[:3])
+    scores = SubnetEvaluator(net, calibration, validation)(population)
+    assert len(set(scores)) > 4
+    for architecture, score in list(zip(population, scores, strict=True))[rank::2]:
+        logits = one_by_one(net, architecture, calibration, images)
+        hits = sum((said.argmax(1) == batch[1]).sum() for said, batch in zip(logits, validation, strict=True))
+        assert score == int(hits) / 12, f"{name} {architecture}"
 
 
 if __name__ == "__main__":
