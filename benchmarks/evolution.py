@@ -26,6 +26,7 @@ METHODS: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "evolution, one-point crossover": (Evolution, {"crossover": "one_point"}),
     "regularised evolution": (RegularisedEvolution, {}),
     "nsga2": (Nsga2, {}),
+    "nsga2, what is over the limit breeds": (Nsga2, {"over_limit": "dominate"}),
     "random": (RandomSearch, {}),
 }
 
