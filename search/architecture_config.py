@@ -132,4 +132,6 @@ class ArchitectureSearchConfig(RunOptions):
         for name in ("max_macs", "max_params", "max_latency", "max_activations"):
             check_range(f"--{name.replace('_', '-')}", getattr(self, name), 0)
         check_range("--top", self.top, 1)
+        if self.method == "exhaustive" and self.generations != type(self).generations:
+            raise ValueError("--generations: --method exhaustive does not look at it; leave it out")
         check_idle("breeding", self.breeding, USED[self.method], f"--method {self.method}")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -43,11 +44,13 @@ def course_figure(path: Path, runs: Runs) -> None:
                 label=f"best of {name}",
             )
         axes.set(xlabel="evaluations", ylabel="score")
-        figure.legend(frameon=False, loc="outside upper center", ncols=3)
+        figure.legend(frameon=False, loc="outside upper center", ncols=2)
         save_figure(figure, path)
 
 
-def front_figure(path: Path, runs: Runs, cost: Additive, limits: Sequence[Limit] = ()) -> None:
+def front_figure(
+    path: Path, runs: Runs, cost: Additive, limits: Sequence[Limit] = (), *, of: str = ""
+) -> None:
     """Draw score against cost, with the networks of each search that no other of it beats in both."""
     divisor, label = SCALES[cost.name]
     with house_style():
@@ -71,13 +74,14 @@ def front_figure(path: Path, runs: Runs, cost: Additive, limits: Sequence[Limit]
         for limit in limits:
             if limit.cost.name == cost.name:
                 axes.axvline(limit.high / divisor, color=INK, lw=0.8, ls=":", label="limit")
-        axes.set(xlabel=label, ylabel="score")
-        figure.legend(frameon=False, loc="outside upper center", ncols=3)
+        axes.set(xlabel=label + of, ylabel="score")
+        figure.legend(frameon=False, loc="outside upper center", ncols=2)
         save_figure(figure, path)
 
 
 def operations_figure(path: Path, space: Space, scored: Sequence[Scored], best: Sequence[Scored]) -> None:
     """Draw how often each layer of the best has each operation, beside all that were scored."""
+    shades = matplotlib.colormaps["Blues"].with_extremes(bad="#E0E0E0")  # where a layer does not offer it
     names = list(dict.fromkeys(str(op) for layer in space.layers for op in layer))
     with house_style():
         size = 2 * (0.9 + 0.22 * len(space.layers)), 0.9 + 0.2 * len(names)
@@ -90,7 +94,7 @@ def operations_figure(path: Path, space: Space, scored: Sequence[Scored], best: 
                 for choice, op in enumerate(layer):
                     chosen = [each.architecture.choices[number] == choice for each in members]
                     shares[names.index(str(op)), number] = np.mean(chosen)
-            image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+            image = axes.imshow(shares, cmap=shades, vmin=0, vmax=1, aspect="auto")
             axes.set_title(title, fontsize=7)
             axes.set(xlabel="layer", xticks=range(len(space.layers)))
             axes.set_xticklabels([str(layer + 1) for layer in range(len(space.layers))])

@@ -10,7 +10,7 @@ from search.evaluations import NAMES, described, in_units
 from search.fronts import Nsga2, front
 from search.limits import UNITS
 from search.method import Method, Scored
-from search.trie import Work
+from search.trie import Work, work
 from supernet.additive import Additive
 from supernet.documents import save_architecture
 from supernet.measure import Measured
@@ -22,9 +22,10 @@ def write_findings(
     config: ArchitectureSearchConfig,
     method: Method,
     costs: Mapping[str, Additive],
+    measured: Measured | None,
     others: Mapping[str, Sequence[Scored]],
 ) -> None:
-    """Write the best, the first few, the front and the figures."""
+    """Write the best, the first few, the front and the figures; others count within this search's limits."""
     scored = [each for generation in method.history for each in generation]
     best = method.best(config.top)
 
@@ -36,30 +37,40 @@ def write_findings(
     of_front = front(scored, _objectives(method, costs))
     for folder, members in (("top", best), ("front", of_front)):
         (run.path / folder).mkdir(exist_ok=True)
+        for old in (run.path / folder).glob("[0-9]*.json"):
+            old.unlink()
         for number, each in enumerate(members, start=1):
             write(run.path / folder / f"{number:02d}.json", each)
-    runs = {config.method: scored, **{f"{name} (compared)": found for name, found in others.items()}}
+    runs = {config.method: scored}
+    runs |= {
+        name: [each for each in found if method.within.allow(each.architecture)]
+        for name, found in others.items()
+    }
     course_figure(run.path / "course.png", runs)
     if config.method not in ("random", "exhaustive"):
         runs[f"its first {len(method.history[0])}, random"] = method.history[0]
     for cost in _objectives(method, costs):
-        front_figure(run.path / f"front-{cost.name}.png", runs, cost, method.within.limits)
+        of = (
+            f" ({measured.device}, {measured.threads} threads)" if measured and cost.name == "latency" else ""
+        )
+        front_figure(run.path / f"front-{cost.name}.png", runs, cost, method.within.limits, of=of)
     operations_figure(run.path / "operations.png", method.space, scored, best)
 
 
 def results_of(
-    method: Method, costs: Mapping[str, Additive], done: Work, *, measured: Measured | None, seconds: float
+    method: Method, costs: Mapping[str, Additive], *, measured: Measured | None, seconds: float
 ) -> dict[str, Any]:
     """The facts of a finished search, for results.json."""
     limits = {NAMES[each.cost.name]: in_units(each.cost.name, each.high) for each in method.within.limits}
     scored = [each for generation in method.history for each in generation]
+    works = [work([each.architecture for each in batch], method.space) for batch in method.history]
     found = {
         "space": method.space.name,
         "method": method.name,
         "limits": limits,
         "evaluations": len(scored),
         "seconds": round(seconds, 1),
-        "macs_saved_by_sharing": round(done.saving, 3),
+        "macs_saved_by_sharing": round(Work(*map(sum, zip(*works, strict=True))).saving, 3),
         "best": [_entry(each, costs) for each in method.best(10)],
         "front": [_entry(each, costs) for each in front(scored, _objectives(method, costs))],
     }

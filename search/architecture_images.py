@@ -28,6 +28,8 @@ class ScoringImages:
     validation: Iterable[Batch]
     indices: dict[str, Any]
     """Which they are of their splits, in their order."""
+    apart: bool
+    """Whether they are known to be apart from those that the supernet was trained on."""
     batches: int
     """How many batches both have together."""
 
@@ -45,7 +47,7 @@ class ScoringImages:
 
 def scoring_images(config: ArchitectureSearchConfig, space: Space, device: torch.device) -> ScoringImages:
     """The same for every architecture and whatever the search's seed: they hang on the supernet's."""
-    asked, seed = _data_options(config)
+    asked, seed, apart = _data_options(config)
     data = load_data(asked, seed)
     _check_fit(space, data)
     options = config.scoring
@@ -62,18 +64,23 @@ def scoring_images(config: ArchitectureSearchConfig, space: Space, device: torch
         indices={
             "data": asked.name,
             "seed": seed,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "validation_images": validation.tolist(),
             "calibration_images": calibration.tolist(),
         },
+        apart=apart,
         batches=len(calibration) // size + -(-len(validation) // options.batch),
     )
 
 
-def _data_options(config: ArchitectureSearchConfig) -> tuple[DataConfig, int]:
-    """Those of the supernet's training, whose seed made the split; the search says where the images lie."""
+def _data_options(config: ArchitectureSearchConfig) -> tuple[DataConfig, int, bool]:
+    """Those of the supernet's training, whose seed made the split; the search says where the images lie.
+
+    Whether that is known comes third: weights that another program wrote may not say it.
+    """
     text = supernet_notes(Path(config.supernet)).get("config")
     if text is None:
-        return config.data, config.seed
+        return config.data, config.seed, False
     trained = from_toml(SupernetConfig, text, source=f"--supernet: '{config.supernet}'")
     given = {
         each.name: getattr(config.data, each.name)
@@ -86,7 +93,7 @@ def _data_options(config: ArchitectureSearchConfig) -> tuple[DataConfig, int]:
                 f"{flag(f'data.{name}')}: the supernet was trained with {getattr(trained.data, name)!r}, and "
                 "the images of a search must be apart from those; leave it out"
             )
-    return replace(trained.data, **given), trained.seed
+    return replace(trained.data, **given), trained.seed, True
 
 
 def _check_fit(space: Space, data: Data) -> None:

@@ -18,11 +18,11 @@ from search.evaluations import append_evaluations, read_evaluations
 from search.evaluator import SubnetEvaluator
 from search.method import Method, Scored
 from search.methods import make_method
-from search.trie import Work
+from search.trie import work
 from supernet.additive import Additive, activations, counted, latency
 from supernet.measure import Measured, load_measured
-from supernet.space import Space
-from supernet.storage import load_supernet, weights_file
+from supernet.space import Architecture, Space
+from supernet.storage import load_supernet, supernet_space, weights_file
 from supernet.supernet import Supernet
 from tools.config import flatten
 from tools.files import read_document, write_document
@@ -34,12 +34,11 @@ from tools.runs import Run
 from tools.signals import Wish, waiting_signals
 from tools.stage import in_run
 
-LESS_MEMORY = "lower --scoring.batch and --scoring.calibration-batch"
-
 
 def search_architecture(config: ArchitectureSearchConfig) -> None:
     """Search as the config says, or continue, or say that it is done."""
-    in_run(config, _search, summary, free=FREE | {"supernet", "compare", "top"}, smaller=LESS_MEMORY)
+    free = FREE | {"supernet", "costs", "compare", "top", "scoring.batch"}
+    in_run(config, _search, summary, free=free, smaller="lower --scoring.batch", again=_write_again)
 
 
 def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator) -> None:
@@ -48,11 +47,11 @@ def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator
     measured = _measured(config, space)
     costs = _costs(space, measured)
     method = make_method(config, space, costs)
-    others = {Path(name).name: _other(Path(name), space) for name in config.compare}
     images = scoring_images(config, space, accelerator.device)
     net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
     use_channels_last(net)
-    on_main(accelerator, lambda: _compare_images(config, run, images))
+    on_main(accelerator, lambda: _compare_images(config, run, images, measured))
+    others = on_main(accelerator, lambda: _others(config, run, space)) or {}
     told: list[Any] = [on_main(accelerator, lambda: read_evaluations(run.evaluations_path, space))]
     if accelerator.num_processes > 1:
         broadcast_object_list(told)
@@ -60,19 +59,34 @@ def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator
     if accelerator.is_main_process:
         print(_heading(config, method, images, measured, len(told[0]), accelerator), flush=True)
     with waiting_signals() as wish:
-        course = _Course(config, run, accelerator, method, costs, wish, images.batches)
-        done = course.go(net, images, told[0])
+        _Course(config, run, accelerator, method, costs, wish, images.batches).go(net, images, told[0])
 
     def finish() -> dict[str, Any]:
-        write_findings(run, config, method, costs, others)
-        seconds = sum(line["seconds"] for line in read_metrics(run.metrics_path))
-        results = results_of(method, costs, done, measured=measured, seconds=seconds)
+        write_findings(run, config, method, costs, measured, others)
+        seconds = sum(line.get("seconds", 0.0) for line in read_metrics(run.metrics_path))
+        results = results_of(method, costs, measured=measured, seconds=seconds)
         run.write_results(results)
         return results
 
     results = on_main(accelerator, finish)
     if results is not None:
         print(summary(run, results), flush=True)
+
+
+def _write_again(config: ArchitectureSearchConfig, run: Run) -> None:
+    """Write a finished search's findings once more, as with others beside it; its scores are all there."""
+    if not config.compare and config.top == type(config).top:
+        return
+    space = supernet_space(Path(config.supernet))
+    measured = _measured(config, space)
+    costs = _costs(space, measured)
+    method = make_method(config, space, costs)
+    scores = dict(read_evaluations(run.evaluations_path, space))
+    while asked := method.ask():
+        if not all(each in scores for each in asked):
+            raise ValueError(f"--run: '{run.path}' lacks scores of a search with these options")
+        method.tell([scores[each] for each in asked])
+    write_findings(run, config, method, costs, measured, _others(config, run, space))
 
 
 class _Course:
@@ -95,10 +109,12 @@ class _Course:
         self._progress = Progress(total=method.planned, start=0, shown=main, unit="network")
         self._told = self._new = self._asked = self._passed = 0
         self._seconds = 0.0
-        self._work = Work(0, 0, 0, 0)
+        self._written = set()
+        if main and run.metrics_path.exists():
+            self._written = {line["step"] for line in read_metrics(run.metrics_path)}
 
-    def go(self, net: Supernet, images: ScoringImages, known: Sequence[Scored]) -> Work:
-        """Score what the method asks for until it asks no more; returns the work that was done."""
+    def go(self, net: Supernet, images: ScoringImages, known: Sequence[Scored]) -> None:
+        """Score what the method asks for until it asks no more."""
         options = self._config.scoring
         evaluator = SubnetEvaluator(
             net,
@@ -120,13 +136,11 @@ class _Course:
                 self._keep(found)
                 self._method.tell(scores)
                 self._told += len(asked)
-                if new:
-                    self._tell(scores, len(new), time.perf_counter() - start, evaluator.work)
+                self._tell(asked, scores, len(new), time.perf_counter() - start)
         finally:
             self._progress.close()
             if self._log:
                 self._log.close()
-        return self._work
 
     def _keep(self, found: Sequence[Scored]) -> None:
         if found:
@@ -140,23 +154,28 @@ class _Course:
         self._progress.advance(share[1] - share[0])
         self._wish.heed(f"the scores of {self._told} networks are kept")
 
-    def _tell(self, scores: Sequence[float], new: int, seconds: float, work: Work) -> None:
-        """A line of metrics, and one for the user."""
-        self._work = Work(*map(sum, zip(self._work, work, strict=True)))
-        self._new, self._seconds = self._new + new, self._seconds + seconds
+    def _tell(self, asked: list[Architecture], scores: Sequence[float], new: int, seconds: float) -> None:
+        """A line of metrics, and one for the user; of what was known a line only where it is missing."""
         best = self._method.best()[0]
-        line = {
+        line: dict[str, Any] = {
             "generation": len(self._method.history) - 1,
             "best": best.score,
             "mean": math.fsum(scores) / len(scores),
-            "networks_per_second": new / seconds,
         }
+        facts = {"best_choices": list(best.architecture.choices), "new": new}
+        facts["saving"] = work(asked, self._method.space).saving
+        if new:
+            self._new, self._seconds = self._new + new, self._seconds + seconds
+            line["networks_per_second"] = new / seconds
+            facts["seconds"] = seconds
+        elif self._told in self._written:
+            return
         if self._log:
-            more = {"new": new, "seconds": seconds, "saving": work.saving}
-            self._log.append(self._told, line | more | {"best_choices": list(best.architecture.choices)})
+            self._log.append(self._told, line | facts)
         self._accelerator.log(line, step=self._told)
-        left = max(0, self._method.planned - self._told) * self._seconds / self._new
-        self._progress.say(self._told, line, left)
+        if new:
+            left = max(0, self._method.planned - self._told) * self._seconds / self._new
+            self._progress.say(self._told, line, left)
 
 
 def _measured(config: ArchitectureSearchConfig, space: Space) -> Measured | None:
@@ -169,8 +188,13 @@ def _measured(config: ArchitectureSearchConfig, space: Space) -> Measured | None
     except ValueError as error:
         raise ValueError(f"--costs: {error}") from None
     sizes = [len(layer) for layer in space.layers]
-    if any([len(row) for row in table] != sizes for table in (measured.seconds, measured.saved_bytes)):
-        raise ValueError(f"--costs: '{path}' is of space {measured.space}, which has other candidates")
+    other = any([len(row) for row in table] != sizes for table in (measured.seconds, measured.saved_bytes))
+    if other or measured.space != space.name or measured.image_size not in (None, space.image_size):
+        size = f" at {measured.image_size} pixels" if measured.image_size else ""
+        raise ValueError(
+            f"--costs: '{path}' is of space {measured.space}{size}; the supernet is of {space.name} at "
+            f"{space.image_size}"
+        )
     return measured
 
 
@@ -182,28 +206,55 @@ def _costs(space: Space, measured: Measured | None) -> dict[str, Additive]:
     return {cost.name: cost for cost in costs}
 
 
-def _other(run: Path, space: Space) -> list[Scored]:
-    found = read_evaluations(run / "evaluations.jsonl", space)
-    if not found:
-        raise ValueError(f"--compare: there are no scores in '{run}'")
+def _others(config: ArchitectureSearchConfig, run: Run, space: Space) -> dict[str, list[Scored]]:
+    """The scores of other searches, which must be of the same supernet and images."""
+    found = {}
+    mine = read_document(run.path / "scoring.json", "scoring", 1)
+    for name in config.compare:
+        other = Path(name)
+        found[name] = read_evaluations(other / "evaluations.jsonl", space)
+        if not found[name]:
+            raise ValueError(f"--compare: there are no scores in '{name}'")
+        theirs = read_document(other / "scoring.json", "scoring", 1)
+        for key in ("supernet_sha256", "validation_images", "calibration_images"):
+            if theirs.get(key) != mine[key]:
+                raise ValueError(f"--compare: the scores in '{name}' are of another {_what(key)}")
     return found
 
 
-def _compare_images(config: ArchitectureSearchConfig, run: Run, images: ScoringImages) -> None:
+def _compare_images(
+    config: ArchitectureSearchConfig, run: Run, images: ScoringImages, measured: Measured | None
+) -> None:
     """Write which images and which weights the scores are of; refuse to mix them with others."""
     path = run.path / "scoring.json"
     digest = hashlib.sha256(weights_file(Path(config.supernet)).read_bytes()).hexdigest()
-    content = {"supernet_sha256": digest, **images.indices}
+    table = hashlib.sha256(repr(measured).encode()).hexdigest() if measured else ""
+    content = {"supernet_sha256": digest, "costs_sha256": table, **images.indices}
     if path.exists() and run.evaluations_path.exists():
         before = read_document(path, "scoring", 1)
         for name, value in content.items():
-            if before.get(name) != value:
+            if name != "device" and before.get(name) != value:
                 raise ValueError(
-                    f"--run: the scores in '{run.path}' were made with another {name.split('_')[0]}; "
-                    "name a new folder"
+                    f"--run: what is in '{run.path}' was made with another {_what(name)}; name a new folder"
                 )
+        if before["device"] != content["device"]:
+            print(
+                f"so far scores were made on {before['device']}, now on {content['device']}; roundings "
+                "differ, and with them here and there the class of an image"
+            )
     else:
         write_document(path, "scoring", 1, content)
+
+
+def _what(key: str) -> str:
+    """What a key of scoring.json is about, in words."""
+    return {
+        "supernet_sha256": "supernet",
+        "costs_sha256": "table of costs",
+        "data": "data set",
+        "validation_images": "set of validation images",
+        "calibration_images": "set of calibration images",
+    }.get(key, key)
 
 
 def _heading(
@@ -217,7 +268,8 @@ def _heading(
     space, limits = method.space, method.within.limits
     asked = " and ".join(map(str, limits)) or "no limits"
     lines = [f"{space.name} ({space.num_networks:.4g} networks), {asked}"]
-    if measured and any(limit.cost.name == "latency" for limit in limits):
+    named = {limit.cost.name for limit in limits} | set(config.breeding.objectives)
+    if measured and "latency" in named:
         lines.append(
             f"latencies are those of a batch of {measured.batch_size} on {measured.device} with "
             f"{measured.threads} threads, measured on {measured.date}, and hold for nothing else"
@@ -227,6 +279,11 @@ def _heading(
         f"images with BatchNorm statistics of {images.said_of_calibration} on {accelerator.num_processes} x "
         f"{accelerator.device.type}, {config.precision}"
     )
+    if not images.apart:
+        lines.append(
+            "the weights file does not say how the supernet was trained: the images are split by --seed, and "
+            "may be among those that it was trained on"
+        )
     if known:
         lines.append(f"continuing {config.run}: {known} networks are scored already")
     return "\n".join(lines)

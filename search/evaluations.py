@@ -17,7 +17,7 @@ NAMES = {"macs": "macs", "params": "params", "latency": "latency_ms", "activatio
 def in_units(name: str, value: int) -> float:
     """A cost as it stands in files."""
     divisor = UNITS[name][0]
-    return value if divisor == 1 else round(value / divisor, 6)
+    return value if divisor == 1 else round(value / divisor, 9)
 
 
 def described(architecture: Architecture, costs: Mapping[str, Additive]) -> dict[str, Any]:

@@ -104,8 +104,8 @@ class Nsga2(Method):
 
     def _unrepaired(self, rng: random.Random) -> list[Architecture]:
         """Children within the limits; those over them only join the pool, which needs no scores."""
+        found: dict[Architecture, None] = {}
         for _ in range(ROUNDS):
-            found: dict[Architecture, None] = {}
             over: list[Member] = []
             for _ in range(self.population):
                 made = self.within.form(self._child(rng) if self._pool else sample(self.space, rng))
@@ -117,9 +117,10 @@ class Nsga2(Method):
                     self._over[made] = Member(made, Fitness(0.0, costs, self.within.excess(made)))
                     over.append(self._over[made])
             self._select(over)
-            if found:
-                return list(found)
-        return self._random(self.population, rng)
+            if len(found) >= self.population:
+                break
+        some = list(found)[: self.population]
+        return some + self._random(self.population - len(some), rng, some)
 
     def _child(self, rng: random.Random) -> Architecture:
         one, other = (self._winner(rng).architecture for _ in range(2))

@@ -67,7 +67,7 @@ class Limits:
                 raise ValueError(
                     f"{limit.cost.name}: layers {run[0] + 1} to {run[-1] + 1} of {space.name} are equal, but "
                     "their costs are not; then networks that differ in where they skip must be told apart "
-                    "(canonical off)"
+                    "(--no-canonical)"
                 )
 
     def form(self, architecture: Architecture) -> Architecture:

@@ -48,7 +48,7 @@ def asked_limits(config: ArchitectureSearchConfig, costs: Mapping[str, Additive]
     for name, unit in LIMITS.items():
         high = getattr(config, f"max_{name}")
         if high:
-            found.append(Limit(_cost(name, costs, f"--max-{name}"), int(high * unit)))
+            found.append(Limit(_cost(name, costs, f"--max-{name}"), round(high * unit)))
     return found
 
 

@@ -42,6 +42,9 @@ def gathering(networks: Iterable[nn.Module], momentum: float | None = None) -> I
         network.eval()
     for layer in layers:
         layer.reset_running_stats()
+        if layer.num_batches_tracked is not None:
+            # Each batch reads it: on a GPU that would wait for the device, layer by layer.
+            layer.num_batches_tracked = layer.num_batches_tracked.cpu()
         layer.momentum = momentum
         layer.training = True  # without what timm's hold inside, such as dropout
     try:
@@ -49,6 +52,8 @@ def gathering(networks: Iterable[nn.Module], momentum: float | None = None) -> I
     finally:
         for layer, before in zip(layers, momenta, strict=True):
             layer.momentum = before
+            if layer.num_batches_tracked is not None and layer.running_mean is not None:
+                layer.num_batches_tracked = layer.num_batches_tracked.to(layer.running_mean.device)
         for network, top in zip(networks, tops, strict=True):
             network.train(top)  # for what does more there than set a flag
         for module, mode in zip(modules, modes, strict=True):

@@ -1,5 +1,6 @@
 """What each candidate of a space costs on this machine: latency, and the activations that training keeps."""
 
+import math
 import platform
 import statistics
 import time
@@ -26,6 +27,8 @@ class Measured:
     """A table of latencies and activations by layer and candidate; both add up along a network."""
 
     space: str
+    image_size: int | None = None
+    """Of tables that say so."""
     device: str
     threads: int
     batch_size: int
@@ -69,6 +72,7 @@ def measure(space: Space, *, batch_size: int, device: torch.device | str, repeat
     fixed.append(_cost(tail, (batch_size, in_chs, size, size), device, repeats))
     return Measured(
         space=space.name,
+        image_size=space.image_size,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         threads=torch.get_num_threads(),
         batch_size=batch_size,
@@ -93,6 +97,13 @@ def load_measured(path: Path) -> Measured:
         if not isinstance(fields[name], list):
             raise ValueError(f"{path}: {name} is missing")
         fields[name] = tuple(map(tuple, document[name]))
+    tables = (
+        [[document.get("fixed_seconds"), document.get("fixed_bytes")]],
+        *map(fields.get, ("seconds", "saved_bytes")),
+    )
+    for value in (value for table in tables for row in table or () for value in row):
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{path}: a cost is {value!r}; it must be a finite number")
     return Measured(**fields)  # type: ignore[arg-type]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import safetensors
 
 from supernet.documents import space_from, space_to
+from supernet.space import Space
 from supernet.supernet import Supernet
 from tools.weights import load_weights, read_weights, save_weights
 
@@ -26,14 +27,18 @@ def load_supernet(path: Path, *, label: str = "--supernet") -> Supernet:
     """The supernet of a weights file, or of a run's folder (its weights after the last step)."""
     file = weights_file(path)
     tensors = read_weights(file, label=label)
-    described = supernet_notes(path, label=label)["space"]
-    try:
-        space = space_from(described)
-    except ValueError as error:
-        raise ValueError(f"{label}: '{file}': {error}") from None
-    net = Supernet(space)
+    net = Supernet(supernet_space(path, label=label))
     load_weights(net, tensors, source=file)
     return net
+
+
+def supernet_space(path: Path, *, label: str = "--supernet") -> Space:
+    """The space alone."""
+    try:
+        return space_from(supernet_notes(path, label=label)["space"])
+    except ValueError as error:
+        named = str(weights_file(path)) in str(error)
+        raise error if named else ValueError(f"{label}: '{weights_file(path)}': {error}") from None
 
 
 def supernet_notes(path: Path, *, label: str = "--supernet") -> dict[str, Any]:

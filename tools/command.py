@@ -33,7 +33,7 @@ def main(cls: type[Config], run: Callable[[Config], None], description: str | No
     except Interrupted as error:
         _leave(str(error), 128 + error.signum, speaks=_rank() == 0)
     except KeyboardInterrupt:
-        _leave("interrupted at once; what the last checkpoint holds is kept", 128 + signal.SIGINT)
+        _leave("interrupted at once; what was saved is kept", 128 + signal.SIGINT)
 
 
 def _is_ours(error: ValueError) -> bool:

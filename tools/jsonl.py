@@ -30,7 +30,7 @@ class JsonLines:
             self._file.write(lines)
         except OSError as error:
             raise RunFailed(
-                f"cannot write {self._file.name}: {error.strerror}; the run goes on from its last checkpoint "
+                f"cannot write {self._file.name}: {error.strerror}; the run goes on from what was saved "
                 "when there is room and the same command is given again"
             ) from error
 

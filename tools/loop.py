@@ -4,13 +4,11 @@ A stage hands it a job (one step, one evaluation, its state) and a stream of bat
 """
 
 import math
-import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -92,7 +90,6 @@ class Loop(Generic[BatchT]):
         self._watch = Stopwatch()
         self._wish = Wish()
         self._agreed_signal = 0
-        self._launcher = os.getppid() if _was_launched() else 0
         self._first_bad_step = torch.full((), plan.num_steps + 1, device=accelerator.device)
         self._saved_step = -1
 
@@ -168,8 +165,7 @@ class Loop(Generic[BatchT]):
 
     def _check(self, pace: float) -> float:
         """Agree with all ranks whether to go on; returns the slowest rank's seconds per step."""
-        orphaned = self._launcher and os.getppid() != self._launcher
-        signum = self._wish.signum or (signal.SIGTERM if orphaned else 0)
+        signum = self._wish.signum
         told = torch.stack(
             [
                 torch.tensor(float(signum), device=self._accelerator.device, dtype=torch.float64),
@@ -303,12 +299,3 @@ class Loop(Generic[BatchT]):
 
     def _advice(self) -> str:
         return f"{self._last_good()}. {self._plan.cure}"
-
-
-def _was_launched() -> bool:
-    """Whether the parent is a launcher, without which the ranks should not go on; a shell may well end."""
-    try:
-        words = psutil.Process(os.getppid()).cmdline()
-    except psutil.Error:
-        return False
-    return any(name in word for word in words[:4] for name in ("accelerate", "torchrun", "torch.distributed"))

@@ -1,31 +1,39 @@
-"""Signals as a wish that is heeded where it suits the work."""
+"""A wish to stop, by signal or by the launcher's end, that is heeded where it suits the work."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import psutil
+
 from tools.failures import Interrupted
 
 
 class Wish:
-    """Whether SIGINT or SIGTERM came."""
+    """Whether SIGINT or SIGTERM came; that a launcher is gone counts as the latter."""
 
     def __init__(self) -> None:
-        self.signum = 0
+        self._noted = 0
+        self._launcher = os.getppid() if _was_launched() else 0
+
+    @property
+    def signum(self) -> int:
+        """The signal, or 0."""
+        orphaned = self._launcher and os.getppid() != self._launcher
+        return self._noted or (signal.SIGTERM if orphaned else 0)
 
     def heed(self, what_is_kept: str) -> None:
-        """End the work if a signal came."""
-        if self.signum:
-            name = signal.Signals(self.signum).name
-            raise Interrupted(
-                self.signum, f"stopped by {name}; {what_is_kept}, and the same command continues"
-            )
+        """End the work if it is wished."""
+        if signum := self.signum:
+            name = signal.Signals(signum).name
+            raise Interrupted(signum, f"stopped by {name}; {what_is_kept}, and the same command continues")
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum == signal.SIGINT == signum:  # asked twice: at once
+        if self._noted == signal.SIGINT == signum:  # asked twice: at once
             raise KeyboardInterrupt
-        self.signum = signum
+        self._noted = signum
 
 
 @contextmanager
@@ -39,3 +47,12 @@ def waiting_signals() -> Iterator[Wish]:
     finally:
         for signum, handler in zip(signals, before, strict=True):
             signal.signal(signum, handler)
+
+
+def _was_launched() -> bool:
+    """Whether the parent is a launcher, without which the ranks should not go on; a shell may well end."""
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return False
+    return any(name in word for word in words[:4] for name in ("accelerate", "torchrun", "torch.distributed"))

@@ -36,10 +36,12 @@ def in_run(
     *,
     free: Collection[str],
     smaller: str = SMALLER,
+    again: Callable[[Config, Run], None] = lambda config, run: None,
 ) -> None:
     """Do the work in the run's folder, or show the summary of what was done.
 
-    `free` names the options that may change from one start to the next, `smaller` what needs less memory.
+    `free` names the options that may change from one start to the next, `smaller` what needs less memory;
+    `again` is done before the summary of a finished run is shown.
     """
     run = Run(Path(config.run))
     accelerator = launch(
@@ -52,6 +54,7 @@ def in_run(
     try:
         on_main(accelerator, lambda: run.open(config, free=free))
         if run.results:
+            on_main(accelerator, lambda: again(config, run))
             on_main(accelerator, lambda: print(f"{run.path} is finished\n{summary(run, run.results or {})}"))
         else:
             work(config, run, accelerator)
@@ -59,7 +62,7 @@ def in_run(
         cause = known_cause(error, accelerator.num_processes, smaller=smaller)
         if not cause:
             raise
-        raise RunFailed(f"{cause}. The same command continues from the last checkpoint.") from error
+        raise RunFailed(f"{cause}. The same command continues from what was saved.") from error
     finally:
         run.close()
     accelerator.free_memory()  # DDP goes before its process group does: the other order can hang

@@ -9,12 +9,17 @@ import pytest
 import torch
 
 from search.architecture_config import ArchitectureSearchConfig
-from search.evaluations import read_evaluations
+from search.evaluations import in_units, read_evaluations
+from search.methods import asked_limits
+from supernet.additive import activations, latency
 from supernet.calibrate import calibrate
 from supernet.config import SupernetConfig
 from supernet.documents import load_architecture
+from supernet.measure import load_measured
+from supernet.presets import preset
 from supernet.space import Architecture
-from supernet.storage import load_supernet, supernet_notes
+from supernet.storage import load_supernet, save_supernet, supernet_notes
+from supernet.supernet import Supernet
 from tests import script
 from tests.forked import run, run_up_to
 from tests.script import SMALL
@@ -22,6 +27,7 @@ from tools.config import from_toml
 from tools.data import DataConfig
 from tools.datasets import load_data
 from tools.loaders import eval_batches
+from tools.meters import read_metrics
 
 SCRIPT = "search_architecture.py"
 PLACE = ["--device", "cpu", "--threads", "1"]
@@ -55,9 +61,15 @@ def documents(folder: Path) -> dict[str, Any]:
     files = [folder / "best.json", *folder.glob("top/*.json"), *folder.glob("front/*.json")]
     found = {str(path.relative_to(folder)): json.loads(path.read_text()) for path in files}
     results = json.loads((folder / "results.json").read_text())
-    for name in ("seconds", "macs_saved_by_sharing"):  # a generation that was torn is made in two parts
-        del results[name]
+    del results["seconds"]
     return found | {"results": results}
+
+
+def generations_of(folder: Path) -> list[dict[str, Any]]:
+    """What metrics say of each generation, without what was measured."""
+    measured = ("seconds", "networks_per_second", "new")
+    lines = {line["step"]: line for line in read_metrics(folder / "metrics.jsonl")}
+    return [{name: each for name, each in line.items() if name not in measured} for line in lines.values()]
 
 
 def lines_of(folder: Path) -> list[str]:
@@ -71,7 +83,6 @@ def lines_of(folder: Path) -> list[str]:
         (["--method", "nsga2"], 1),
         (["--method", "regularised", "--breeding.brood", "4"], 1),
         (["--method", "random"], 1),
-        (["--method", "exhaustive"], 1),
         (["--method", "evolution"], 2),
     ],
 )
@@ -91,6 +102,18 @@ def test_killed_and_continued_equals_uninterrupted(
     whole = [entry for entry in lines_of(folder) if entry.endswith("}")]
     assert sorted(whole) == sorted(lines_of(expected)), "something is scored twice, or otherwise"
     assert documents(folder) == documents(expected)
+    assert generations_of(folder) == generations_of(expected)
+
+
+def test_an_end_that_was_cut_off_is_made_again(supernet: Path, tmp_path: Path) -> None:
+    expected = documents(searched(supernet, tmp_path / "run"))
+    (tmp_path / "run" / "results.json").unlink()
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    folder = searched(supernet, tmp_path / "run", "--top", "3")
+    found = documents(folder)
+    assert len(list(folder.glob("top/*.json"))) == 3
+    assert len(generations_of(folder)) == 5
+    assert found == {name: value for name, value in expected.items() if name in found}
 
 
 def test_two_ranks_give_the_scores_of_one(supernet: Path, tmp_path: Path) -> None:
@@ -161,7 +184,9 @@ def test_a_finished_search_is_shown_and_kept(supernet: Path, tmp_path: Path) -> 
     folder = searched(supernet, tmp_path / "run", "--generations", "1")
     before = lines_of(folder)
     line = [*BASE, "--supernet", str(supernet), "--run", str(folder)]
-    shown = run(SCRIPT, *line, "--generations", "1", "--compare", str(folder))
+    assert len(list(folder.glob("top/*.json"))) == 10
+    shown = run(SCRIPT, *line, "--generations", "1", "--top", "2")
+    assert len(list(folder.glob("top/*.json"))) == 2
     assert shown.returncode == 0
     assert "is finished" in shown.stdout
     best = json.loads((folder / "results.json").read_text())["best"][0]
@@ -182,7 +207,70 @@ def test_scores_of_another_supernet_are_not_mixed_in(supernet: Path, tmp_path: P
     other.write_bytes(content)
     done = run(SCRIPT, *BASE, "--supernet", str(other), "--run", str(folder))
     assert done.returncode == 2
-    assert "were made with another supernet; name a new folder" in done.stderr
+    assert "was made with another supernet; name a new folder" in done.stderr
+
+
+def test_other_searches_can_be_drawn_beside(supernet: Path, tmp_path: Path) -> None:
+    folder = searched(supernet, tmp_path / "run", "--generations", "1")
+    runs = [tmp_path / seed / "random" for seed in ("0", "1")]
+    for seed, place in enumerate(runs):
+        searched(supernet, place, "--method", "random", "--generations", "1", "--seed", str(seed))
+    before = (folder / "course.png").read_bytes()
+    line = [*BASE, "--generations", "1", "--supernet", str(supernet), "--run", str(folder), "--compare"]
+    done = run(SCRIPT, *line, *map(str, runs))
+    assert done.returncode == 0, done.stderr
+    assert (folder / "course.png").read_bytes() != before
+    scoring = json.loads((runs[0] / "scoring.json").read_text())
+    (runs[0] / "scoring.json").write_text(json.dumps(scoring | {"supernet_sha256": "0"}))
+    done = run(SCRIPT, *line, str(runs[0]))
+    assert done.returncode == 2
+    assert f"--compare: the scores in '{runs[0]}' are of another supernet" in done.stderr
+
+
+def test_a_table_of_other_costs_is_refused(supernet: Path, tmp_path: Path) -> None:
+    table = json.loads((supernet / "costs.json").read_text())
+    wrong = {
+        "elsewhere": ({"space": "cream"}, "is of space cream"),
+        "larger": ({"image_size": 32}, "is of space tiny at 32 pixels; the supernet is of tiny at 16"),
+        "null": ({"fixed_seconds": None}, "a cost is None; it must be a finite number"),
+    }
+    for name, (change, says) in wrong.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(table | change))
+        line = [*BASE, "--supernet", str(supernet), "--costs", str(tmp_path / f"{name}.json")]
+        done = run(SCRIPT, *line, "--run", str(tmp_path / "run"))
+        assert done.returncode == 2
+        assert says in done.stderr
+    folder = tmp_path / "cut"
+    line = [*BASE, "--supernet", str(supernet), "--run", str(folder)]
+    run_up_to("evaluations.jsonl:2", SCRIPT, *line)
+    (tmp_path / "new.json").write_text(json.dumps(table | {"fixed_seconds": 1.0}))
+    done = run(SCRIPT, *line, "--costs", str(tmp_path / "new.json"))
+    assert done.returncode == 2
+    assert "was made with another table of costs" in done.stderr
+
+
+def test_weights_that_tell_nothing_of_their_training_are_searched_with_a_warning(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Supernet(preset("tiny", num_classes=10, image_size=16))
+    save_supernet(tmp_path / "bare.safetensors", net, {})
+    line = [*BASE, "--supernet", str(tmp_path / "bare.safetensors"), "--generations", "0"]
+    line += ["--data.image-size", "16", "--data.train-size", "640", "--data.test-size", "100"]
+    done = run(SCRIPT, *line, "--run", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert "may be among those that it was trained on" in done.stdout
+
+
+def test_what_is_as_cheap_as_the_best_includes_the_best(supernet: Path, tmp_path: Path) -> None:
+    measured = load_measured(supernet / "costs.json")
+    for limited in (latency(measured), activations(measured)):
+        for each in preset("tiny", num_classes=10, image_size=16).architectures():
+            printed = in_units(limited.name, limited.of(each))
+            if limited.name == "latency":
+                config = ArchitectureSearchConfig(max_latency=printed)
+            else:
+                config = ArchitectureSearchConfig(max_activations=printed)
+            (limit,) = asked_limits(config, {limited.name: limited})
+            assert limit.high == limited.of(each)
 
 
 def test_measured_costs_can_be_limited(supernet: Path, tmp_path: Path) -> None:
@@ -257,6 +345,7 @@ def mistakes() -> list[tuple[list[str], str]]:
         (["--data.validation", "0.3"], "--data.validation: the supernet was trained with 0.2"),
         (["--costs", "missing.json"], "--costs: cannot read missing.json"),
         (["--compare", "missing"], "--compare: there are no scores in 'missing'"),
+        (["--method", "exhaustive"], "--generations: --method exhaustive does not look at it"),
         (["--population", "1"], "--population: 1 is out of range"),
         (["--generation", "3"], "unknown option '--generation'; did you mean '--generations'?"),
     ]
