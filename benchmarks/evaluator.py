@@ -29,6 +29,7 @@ from supernet.space import Architecture
 from supernet.storage import load_supernet
 from supernet.supernet import Supernet
 from tools.data import DataConfig
+from tools.launch import launch
 from tools.layout import use_channels_last
 
 
@@ -50,8 +51,8 @@ def main() -> None:
     )
     options.add_argument("--many", type=int, default=0, help="only time so many candidates, ours alone")
     asked = options.parse_args()
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
+    # As the script does it, threads and memory allocator included.
+    launch(device=asked.device, precision="fp32", threads=asked.threads, trackers=(), folder=Path())
     net = load_supernet(asked.supernet).to(asked.device)
     use_channels_last(net)
     images = Images(asked)
