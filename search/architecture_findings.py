@@ -87,7 +87,9 @@ def results_of(
 def summary(run: Run, results: dict[str, Any]) -> str:
     """The result in words."""
     best = results["best"][0]
-    told = [f"{best[NAMES[name]]:,.6g}{unit}" for name, (_, unit) in UNITS.items() if NAMES[name] in best]
+    known = {name: best[key] for name, key in NAMES.items() if key in best}
+    told = [f"{value:,}" if type(value) is int else f"{value:.4g}" for value in known.values()]
+    told = [f"{number}{UNITS[name][1]}" for number, name in zip(told, known, strict=True)]
     return "\n".join(
         [
             f"scored {results['evaluations']:,} networks of {results['space']} in "

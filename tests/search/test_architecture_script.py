@@ -190,7 +190,7 @@ def test_a_finished_search_is_shown_and_kept(supernet: Path, tmp_path: Path) -> 
     assert shown.returncode == 0
     assert "is finished" in shown.stdout
     best = json.loads((folder / "results.json").read_text())["best"][0]
-    assert f"best: {best['architecture']}, score {best['score']:.4f}" in shown.stdout
+    assert f"best: {best['architecture']}, score {best['score']:.4f}, {best['macs']:,} MACs" in shown.stdout
     other = run(SCRIPT, *line, "--generations", "2")
     assert other.returncode == 2
     assert "--generations (was 1, is 2)" in other.stderr
