@@ -49,6 +49,8 @@ def main() -> None:
     options.add_argument(
         "--prefixes", type=int, default=2, help="shared beginnings of four choices to traverse"
     )
+    options.add_argument("--spos-alone", type=int, default=2, help="so many of them candidate by candidate")
+    options.add_argument("--only-spos", action="store_true")
     options.add_argument("--many", type=int, default=0, help="only time so many candidates, ours alone")
     asked = options.parse_args()
     # As the script does it, threads and memory allocator included.
