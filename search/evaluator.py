@@ -27,10 +27,11 @@ Batches = Iterable[Sequence[Any]]
 class SubnetEvaluator:
     """The fraction of validation images that networks of a supernet classify correctly.
 
-    Batches begin with images and targets, must come again in the same order whenever they are asked for,
-    and are each taken once for all networks; no score is computed twice. Without calibration batches the
-    statistics are those of the supernet; with a `momentum` they are no means over the batches, but averages
-    that forget. Where processes work together, each must ask for the same, and each takes its share.
+    Batches begin with images and targets, must come again in the same order whenever they are asked for
+    (those of an iterator are kept), and are each taken once for all networks; no score is computed twice.
+    Without calibration batches the statistics are those of the supernet; with a `momentum` they are no means
+    over the batches, but averages that forget. Where processes work together, each must ask for the same, and
+    each takes its share.
     """
 
     def __init__(
@@ -43,15 +44,11 @@ class SubnetEvaluator:
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
         on_batch: Callable[[], None] = lambda: None,
     ) -> None:
-        for batches in (calibration_batches, validation_batches):
-            if isinstance(batches, Iterator):
-                raise ValueError(
-                    "batches must come again whenever they are asked for: give a list or a loader"
-                )
         if momentum is not None:
             check_range("momentum", momentum, 0, 1, open_low=True)
         self._net = supernet
-        self._calibration, self._validation = calibration_batches, validation_batches
+        self._calibration = _repeatable(calibration_batches)
+        self._validation = _repeatable(validation_batches)
         self._momentum, self._autocast, self._on_batch = momentum, autocast, on_batch
         self.scores: dict[Architecture, float] = {}
         """All that are known; add what another evaluator with equal batches found."""
@@ -135,6 +132,10 @@ class SubnetEvaluator:
             node.correct = node.correct + (outputs.argmax(1) == targets).sum()
         for child in node.children.values():
             self._walk(child, outputs, targets)
+
+
+def _repeatable(batches: Batches) -> Batches:
+    return list(batches) if isinstance(batches, Iterator) else batches
 
 
 class _Node:
