@@ -99,7 +99,8 @@ def check_range(
     if not math.isfinite(value) or not (low < value if open_low else low <= value) or not value <= high:
         bound = f"over {low:g}" if open_low else f"at least {low:g}"
         limit = f" and at most {high:g}" if high != float("inf") else ""
-        raise ValueError(f"{option}: {value:g} is out of range; it must be a number {bound}{limit}")
+        finite = "" if math.isfinite(value) else "finite and "
+        raise ValueError(f"{option}: {value:g} is out of range; it must be {finite}{bound}{limit}")
 
 
 def check_idle(group: str, options: Any, used: Collection[str], who: str) -> None:
