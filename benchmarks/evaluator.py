@@ -1,6 +1,6 @@
 """What sharing of beginnings saves: our evaluator against the same work done candidate by candidate.
 
-python -m benchmarks.evaluator --supernet runs/supernet --data-root DIR [--device cuda] [--images 10000]
+python -m benchmarks.evaluator --supernet runs/supernet --data-root DIR [--device cuda] [--many 1000]
 
 Cases, each on the populations that a real evolution under a limit produces: SPOS's evolution, the same with
 one-point crossover, all networks that share their first choices, and the protocol of the released SPOS code

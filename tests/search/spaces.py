@@ -34,6 +34,10 @@ def space_of(rows: Sequence[Sequence[Op]]) -> Space:
     return Space((Fixed(Conv(1), 4),), layers, Tail(), name="small", image_size=4)
 
 
+SMALL = space_of([SKIPPED, SKIPPED, SKIPPED, (Conv(1), Conv(3)), (*OPS, Skip())])
+WIDE = space_of([OPS] * 20)
+
+
 def made_up(name: str, table: Sequence[Sequence[int]], fixed: int = 0) -> Additive:
     return Additive(name, fixed, tuple(map(tuple, table)))
 

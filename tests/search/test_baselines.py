@@ -11,11 +11,11 @@ from scipy.stats import chisquare
 from search.baselines import MOST, Exhaustive, RandomSearch, RegularisedEvolution
 from search.limits import Infeasible, Limit
 from search.method import Method
-from supernet.layers import Conv, Skip
 from supernet.space import Architecture
 from tests.search.spaces import (
     OPS,
-    SKIPPED,
+    SMALL,
+    WIDE,
     assert_asks_properly,
     assert_resumes_anywhere,
     chosen,
@@ -26,8 +26,6 @@ from tests.search.spaces import (
     space_of,
 )
 
-SMALL = space_of([SKIPPED, SKIPPED, SKIPPED, (Conv(1), Conv(3)), (*OPS, Skip())])
-WIDE = space_of([OPS] * 20)
 METHODS = (RandomSearch, Exhaustive, RegularisedEvolution)
 
 

@@ -11,12 +11,11 @@ from search.baselines import RandomSearch
 from search.evolution import Evolution, Infeasible
 from search.limits import Limit
 from supernet.additive import counted
-from supernet.layers import Conv, Skip
 from supernet.presets import preset
 from supernet.space import Architecture
 from tests.search.spaces import (
-    OPS,
-    SKIPPED,
+    SMALL,
+    WIDE,
     assert_asks_properly,
     assert_resumes_anywhere,
     assert_same,
@@ -26,11 +25,7 @@ from tests.search.spaces import (
     landscape,
     macro,
     made_up,
-    space_of,
 )
-
-SMALL = space_of([SKIPPED, SKIPPED, SKIPPED, (Conv(1), Conv(3)), (*OPS, Skip())])
-WIDE = space_of([OPS] * 20)
 
 
 def distance(one: Architecture, other: Architecture) -> int:

@@ -15,11 +15,10 @@ from search.fronts import Fitness, Nsga2, front
 from search.limits import Infeasible, Limit
 from search.method import Scored
 from supernet.additive import Additive, counted
-from supernet.layers import Conv, Skip
 from supernet.space import Architecture, Space
 from tests.search.spaces import (
     OPS,
-    SKIPPED,
+    SMALL,
     Truth,
     assert_asks_properly,
     assert_resumes_anywhere,
@@ -32,7 +31,6 @@ from tests.search.spaces import (
     space_of,
 )
 
-SMALL = space_of([SKIPPED, SKIPPED, SKIPPED, (Conv(1), Conv(3)), (*OPS, Skip())])
 WAYS = ("repair", "dominate")
 
 
