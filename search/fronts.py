@@ -15,7 +15,7 @@ from supernet.space import Architecture
 from tools.config import check_choice, check_range
 
 ROUNDS = 50
-"""Generations bred without anything to score before random networks are asked for."""
+"""Times that a pool breeds for one generation before random networks fill it up."""
 
 
 class Fitness(base.Fitness):  # type: ignore[misc]
