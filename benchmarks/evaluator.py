@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from scipy.stats import kendalltau
 
-from search.architecture_config import ArchitectureSearchConfig, ScoringOptions
+from search.architecture_config import ScoringOptions
 from search.architecture_images import scoring_images
 from search.evaluator import SubnetEvaluator
 from search.evolution import Evolution
@@ -26,7 +26,7 @@ from search.limits import Limits
 from supernet.calibrate import gathering
 from supernet.sampling import stream
 from supernet.space import Architecture
-from supernet.storage import load_supernet
+from supernet.storage import load_supernet, supernet_space
 from supernet.supernet import Supernet
 from tools.data import DataConfig
 from tools.launch import launch
@@ -74,19 +74,19 @@ class Images:
     """Batches in memory, the same for both ways."""
 
     def __init__(self, asked: argparse.Namespace, **scoring: Any) -> None:
-        config = ArchitectureSearchConfig(
-            supernet=str(asked.supernet),
+        options = {
+            "calibration_images": asked.calibration_images,
+            "validation_images": asked.validation_images,
+            **scoring,
+        }
+        found = scoring_images(
+            asked.supernet,
+            supernet_space(asked.supernet),
+            ScoringOptions(**options),
             data=DataConfig(name="cifar10", root=asked.data_root),
-            scoring=ScoringOptions(
-                **{
-                    "calibration_images": asked.calibration_images,
-                    "validation_images": asked.validation_images,
-                    **scoring,
-                }
-            ),
+            seed=0,
+            device=torch.device(asked.device),
         )
-        space = load_supernet(asked.supernet).space
-        found = scoring_images(config, space, torch.device(asked.device))
         self.calibration, self.validation = list(found.calibration), list(found.validation)
 
 

@@ -1,20 +1,22 @@
 """The images on which architectures are scored: apart from those that the supernet was trained on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from search.architecture_config import ArchitectureSearchConfig
+from search.architecture_config import ScoringOptions
 from supernet.config import SupernetConfig
 from supernet.space import Space
-from supernet.storage import supernet_notes
+from supernet.storage import supernet_notes, weights_file
 from tools.config import flag, from_toml
 from tools.data import DataConfig
 from tools.datasets import Data, fixed_part, load_data, whole_batches
+from tools.files import read_document, write_document
 from tools.loaders import Batch, eval_batches
+from tools.provenance import sha256
 
 PLACES = ("root", "workers", "download", "loader")
 """Options that may differ from those of the supernet's training: the images are the same."""
@@ -45,21 +47,30 @@ class ScoringImages:
         return f"{count:,} training images" if count else "the supernet"
 
 
-def scoring_images(config: ArchitectureSearchConfig, space: Space, device: torch.device) -> ScoringImages:
-    """The same for every architecture and whatever the search's seed: they hang on the supernet's."""
-    asked, seed, apart = _data_options(config)
-    data = load_data(asked, seed)
-    _check_fit(space, data)
-    options = config.scoring
-    validation = fixed_part(data.validation, options.validation_images, seed, "scoring")
+def scoring_images(
+    supernet: Path,
+    space: Space,
+    options: ScoringOptions,
+    *,
+    data: DataConfig,
+    seed: int,
+    device: torch.device,
+) -> ScoringImages:
+    """The same for every architecture: by the supernet's own data and seed, where these are known."""
+    asked, seed, apart = data_options(supernet, data, seed)
+    loaded = load_data(asked, seed)
+    _check_fit(supernet, space, loaded)
+    validation = fixed_part(loaded.validation, options.validation_images, seed, "scoring")
     calibration, size = torch.empty(0, dtype=torch.int64), 1
     if options.statistics != "supernet":
-        count, size = whole_batches(data.train, options.calibration_images, options.calibration_batch)
-        calibration = fixed_part(data.train, count, seed, "calibration")
+        count, size = whole_batches(loaded.train, options.calibration_images, options.calibration_batch)
+        calibration = fixed_part(loaded.train, count, seed, "calibration")
     return ScoringImages(
-        calibration=eval_batches(data.train.subset(calibration), data, asked, batch_size=size, device=device),
+        calibration=eval_batches(
+            loaded.train.subset(calibration), loaded, asked, batch_size=size, device=device
+        ),
         validation=eval_batches(
-            data.validation.subset(validation), data, asked, batch_size=options.batch, device=device
+            loaded.validation.subset(validation), loaded, asked, batch_size=options.batch, device=device
         ),
         indices={
             "data": asked.name,
@@ -73,36 +84,71 @@ def scoring_images(config: ArchitectureSearchConfig, space: Space, device: torch
     )
 
 
-def _data_options(config: ArchitectureSearchConfig) -> tuple[DataConfig, int, bool]:
-    """Those of the supernet's training, whose seed made the split; the search says where the images lie.
+def data_options(supernet: Path, data: DataConfig, seed: int) -> tuple[DataConfig, int, bool]:
+    """Those of the supernet's training, whose seed made the split; `data` says where the images lie.
 
     Whether that is known comes third: weights that another program wrote may not say it.
     """
-    text = supernet_notes(Path(config.supernet)).get("config")
+    text = supernet_notes(supernet).get("config")
     if text is None:
-        return config.data, config.seed, False
-    trained = from_toml(SupernetConfig, text, source=f"--supernet: '{config.supernet}'")
+        return data, seed, False
+    trained = from_toml(SupernetConfig, text, source=f"--supernet: '{supernet}'")
     given = {
-        each.name: getattr(config.data, each.name)
+        each.name: getattr(data, each.name)
         for each in fields(DataConfig)
-        if getattr(config.data, each.name) != each.default
+        if getattr(data, each.name) != each.default
     }
     for name, value in given.items():
         if name not in PLACES and value != getattr(trained.data, name):
             raise ValueError(
                 f"{flag(f'data.{name}')}: the supernet was trained with {getattr(trained.data, name)!r}, and "
-                "the images of a search must be apart from those; leave it out"
+                "what scores its networks must be apart from those images; leave it out"
             )
     return replace(trained.data, **given), trained.seed, True
 
 
-def _check_fit(space: Space, data: Data) -> None:
+def keep_identity(path: Path, content: Mapping[str, Any], *, begun: bool, run: Path) -> None:
+    """Write which images and which weights scores are of; once there are scores, refuse to mix others in."""
+    if not (path.exists() and begun):
+        write_document(path, "scoring", 1, content)
+        return
+    before = read_document(path, "scoring", 1)
+    for name, value in content.items():
+        if name != "device" and before.get(name) != value:
+            raise ValueError(
+                f"--run: what is in '{run}' was made with another {what(name)}; name a new folder"
+            )
+    if before["device"] != content["device"]:
+        print(
+            f"so far scores were made on {before['device']}, now on {content['device']}; roundings "
+            "differ, and with them here and there the class of an image"
+        )
+
+
+def what(key: str) -> str:
+    """What a key of scoring.json is about, in words."""
+    return {
+        "supernet_sha256": "supernet",
+        "costs_sha256": "table of costs",
+        "data": "data set",
+        "validation_images": "set of validation images",
+        "calibration_images": "set of calibration images",
+        "statistics": "way to take BatchNorm statistics",
+    }.get(key, key)
+
+
+def digest(supernet: Path) -> str:
+    """What tells the weights of a supernet from others."""
+    return sha256(weights_file(supernet))
+
+
+def _check_fit(supernet: Path, space: Space, data: Data) -> None:
     found = data.num_classes, data.image_size, data.channels
     wanted = space.num_classes, space.image_size, space.in_chs
     if found != wanted:
         raise ValueError(
             f"--data.name: the images have {found[0]} classes, {found[1]} pixels and {found[2]} "
-            f"channels; the supernet is for {wanted[0]}, {wanted[1]} and {wanted[2]}"
+            f"channels; the supernet '{supernet}' is for {wanted[0]}, {wanted[1]} and {wanted[2]}"
         )
     if not len(data.validation):
         raise ValueError(

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from search.architecture_config import ArchitectureSearchConfig
 from search.architecture_findings import results_of, summary, write_findings
-from search.architecture_images import ScoringImages, scoring_images
+from search.architecture_images import ScoringImages, digest, keep_identity, scoring_images, what
 from search.evaluations import append_evaluations, read_evaluations
 from search.evaluator import SubnetEvaluator
 from search.method import Method, Scored
@@ -25,7 +25,7 @@ from supernet.space import Architecture, Space
 from supernet.storage import load_supernet, supernet_space, weights_file
 from supernet.supernet import Supernet
 from tools.config import flatten
-from tools.files import read_document, write_document
+from tools.files import read_document
 from tools.launch import on_main
 from tools.layout import use_channels_last
 from tools.meters import MetricsLog, Progress, read_metrics
@@ -47,7 +47,14 @@ def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator
     measured = _measured(config, space)
     costs = _costs(space, measured)
     method = make_method(config, space, costs)
-    images = scoring_images(config, space, accelerator.device)
+    images = scoring_images(
+        Path(config.supernet),
+        space,
+        config.scoring,
+        data=config.data,
+        seed=config.seed,
+        device=accelerator.device,
+    )
     net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
     use_channels_last(net)
     on_main(accelerator, lambda: _compare_images(config, run, images, measured))
@@ -218,43 +225,17 @@ def _others(config: ArchitectureSearchConfig, run: Run, space: Space) -> dict[st
         theirs = read_document(other / "scoring.json", "scoring", 1)
         for key in ("supernet_sha256", "validation_images", "calibration_images"):
             if theirs.get(key) != mine[key]:
-                raise ValueError(f"--compare: the scores in '{name}' are of another {_what(key)}")
+                raise ValueError(f"--compare: the scores in '{name}' are of another {what(key)}")
     return found
 
 
 def _compare_images(
     config: ArchitectureSearchConfig, run: Run, images: ScoringImages, measured: Measured | None
 ) -> None:
-    """Write which images and which weights the scores are of; refuse to mix them with others."""
-    path = run.path / "scoring.json"
-    digest = hashlib.sha256(weights_file(Path(config.supernet)).read_bytes()).hexdigest()
     table = hashlib.sha256(repr(measured).encode()).hexdigest() if measured else ""
-    content = {"supernet_sha256": digest, "costs_sha256": table, **images.indices}
-    if path.exists() and run.evaluations_path.exists():
-        before = read_document(path, "scoring", 1)
-        for name, value in content.items():
-            if name != "device" and before.get(name) != value:
-                raise ValueError(
-                    f"--run: what is in '{run.path}' was made with another {_what(name)}; name a new folder"
-                )
-        if before["device"] != content["device"]:
-            print(
-                f"so far scores were made on {before['device']}, now on {content['device']}; roundings "
-                "differ, and with them here and there the class of an image"
-            )
-    else:
-        write_document(path, "scoring", 1, content)
-
-
-def _what(key: str) -> str:
-    """What a key of scoring.json is about, in words."""
-    return {
-        "supernet_sha256": "supernet",
-        "costs_sha256": "table of costs",
-        "data": "data set",
-        "validation_images": "set of validation images",
-        "calibration_images": "set of calibration images",
-    }.get(key, key)
+    content = {"supernet_sha256": digest(Path(config.supernet)), "costs_sha256": table, **images.indices}
+    begun = run.evaluations_path.exists()
+    keep_identity(run.path / "scoring.json", content, begun=begun, run=run.path)
 
 
 def _heading(

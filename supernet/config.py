@@ -9,6 +9,13 @@ from tools.options import FastOptions, RunOptions
 from tools.recipes import Recipe
 
 
+def check_shift_images(option: str, count: int) -> None:
+    """Refuse too few to compare modules on."""
+    check_range(option, count, 0)
+    if 0 < count < 4:
+        raise ValueError(f"{option}: modules are compared on 4 images or more; 0: they are not")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecordOptions:
     """What is looked at during the training, at each evaluation, and at its end."""
@@ -23,6 +30,8 @@ class RecordOptions:
     """Images in each of these batches; statistics are the mean over batches."""
     shift_images: int = 1000
     """Validation images on which the outputs of each layer's modules are compared; 0: they are not."""
+    snapshots: bool = False
+    """Keep the supernet of each evaluation in snapshots/, for a report of how its ranking comes about."""
     latency_batch: int = 1
     """Batch size for which each candidate's latency is measured at the end; 0: it is not."""
 
@@ -31,7 +40,7 @@ class RecordOptions:
         check_range("--records.validation-images", self.validation_images, 0)
         check_range("--records.calibration-images", self.calibration_images, 2)
         check_range("--records.calibration-batch", self.calibration_batch, 2)
-        check_range("--records.shift-images", self.shift_images, 0)
+        check_shift_images("--records.shift-images", self.shift_images)
         check_range("--records.latency-batch", self.latency_batch, 0)
 
 

@@ -32,11 +32,11 @@ class SupernetTraining:
         num_steps: int,
         records: Records,
         keep: Callable[[int, float], None],
-        write_shift: Callable[[int, Shift], None],
+        note: Callable[[int, Shift | None], None],
     ) -> None:
         self.strategy, self._tail = strategy, tail
         self._config, self._accelerator, self._num_steps = config, accelerator, num_steps
-        self._records, self._keep, self._write_shift = records, keep, write_shift
+        self._records, self._keep, self._note = records, keep, note
         several = accelerator.num_processes > 1
         self._shares = several and config.sync_batchnorm
         self._dtype = next(strategy.net.parameters()).dtype
@@ -89,11 +89,11 @@ class SupernetTraining:
         if self._tail is None or self._done > self._num_steps:
             values = self._records.accuracies(self.strategy.net)
             score = values["validation_top1"]
-        if self._records.compares:
-            shift = self._records.shift(self.strategy.net)
-            if self._accelerator.is_main_process:
-                self._write_shift(self._done, shift)
+        shift = self._records.shift(self.strategy.net) if self._records.compares else None
+        if shift is not None:
             values |= shift_metrics(shift)
+        if self._accelerator.is_main_process:
+            self._note(self._done, shift)
         if self._saved:
             values["saved_mib"] = sum(self._saved) / len(self._saved) / 2**20
         values["peak_memory_mib"] = self.peak / 2**20

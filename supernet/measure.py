@@ -1,7 +1,6 @@
 """What each candidate of a space costs on this machine: latency, and the activations that training keeps."""
 
 import math
-import platform
 import statistics
 import time
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from supernet.tail import build_tail
 from tools.cost import saved_activation_bytes
 from tools.files import read_document, write_document
 from tools.layout import use_channels_last
+from tools.provenance import processor
 
 KIND, VERSION = "measured-costs", 1
 
@@ -73,7 +73,7 @@ def measure(space: Space, *, batch_size: int, device: torch.device | str, repeat
     return Measured(
         space=space.name,
         image_size=space.image_size,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         threads=torch.get_num_threads(),
         batch_size=batch_size,
         date=date.today().isoformat(),
@@ -138,16 +138,6 @@ def _cost(
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _total(table: tuple[tuple[float, ...], ...], architecture: Architecture) -> float:

@@ -64,7 +64,7 @@ class Records:
         )
         self._shift: Iterable[Batch] = ()
         seen = min(options.shift_images, len(data.validation))
-        if seen:
+        if seen >= 4:
             parts = -(-seen // 250)
             size = seen // parts
             self._shift = whole(some(data.validation, parts * size, "shift"), size)
@@ -104,12 +104,15 @@ class Records:
 
 
 def shift_metrics(shift: Shift) -> dict[str, float]:
-    """The mean cosine between different modules of each layer, and over layers."""
-    layers = [float(off_diagonal_mean(matrix)) for matrix in shift.outputs]
-    branches = [float(off_diagonal_mean(matrix)) for matrix in shift.branches]
-    values = {"similarity": sum(layers) / len(layers)}
-    values |= {f"similarity/{number}": value for number, value in enumerate(layers, start=1)}
-    return values | {f"branch_similarity/{number}": value for number, value in enumerate(branches, start=1)}
+    """The mean likeness between different modules of each layer, and the mean cosine over layers."""
+    values: dict[str, float] = {}
+    kinds = {"similarity": shift.outputs, "branch_similarity": shift.branches, "cka": shift.cka}
+    for name, matrices in kinds.items():
+        layers = [float(off_diagonal_mean(matrix)) for matrix in matrices]
+        if name == "similarity":
+            values[name] = sum(layers) / len(layers)
+        values |= {f"{name}/{number}": value for number, value in enumerate(layers, start=1)}
+    return values
 
 
 def shift_line(shift: Shift) -> dict[str, Any]:

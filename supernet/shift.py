@@ -8,16 +8,18 @@ from torch import Tensor
 
 from supernet.supernet import Supernet
 from tools.batchnorm import frozen_statistics
-from tools.similarity import cosine_matrix
+from tools.similarity import cka_matrix, cosine_matrix
 
 
 class Shift(NamedTuple):
-    """Cosine matrices of each layer, between its candidates that have weights."""
+    """Matrices of each layer, between its candidates that have weights; means over batches."""
 
     outputs: list[Tensor]
-    """Of what the modules give."""
+    """Cosines of what the modules give."""
     branches: list[Tensor]
     """Of that without the shortcut, where there is one: what it adds is common to all."""
+    cka: list[Tensor]
+    """Linear CKA of what the modules give, within each batch."""
 
 
 @torch.no_grad()
@@ -27,8 +29,7 @@ def representation_shift(net: Supernet, batches: Iterable[Tensor]) -> Shift:
     BatchNorm takes its statistics from each batch, as in training; give batches of equal size.
     """
     modules = [layer.weighted for layer in net.space.layers]
-    outputs: list[Tensor] = []
-    branches: list[Tensor] = []
+    sums: list[list[Tensor]] = [[], [], []]
     training, count = net.training, 0
     with frozen_statistics(net.train()):
         for images in batches:
@@ -40,12 +41,12 @@ def representation_shift(net: Supernet, batches: Iterable[Tensor]) -> Shift:
                     each - features if getattr(net.candidate(index, choice), "has_skip", False) else each
                     for each, choice in zip(given, choices, strict=True)
                 ]
-                found = cosine_matrix(given), cosine_matrix(own)
-                for matrices, matrix in zip((outputs, branches), found, strict=True):
+                found = cosine_matrix(given), cosine_matrix(own), cka_matrix(given)
+                for matrices, matrix in zip(sums, found, strict=True):
                     if count == 1:
                         matrices.append(matrix)
                     else:
                         matrices[index] += matrix
                 features = torch.stack(given).mean(0)
     net.train(training)
-    return Shift([matrix / count for matrix in outputs], [matrix / count for matrix in branches])
+    return Shift(*([matrix / count for matrix in matrices] for matrices in sums))

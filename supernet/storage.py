@@ -12,10 +12,25 @@ from supernet.space import Space
 from supernet.supernet import Supernet
 from tools.weights import load_weights, read_weights, save_weights
 
+SNAPSHOTS = "snapshots"
+
 
 def save_supernet(path: Path, net: Supernet, notes: Mapping[str, Any]) -> None:
     """Write weights, with the space and notes in the metadata."""
     save_weights(path, net, {"space": space_to(net.space), **notes})
+
+
+def save_snapshot(run: Path, net: Supernet, step: int, notes: Mapping[str, Any]) -> None:
+    """Keep the weights of a step beside those of the run."""
+    folder = run / SNAPSHOTS
+    folder.mkdir(exist_ok=True)
+    save_supernet(folder / f"step-{step:08d}.safetensors", net, {**notes, "step": step})
+
+
+def snapshots(path: Path) -> list[tuple[int, Path]]:
+    """The weights that the training of a supernet kept on its way, by step."""
+    files = (weights_file(path).parent / SNAPSHOTS).glob("step-*.safetensors")
+    return sorted((int(file.stem.removeprefix("step-")), file) for file in files)
 
 
 def weights_file(path: Path) -> Path:

@@ -20,7 +20,7 @@ from supernet.objectives import CrossEntropy, InfoNCE, Objective
 from supernet.records import Records, shift_line
 from supernet.shift import Shift
 from supernet.space import Space
-from supernet.storage import save_supernet
+from supernet.storage import save_snapshot, save_supernet
 from supernet.strategies import TailTraining, make_strategy
 from supernet.strategy import Strategy
 from supernet.supernet import Supernet
@@ -86,9 +86,12 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
     def keep_best(step: int, score: float) -> None:
         save_supernet(run.best_weights, net, notes | {"step": step, "validation_top1": score})
 
-    def write_shift(step: int, shift: Shift) -> None:
-        with contextlib.closing(MetricsLog(run.path / "shift.jsonl")) as log:
-            log.append(step, shift_line(shift))
+    def note(step: int, shift: Shift | None) -> None:
+        if shift is not None:
+            with contextlib.closing(MetricsLog(run.path / "shift.jsonl")) as log:
+                log.append(step, shift_line(shift))
+        if config.records.snapshots:
+            save_snapshot(run.path, net, step, notes)
 
     job = SupernetTraining(
         strategy,
@@ -98,7 +101,7 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
         num_steps=num_steps,
         records=Records(config, data, accelerator, space),
         keep=keep_best,
-        write_shift=write_shift,
+        note=note,
     )
     plan = Plan(
         num_steps=num_steps + config.tail_steps,

@@ -20,6 +20,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         "retrain.training",
+        "retrain.truth",
         "search.architectures",
         "search.searching",
         "supernet.training",
@@ -53,7 +54,7 @@ def _run(words: list[str], ranks: int, deadly: str) -> subprocess.CompletedProce
         try:
             for process in processes:
                 process.start()
-            deadline = time.monotonic() + 200
+            deadline = time.monotonic() + 500
             # With one rank killed the machine is taken to be down.
             while (codes := [process.exitcode for process in processes]).count(None) and not (
                 -signal.SIGKILL in codes or time.monotonic() > deadline

@@ -38,9 +38,16 @@ def start(line: Sequence[str], limit_file_bytes: int = 0) -> subprocess.Popen[st
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 200) -> subprocess.CompletedProcess[str]:
-    """Wait for a started command."""
-    out, error = process.communicate(timeout=timeout)
+def finish(process: subprocess.Popen[str], timeout: float = 500) -> subprocess.CompletedProcess[str]:
+    """Wait for a started command, which does not outlive the wait."""
+    try:
+        out, error = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        for one in psutil.Process(process.pid).children(recursive=True):
+            one.kill()
+        process.kill()
+        process.communicate()
+        raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 

@@ -7,6 +7,7 @@ Intervals are percentiles over resampled networks: n of n with replacement. Pair
 then ties in both lists, which tau-b leaves out. Where the truth has repeats, these are resampled too.
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from tools.config import check_range
 from tools.seeding import numpy_stream
 
 Numbers = NDArray[np.float64]
+Signs = NDArray[np.int8]
 
 RESAMPLES = 2000
 BLOCK = 512
@@ -55,10 +57,7 @@ def kendall_tau(
     seed: int = 0,
 ) -> Tau:
     """Tau-b of scores against the truth, or against the mean of its rows where it has several."""
-    given, repeats = _checked(scores, truth)
-    tested = stats.kendalltau(given, repeats.mean(axis=0))
-    low, high = _interval(_resampled([given], repeats, resamples, seed)[0], level)
-    return Tau(float(tested.statistic), low, high, float(tested.pvalue), len(given))
+    return rank_all([scores], truth, level=level, resamples=resamples, seed=seed)[0][0]
 
 
 def compare(
@@ -71,16 +70,38 @@ def compare(
     seed: int = 0,
 ) -> Difference:
     """Tau of one list less tau of another, both on the same networks, and resampled together."""
-    first, repeats = _checked(one, truth)
-    second, _ = _checked(other, truth)
+    return rank_all([one, other], truth, level=level, resamples=resamples, seed=seed)[1][0, 1]
+
+
+def rank_all(
+    lists: Sequence[ArrayLike],
+    truth: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[list[Tau], dict[tuple[int, int], Difference]]:
+    """Tau of every list, and for each two how much higher that of the first is; from the same resamples."""
+    checked = [_checked(scores, truth) for scores in lists]
+    given, repeats = [scores for scores, _ in checked], checked[0][1]
     mean = repeats.mean(axis=0)
-    value = tau_b(first, mean) - tau_b(second, mean)
-    taken = _resampled([first, second], repeats, resamples, seed)
-    differences = taken[0] - taken[1]
-    low, high = _interval(differences, level)
-    below = (1 + np.count_nonzero(differences <= 0)) / (1 + len(differences))
-    above = (1 + np.count_nonzero(differences >= 0)) / (1 + len(differences))
-    return Difference(value, low, high, float(min(1.0, 2 * min(below, above))), len(first))
+    taken = _resampled(given, repeats, resamples, seed)
+    taus = []
+    for scores, values in zip(given, taken, strict=True):
+        tested = stats.kendalltau(scores, mean)
+        taus.append(
+            Tau(float(tested.statistic), *_interval(values, level), float(tested.pvalue), len(scores))
+        )
+    differences = {}
+    for one, other in itertools.combinations(range(len(given)), 2):
+        values = taken[one] - taken[other]
+        differences[one, other] = Difference(
+            taus[one].value - taus[other].value,
+            *_interval(values, level),
+            _two_sided(values),
+            len(mean),
+        )
+    return taus, differences
 
 
 def tau_b(scores: ArrayLike, truth: ArrayLike) -> float:
@@ -199,30 +220,58 @@ def _interval(values: Numbers, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _two_sided(values: Numbers) -> float:
+    """The chance of a value on the other side of 0, by the resamples."""
+    below, above = ((1 + np.count_nonzero(side)) / (1 + len(values)) for side in (values <= 0, values >= 0))
+    return float(min(1.0, 2 * min(below, above)))
+
+
 def _resampled(lists: Sequence[Numbers], repeats: Numbers, resamples: int, seed: int) -> list[Numbers]:
     """Tau-b of each list in every resample, the same resamples for all lists."""
     rng = numpy_stream(seed, "bootstrap")
     count = len(lists[0])
     rows = rng.integers(len(repeats), size=(resamples, len(repeats)))
     drawn = Counter(map(tuple, np.sort(rows, axis=1).tolist()))
+    signs = [[_signs(given, start) for start in range(0, count, BLOCK)] for given in lists]
     found: list[list[Numbers]] = [[] for _ in lists]
     for chosen, times in sorted(drawn.items()):
         weights = rng.multinomial(count, np.full(count, 1 / count), times).astype(float)
         true = repeats[list(chosen)].mean(axis=0)
-        for taken, given in zip(found, lists, strict=True):
-            taken.append(_weighted_taus(given, true, weights))
+        for taken, taus in zip(found, _weighted_taus(lists, signs, true, weights), strict=True):
+            taken.append(taus)
     return [np.concatenate(taken) for taken in found]
 
 
-def _weighted_taus(given: Numbers, true: Numbers, weights: Numbers) -> Numbers:
+def _weighted_taus(
+    lists: Sequence[Numbers], signs: Sequence[Sequence[Signs]], true: Numbers, weights: Numbers
+) -> list[Numbers]:
     """Tau-b where network i stands weights[b, i] times, for every b: sums over pairs are quadratic forms."""
-    sums = np.zeros((3, len(weights)))
-    for start in range(0, len(given), BLOCK):
-        part = slice(start, start + BLOCK)
-        one = np.sign(given[:, None] - given[None, part])
-        other = np.sign(true[:, None] - true[None, part])
-        for row, pairs in enumerate((one * other, one * one, other * other)):
-            sums[row] += ((weights @ pairs) * weights[:, part]).sum(axis=1)
+    counts = weights.astype(np.float32)  # exact: no sum along a row reaches 2 to the 24th
+    concordant = np.zeros((len(lists), len(weights)))
+    for number, start in enumerate(range(0, len(true), BLOCK)):
+        order, part = _signs(true, start), weights[:, start : start + BLOCK]
+        for sums, of_list in zip(concordant, signs, strict=True):
+            pairs = (of_list[number] * order).astype(np.float32)
+            sums += ((counts @ pairs).astype(float) * part).sum(axis=1)
+    apart = _untied(true, weights)
     with np.errstate(invalid="ignore"):
-        taus: Numbers = sums[0] / np.sqrt(sums[1] * sums[2])
-    return taus
+        return [
+            sums / np.sqrt(_untied(given, weights) * apart)
+            for sums, given in zip(concordant, lists, strict=True)
+        ]
+
+
+def _signs(values: Numbers, start: int) -> Signs:
+    """Which of a block's networks each network is above (1), beside (0) or below (-1)."""
+    block = values[None, start : start + BLOCK]
+    signs: Signs = (values[:, None] > block).astype(np.int8) - (values[:, None] < block).astype(np.int8)
+    return signs
+
+
+def _untied(values: Numbers, weights: Numbers) -> Numbers:
+    """The weight of ordered pairs that a list tells apart."""
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf))
+    equal = np.add.reduceat(weights[:, order], starts, axis=1)
+    apart: Numbers = weights.sum(axis=1) ** 2 - (equal**2).sum(axis=1)
+    return apart

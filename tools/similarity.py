@@ -12,6 +12,32 @@ def cosine_matrix(outputs: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.stack([(one * other).sum(1).mean() for other in unit]) for one in unit])
 
 
+def cka_matrix(outputs: Sequence[Tensor]) -> Tensor:
+    """Linear centred kernel alignment of each pair of outputs (B, ...), over the images; float64.
+
+    Unlike the cosine it does not change when an output is rotated or scaled. Of more numbers than images any
+    two would look alike: so products of kernels are taken without bias (HSIC_1 of Song et al., 2012), and
+    unlike outputs are about 0, a little above or below. Needs four images.
+    """
+    kernels = []
+    for each in outputs:
+        features = each.detach().double().flatten(1)
+        features = features - features.mean(0)  # changes nothing but the rounding
+        kernels.append((features @ features.T).fill_diagonal_(0.0))
+    hsic = torch.stack([torch.stack([_hsic(one, other) for other in kernels]) for one in kernels])
+    scale = hsic.diagonal().clamp(min=0).sqrt()
+    found = hsic / (scale[:, None] * scale[None]).clamp(min=1e-300)
+    return found.fill_diagonal_(1.0)
+
+
+def _hsic(one: Tensor, other: Tensor) -> Tensor:
+    """The unbiased estimate of how much two kernels without diagonals depend on each other."""
+    count = len(one)
+    sums = one.sum() * other.sum() / ((count - 1) * (count - 2))
+    mixed = 2 * (one.sum(0) * other.sum(0)).sum() / (count - 2)
+    return ((one * other).sum() + sums - mixed) / (count * (count - 3))
+
+
 def off_diagonal_mean(matrix: Tensor) -> Tensor:
     """The mean of all that is not on the diagonal; 1 for a single number, which is like itself."""
     count = len(matrix)

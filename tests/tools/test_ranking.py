@@ -60,11 +60,12 @@ def test_tau_is_its_definition(lists: tuple[list[float], ...]) -> None:
 
 @given(few)
 def test_the_resampled_taus_are_those_of_drawn_lists(lists: tuple[list[float], ...]) -> None:
-    from tools.ranking import _weighted_taus
+    from tools.ranking import _signs, _weighted_taus
 
     scores, truth, draws = lists
     times = np.array([draws, draws[::-1]], float)
-    found = _weighted_taus(np.array(scores, float), np.array(truth, float), times)
+    given = np.array(scores, float)
+    (found,) = _weighted_taus([given], [[_signs(given, 0)]], np.array(truth, float), times)
     for row, value in zip(times.astype(int), found, strict=True):
         drawn = [i for i, count in enumerate(row) for _ in range(count)]
         mine, theirs = [scores[i] for i in drawn], [truth[i] for i in drawn]

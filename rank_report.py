@@ -1,0 +1,17 @@
+"""Report how well supernets, or other scores, rank networks against training them alone.
+
+accelerate launch rank_report.py --supernet runs/spos runs/greedy --truth nas-bench-macro.json --run runs/ranking
+"""
+
+from search.ranking_config import RankReportConfig
+from tools.command import main
+
+
+def run(config: RankReportConfig) -> None:
+    from search.ranking import rank_report  # imports torch: only when there is work to do
+
+    rank_report(config)
+
+
+if __name__ == "__main__":
+    main(RankReportConfig, run, __doc__)

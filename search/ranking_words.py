@@ -1,0 +1,143 @@
+"""What a ranking's numbers say, in words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+SURE = 0.05
+"""Differences with a p value below this, adjusted for their number, are called real."""
+COUNTS = {"MACs": "Counting MACs", "params": "Counting parameters", "depth": "Counting layers"}
+"""Baselines that need neither training nor truth."""
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """As statistics are written: without the zero in front."""
+    if value is None:
+        return "-"
+    text = f"{value:.{digits}f}"
+    if float(text) == 0:
+        return f"{0:.{digits}f}"[1:]
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
+
+
+def interval(found: Mapping[str, float], digits: int = 2) -> str:
+    """A value with its interval."""
+    low, high = number(found["low"], digits), number(found["high"], digits)
+    return f"{number(found['value'], digits)} [{low}, {high}]"
+
+
+def chance(pair: Mapping[str, Any]) -> str:
+    """The p value of a difference; where no resample contradicts it, only a bound is known."""
+    return f"p {'<' if pair['p_is_bound'] else '='} {number(pair['p_holm'], 3)}"
+
+
+def difference(found: Mapping[str, Any], one: str, other: str) -> dict[str, Any]:
+    """Of two scores, as one less the other."""
+    for pair in found["differences"]:
+        if (pair["one"], pair["other"]) == (one, other):
+            return dict(pair)
+        if (pair["one"], pair["other"]) == (other, one):
+            turned = {"value": -pair["value"], "low": -pair["high"], "high": -pair["low"]}
+            return {**pair, "one": one, "other": other, **turned}
+    raise AssertionError(f"{one} and {other} were not compared")
+
+
+def judged(pair: Mapping[str, Any]) -> str:
+    """Whether one is above, below or not told from the other."""
+    if pair["p_holm"] >= SURE:
+        return "not told from"
+    return "above" if pair["value"] > 0 else "below"
+
+
+def verdict(found: Mapping[str, Any], strategies: Mapping[str, str]) -> list[str]:
+    """The sentence to remember, then what belongs to it; `strategies` names that of each supernet."""
+    asked = [name for name in found["asked"] if name in found["scores"]]
+    lines = [
+        f"{name} gives all networks the same score: it orders nothing." for name in found["orders_nothing"]
+    ]
+    lines = [line for line in lines if line.split(" gives ")[0] in found["asked"]]
+    if not asked:
+        return lines
+    asked.sort(key=lambda name: -found["scores"][name]["tau"]["value"])
+    return [
+        _first(found, asked),
+        *_among(found, asked),
+        *_claim(found, strategies),
+        *lines,
+        *_context(found),
+    ]
+
+
+def _first(found: Mapping[str, Any], asked: list[str]) -> str:
+    """The best of those asked for, and the strongest count that needs no training."""
+    best, n = asked[0], found["networks"]
+    tau = found["scores"][best]["tau"]
+    said = f"tau {interval(tau)} over {n:,} networks"
+    whom = best if len(asked) == 1 else f"the best, {best},"
+    if tau["low"] <= 0:
+        return f"No better than chance: {whom} has {said}."
+    simple = [name for name in COUNTS if name in found["scores"]]
+    if not simple:
+        return f"{best} ranks networks with {said}."
+    strongest = max(simple, key=lambda name: found["scores"][name]["tau"]["value"])
+    pair, count = difference(found, best, strongest), COUNTS[strongest]
+    theirs = interval(found["scores"][strongest]["tau"])
+    by = f"difference {interval(pair)}, {chance(pair)}"
+    match judged(pair):
+        case "above":
+            return f"{best} ranks best: {said}. {count} alone gives {theirs}, which is beaten ({by})."
+        case "below":
+            return f"{count} alone ranks networks better (tau {theirs}) than {whom} does: {said} ({by})."
+    count = count[0].lower() + count[1:]
+    return f"{best} ranks best, {said}, but cannot be told from {count}, tau {theirs} ({by})."
+
+
+def _among(found: Mapping[str, Any], asked: list[str]) -> list[str]:
+    """Which of those asked for are behind the best, and which cannot be told from it."""
+    best = asked[0]
+    words: dict[str, list[str]] = {"below": [], "not told from": []}
+    for name in asked[1:]:
+        pair = difference(found, name, best)
+        tau = interval(found["scores"][name]["tau"])
+        words[judged(pair)].append(f"{name} (tau {tau}, difference {number(pair['value'])}, {chance(pair)})")
+    lines = []
+    if words["below"]:
+        lines.append(f"{best} ranks better than {', '.join(words['below'])}.")
+    if words["not told from"]:
+        lines.append(f"{best} cannot be told from {', '.join(words['not told from'])}.")
+    return lines
+
+
+def _claim(found: Mapping[str, Any], strategies: Mapping[str, str]) -> list[str]:
+    """Non-greedy against single paths, the claim of LWSL's Table II."""
+    one = [name for name in found["asked"] if strategies.get(name) == "nongreedy" and name in found["scores"]]
+    other = [name for name in found["asked"] if strategies.get(name) == "spos" and name in found["scores"]]
+    lines = []
+    for mine, theirs in zip(one, other, strict=False):
+        pair = difference(found, mine, theirs)
+        word = {
+            "above": "here it does",
+            "below": "here it ranks worse",
+            "not told from": "here that cannot be told",
+        }[judged(pair)]
+        lines.append(
+            "Does non-greedy layer-wise training rank better than single paths, as LWSL has it (.538 against "
+            f".205)? {mine} less {theirs}: {interval(pair)}, {chance(pair)}; {word}."
+        )
+    return lines
+
+
+def _context(found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if found["noise_ceiling"] is not None:
+        lines.append(
+            f"A training of each network alone agrees with the mean of its repeats by tau "
+            f"{number(found['noise_ceiling'])}: hardly any score gets beyond."
+        )
+    lines.append(
+        f"Chance alone stays within ±{number(1.96 * found['null_deviation'])} in 95 of 100 rankings of "
+        "as many networks. Intervals are of 95 % over resampled networks"
+        + (" and repeats of the truth" if found["repeats"] > 1 else "")
+        + "; p values are adjusted for their number (Holm). They say nothing of what another seed of a "
+        "supernet would give."
+    )
+    return lines
