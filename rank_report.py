@@ -1,6 +1,6 @@
 """Report how well supernets, or other scores, rank networks against training them alone.
 
-accelerate launch rank_report.py --supernet runs/spos runs/greedy --truth nas-bench-macro.json --run runs/ranking
+accelerate launch rank_report.py --supernet runs/spos runs/greedy --truth table.json --run runs/ranking
 """
 
 from search.ranking_config import RankReportConfig

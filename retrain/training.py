@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,15 @@ def retrain(config: RetrainConfig) -> None:
 
 
 def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
+    results = train_network(config, run, accelerator, lambda: load_data(config.data, config.seed))
+    if accelerator.is_main_process:
+        print(_summary(run, results), flush=True)
+
+
+def train_network(
+    config: RetrainConfig, run: Run, accelerator: Accelerator, load: Callable[[], Data]
+) -> dict[str, Any]:
+    """One training in its folder, from wherever it stands to its results; `load` gives the images."""
     recipe = config.recipe
     # What can be wrong is looked at before minutes go into reading the data.
     asked, config = config, kept_in_run(config, run, accelerator)
@@ -47,7 +57,7 @@ def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
             f"--recipe.batch-size: {recipe.batch_size} images cannot be shared evenly among "
             f"{accelerator.num_processes} processes in --recipe.accumulate {recipe.accumulate} parts each"
         )
-    data = load_data(config.data, config.seed)
+    data = load()
     chain = chosen_chain(config, data.num_classes, data.image_size, data.channels)
     decoupling = _settle_decoupling(config, chain, data, run, accelerator)
     net = make_net(config, chain, decoupling, data, weights)
@@ -115,8 +125,7 @@ def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
         tested["best"] = evaluate(best, test, accelerator)
     results = _results(facts, num_steps, end, tested)
     on_main(accelerator, lambda: run.write_results(results))
-    if accelerator.is_main_process:
-        print(_summary(run, results), flush=True)
+    return results
 
 
 def _settle_decoupling(

@@ -72,30 +72,33 @@ class RankReportConfig(RunOptions):
     def check_sources(self) -> None:
         """Refuse what gives nothing to tell, or tells half; not before all options are known."""
         ranked = (*self.supernet, *self.scores, *self.losses)
+        if self.truth and not ranked:
+            raise ValueError("--supernet: there is nothing to compare the truth with; name one, or --scores")
         if not (ranked or self.search or self.cuts or self.trained):
             raise ValueError("--supernet: name a supernet to rank by, or scores, or runs to tell of")
         if ranked and not self.truth:
             raise ValueError(
                 "--truth: name the truth to compare with: a table of accuracies, or a run of make_truth.py"
             )
-        if self.truth and not ranked:
-            raise ValueError("--supernet: there is nothing to compare the truth with; name one, or --scores")
         if ranked and not self.supernet and not self.space:
             raise ValueError("--space: name the space of the choices; no supernet says it")
         if self.supernet and self.space:
             raise ValueError("--space: the supernet says it; leave it out")
         names(*ranked)
-        names(*self.trained)
+        for each in (self.search, self.cuts, self.trained):
+            names(*each)
 
 
 def names(*asked: str) -> dict[str, Path]:
     """What each is called, and where it is: as it says itself, or by the ends of the paths that differ."""
-    paths = {word: Path(word.partition("=")[2] or word) for word in asked}
+    paths = [Path(word.partition("=")[2] or word) for word in asked]
     found: dict[str, Path] = {}
-    for word, path in paths.items():
-        name = word.partition("=")[0] if "=" in word else _short(path, list(paths.values()))
+    for word, path in zip(asked, paths, strict=True):
+        name = word.partition("=")[0] if "=" in word else _short(path, paths)
         if name in found:
-            raise ValueError(f"two are called '{name}'; name them apart, as in best={path}")
+            raise ValueError(
+                f"--supernet, --scores, --trained: two are called '{name}'; name one NAME={path}"
+            )
         found[name] = path
     return found
 

@@ -90,7 +90,6 @@ def statistics(ranked: Ranked, *, resamples: int, seed: int) -> dict[str, Any]:
     ]
     for pair, adjusted in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
         pair["p_holm"] = adjusted
-        pair["p_is_bound"] = pair["p_value"] < 2.5 / (1 + resamples)
     sizes = sorted({k for k in (1, 10, round(n / 10), round(n / 4)) if 0 < k < n})
     scores = {
         name: {"tau": tau._asdict(), **_others(telling[name], ranked, sizes)}

@@ -26,8 +26,8 @@ def interval(found: Mapping[str, float], digits: int = 2) -> str:
 
 
 def chance(pair: Mapping[str, Any]) -> str:
-    """The p value of a difference; where no resample contradicts it, only a bound is known."""
-    return f"p {'<' if pair['p_is_bound'] else '='} {number(pair['p_holm'], 3)}"
+    """The p value of a difference, adjusted for the number of differences."""
+    return "p < .001" if pair["p_holm"] < 0.0005 else f"p = {number(pair['p_holm'], 3)}"
 
 
 def difference(found: Mapping[str, Any], one: str, other: str) -> dict[str, Any]:

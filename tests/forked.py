@@ -22,6 +22,7 @@ FORKS.set_forkserver_preload(
         "retrain.training",
         "retrain.truth",
         "search.architectures",
+        "search.ranking",
         "search.searching",
         "supernet.training",
         "torch._dynamo",

@@ -24,7 +24,7 @@ def main(cls: type[Config], run: Callable[[Config], None], description: str | No
     try:
         run(parse(cls, sys.argv[1:], prog=Path(sys.argv[0]).name, description=description or ""))
     except ValueError as error:
-        if not _is_ours(error):
+        if not is_ours(error):
             raise
         # Every process meets the same mistake; one on each machine says so.
         _leave(str(error), 2, speaks=os.environ.get("LOCAL_RANK", "0") == "0")
@@ -36,7 +36,7 @@ def main(cls: type[Config], run: Callable[[Config], None], description: str | No
         _leave("interrupted at once; what was saved is kept", 128 + signal.SIGINT)
 
 
-def _is_ours(error: ValueError) -> bool:
+def is_ours(error: ValueError) -> bool:
     """A ValueError of our own code is for the user; from anywhere else it is a bug to be seen whole."""
     frames = traceback.extract_tb(error.__traceback__)
     raised_in = Path(frames[-1].filename).resolve() if frames else HOUSE

@@ -95,12 +95,9 @@ def rank_all(
     differences = {}
     for one, other in itertools.combinations(range(len(given)), 2):
         values = taken[one] - taken[other]
-        differences[one, other] = Difference(
-            taus[one].value - taus[other].value,
-            *_interval(values, level),
-            _two_sided(values),
-            len(mean),
-        )
+        value = taus[one].value - taus[other].value
+        p_value = _two_sided(value, values, len(mean))
+        differences[one, other] = Difference(value, *_interval(values, level), p_value, len(mean))
     return taus, differences
 
 
@@ -220,10 +217,14 @@ def _interval(values: Numbers, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _two_sided(values: Numbers) -> float:
-    """The chance of a value on the other side of 0, by the resamples."""
-    below, above = ((1 + np.count_nonzero(side)) / (1 + len(values)) for side in (values <= 0, values >= 0))
-    return float(min(1.0, 2 * min(below, above)))
+def _two_sided(value: float, values: Numbers, count: int) -> float:
+    """The chance of a value as far from 0 by Student's t, with the spread of resamples as its error.
+
+    Counting resamples beyond 0 would never tell a chance below 1 / their number, too coarse where many
+    differences are looked at.
+    """
+    error = float(np.nanstd(values))
+    return float(2 * stats.t.sf(abs(value) / error, count - 1)) if error else 1.0
 
 
 def _resampled(lists: Sequence[Numbers], repeats: Numbers, resamples: int, seed: int) -> list[Numbers]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from tools.ranking import (
     Numbers,
@@ -73,6 +74,22 @@ def test_the_resampled_taus_are_those_of_drawn_lists(lists: tuple[list[float], .
             assert value == pytest.approx(tau_by_loops(mine, theirs), abs=1e-12)
         else:
             assert math.isnan(value)
+
+
+def test_pairs_of_many_networks_are_all_counted() -> None:
+    rng = np.random.default_rng(0)
+    n = 1100  # three blocks, the last one not full
+    truth = rng.normal(size=(2, n)).round(1)
+    lists = [truth.mean(axis=0) + rng.normal(size=n), rng.normal(size=n).round(1)]
+    from tools.ranking import BLOCK, _signs, _weighted_taus
+
+    weights = rng.multinomial(n, np.full(n, 1 / n), 3).astype(float)
+    signs = [[_signs(each, start) for start in range(0, n, BLOCK)] for each in lists]
+    found = _weighted_taus(lists, signs, truth.mean(axis=0), weights)
+    for scores, taus in zip(lists, found, strict=True):
+        for row, value in zip(weights.astype(int), taus, strict=True):
+            expected = stats.kendalltau(np.repeat(scores, row), np.repeat(truth.mean(axis=0), row)).statistic
+            assert value == pytest.approx(expected, abs=1e-12)
 
 
 @given(few)

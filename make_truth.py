@@ -1,0 +1,18 @@
+"""Train many networks by one recipe, each from scratch: the truth that rankings are compared with.
+
+accelerate launch make_truth.py --space nas_bench_macro --networks 32 --data.name cifar10 --data.root DIR
+"""
+
+from retrain.truth_config import TruthConfig
+from tools.command import main
+
+
+def run(config: TruthConfig) -> None:
+    config.check_source()
+    from retrain.truth import make_truth  # imports torch: only when there is work to do
+
+    make_truth(config)
+
+
+if __name__ == "__main__":
+    main(TruthConfig, run, __doc__)

@@ -1,0 +1,340 @@
+"""Many networks trained for a ranking: the same whatever the workers, and whatever happens to them."""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from local_learning.decoupling import Decoupling, save_decoupling
+from retrain.truth_config import TruthConfig
+from retrain.truth_plan import draw
+from supernet.documents import load_architecture, save_architecture
+from supernet.presets import preset
+from supernet.space import Architecture, Space
+from tests.forked import run, run_up_to
+from tests.script import SMALL, chance, command, finish, kill_all, start, wait_until, weights
+from tools.config import from_toml
+from tools.meters import read_metrics
+
+SCRIPT = "make_truth.py"
+TINY = [*SMALL, "--space", "tiny", "--recipe.lr", "0.02"]
+MANY = [*TINY, "--networks", "32", "--recipe.steps", "6", "--recipe.checkpoint-every", "2"]
+MANY += ["--recipe.evaluate-every", "0", "--data.validation", "0"]
+LONG = [*TINY, "--networks", "2", "--jobs", "2", "--recipe.steps", "400"]
+TIMED = ("training_seconds",)
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return preset("tiny", num_classes=10, image_size=16)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 networks, uninterrupted, by one worker."""
+    return made(tmp_path_factory.mktemp("whole") / "run", *MANY)
+
+
+def made(folder: Path, *options: str, ranks: int = 1) -> Path:
+    done = run(SCRIPT, *options, "--run", str(folder), ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "truth.jsonl").read_text().splitlines()]
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "results.json").read_text())
+    return {name: value for name, value in found.items() if name not in TIMED}
+
+
+def assert_same_truth(one: Path, other: Path) -> None:
+    assert (one / "truth.jsonl").read_bytes() == (other / "truth.jsonl").read_bytes()
+    assert results_of(one) == results_of(other)
+
+
+def finished(folder: Path) -> int:
+    return len(list(folder.glob("trainings/*/results.json")))
+
+
+def begun(folder: Path, step: int = 1) -> list[Path]:
+    """Trainings that have come to a step."""
+    paths = folder.glob("trainings/*/metrics.jsonl")
+    return [path.parent for path in paths if any(line["step"] >= step for line in read_metrics(path))]
+
+
+def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    found: list[psutil.Process] = psutil.Process(process.pid).children(recursive=True)
+    return found
+
+
+def assert_all_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive, f"still there: {alive}"
+
+
+@pytest.mark.slow
+def test_networks_are_different_and_each_has_its_line(whole: Path, space: Space) -> None:
+    lines = lines_of(whole)
+    drawn = [Architecture(tuple(line["choices"])) for line in lines]
+    assert len({space.canonical(each) for each in drawn}) == 32
+    assert drawn == draw(space, 32, seed=0)
+    for number, (each, line) in enumerate(zip(drawn, lines, strict=True), start=1):
+        assert (line["macs"], line["params"]) == (space.macs(each), space.params(each))
+        test = json.loads((whole / f"trainings/{number:04d}-0/results.json").read_text())["test"]["last"]
+        assert (line["accuracy"], line["top5"], line["loss"]) == (test["top1"], test["top5"], test["loss"])
+    assert len({line["loss"] for line in lines}) == 32
+    accuracies = [line["accuracy"] for line in lines]
+    results = results_of(whole)
+    assert (results["networks"], results["repeats"]) == (32, 1)
+    assert results["max_accuracy"] == max(accuracies)
+    assert lines[results["best"]["number"] - 1]["accuracy"] == max(accuracies)
+    assert not list(whole.glob("**/*.pt"))
+    assert not list(whole.glob("**/*.safetensors"))
+
+
+@pytest.mark.slow
+def test_two_kills_and_a_signal_at_random_moments_change_nothing(whole: Path, tmp_path: Path) -> None:
+    folder, random = tmp_path / "run", chance()
+    options = [*MANY, "--jobs", "2", "--run", str(folder)]
+    for low, high, end in ((0, 8, kill_all), (10, 18, kill_all), (20, 28, terminate)):
+        process, wanted = start(command(SCRIPT, *options)), random.randint(low, high)
+        wait_until(lambda wanted=wanted: finished(folder) >= wanted, process)  # type: ignore[misc]
+        time.sleep(random.random() / 2)
+        end(process)
+    done = run(SCRIPT, *options)
+    assert done.returncode == 0, done.stderr
+    assert "trainings are finished" in done.stdout
+    assert_same_truth(whole, folder)
+
+
+def terminate(process: subprocess.Popen[str]) -> None:
+    workers = descendants(process)
+    process.send_signal(signal.SIGTERM)
+    done = finish(process)
+    assert done.returncode == 143, done
+    (said,) = done.stderr.strip().splitlines()
+    assert "stopped by SIGTERM; " in said
+    assert "of 32 trainings are finished, those under way have checkpoints, and the same" in said
+    assert_all_gone(workers)
+
+
+@pytest.mark.slow
+def test_two_ranks_of_two_workers_give_the_same(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = run(SCRIPT, *MANY, "--jobs", "2", "--run", str(folder), ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert "2 trainings at once on each of 2 x cpu" in done.stdout
+    workers = {path.read_text() for path in folder.glob("trainings/*/.lock")}
+    assert 2 < len(workers) <= 4, "each rank has two: not all worked"
+    assert_same_truth(whole, folder)
+
+
+@pytest.mark.slow
+def test_a_training_is_that_of_retrain_model(tmp_path: Path) -> None:
+    options = [*SMALL, "--recipe.lr", "0.02", "--recipe.steps", "20", "--seed", "3"]
+    folder = made(
+        tmp_path / "truth",
+        *options,
+        "--space",
+        "tiny",
+        "--networks",
+        "3",
+        "--max-macs",
+        "4e5",
+        "--keep-weights",
+    )
+    third = lines_of(folder)[2]
+    assert third["seed"] == 3
+    assert third["macs"] <= 4e5
+    file = folder / "architectures" / "0003.json"
+    _, architecture = load_architecture(file, num_classes=10, image_size=16)
+    assert list(architecture.choices) == third["choices"]
+    line = [*options, "--architecture", str(file), "--run", str(tmp_path / "alone")]
+    assert run("retrain_model.py", *line).returncode == 0
+    alone = json.loads((tmp_path / "alone" / "results.json").read_text())
+    assert third["accuracy"] == alone["test"]["last"]["top1"]
+    assert third["validation"] == alone["validation"]["last"]["validation_top1"]
+    for name in ("weights.safetensors", "best.safetensors"):
+        mine, other = weights(folder / "trainings/0003-0", name), weights(tmp_path / "alone", name)
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(value, other[key]) for key, value in mine.items())
+
+
+@pytest.mark.slow
+def test_cuts_of_one_network_are_compared_in_repeats(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.json"
+    save_decoupling(mine, Decoupling((1, 3), ("linear", "aux1")))
+    line = [*SMALL, "--network", "vgg6a", "--width", "0.125", "--recipe.lr", "0.02", "--recipe.steps", "4"]
+    line += ["--decouplings", str(mine), "uniform:2:linear", "balanced:2:linear", "--repeats", "2"]
+    folder = tmp_path / "run"
+    run_up_to("truth.jsonl", SCRIPT, *line, "--run", str(folder))
+    save_decoupling(mine, Decoupling((2, 3), ("linear", "aux1")))  # too late: the plan is made
+    made(folder, *line)
+    lines = lines_of(folder)
+    assert [entry["seed"] for entry in lines] == [0, 0, 0, 1, 1, 1]
+    assert [entry["name"] for entry in lines[:3]] == [str(mine), "uniform:2:linear", "balanced:2:linear"]
+    assert (lines[0]["cuts"], lines[0]["heads"], lines[0]["groups"]) == ([1, 3], ["linear", "aux1"], 1)
+    assert all(entry["network"] == "vgg6a" for entry in lines)
+    for once, again in zip(lines[:3], lines[3:], strict=True):
+        assert once["cuts"] == again["cuts"]
+        assert once["loss"] != again["loss"], "a repeat must have a seed of its own"
+    results = results_of(folder)
+    means = [(lines[i]["accuracy"] + lines[i + 3]["accuracy"]) / 2 for i in range(3)]
+    assert results["mean_accuracy"] == pytest.approx(sum(means) / 3)
+    spread = [(lines[i]["accuracy"] - lines[i + 3]["accuracy"]) ** 2 / 2 for i in range(3)]
+    assert results["std_between_repeats"] == pytest.approx((sum(spread) / 3) ** 0.5)
+    noise, found = sum(spread) / 3 / 2, statistics.variance(means)
+    assert results.get("reliability", 0) == pytest.approx(max(0, 1 - noise / found) if found else 0)
+    assert "is finished" in run(SCRIPT, *line, "--run", str(folder)).stdout
+
+
+@pytest.mark.slow
+def test_architectures_come_from_files(space: Space, tmp_path: Path) -> None:
+    one, lines = tmp_path / "one.json", tmp_path / "scores.jsonl"
+    save_architecture(one, Architecture((0, 3, 2, 1)), space)
+    lines.write_text('{"choices": [1, 1, 1, 1], "score": 0.5}\n{"choices": [0, 3, 2, 1], "score": 0.4}\n')
+    line = [*TINY, "--recipe.steps", "2", "--architectures", str(one), str(lines)]
+    folder = made(tmp_path / "run", *line)
+    assert [entry["choices"] for entry in lines_of(folder)] == [[0, 3, 2, 1], [1, 1, 1, 1]]
+    done = run(SCRIPT, *line, "--repeats", "2", "--run", str(folder))
+    assert done.returncode == 2
+    assert "was made with other options: --repeats (was 1, is 2)" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_network_that_cannot_be_trained_ends_the_run_and_is_named(ranks: int, tmp_path: Path) -> None:
+    line = [*TINY, "--networks", "2", "--recipe.steps", "300", "--recipe.lr", "1e6"]
+    done = run(SCRIPT, *line, "--run", str(tmp_path / "run"), ranks=ranks)
+    assert done.returncode == 1, done
+    (said,) = done.stderr.strip().splitlines()
+    assert "training 000" in said
+    assert "(tiny/" in said
+    assert "is not a finite number" in said or "no numbers" in said
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_in_good_order(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    line = command(SCRIPT, *LONG, "--recipe.checkpoint-every", "1000", "--run", str(folder))
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until(lambda: len(begun(folder, 5)) == 2, process)
+    workers = descendants(process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    done = finish(process)
+    assert done.returncode == 130, done
+    (said,) = done.stderr.strip().splitlines()
+    assert "stopped by SIGINT; 0 of 2 trainings are finished" in said
+    assert_all_gone(workers)
+    assert len({path.parent for path in folder.glob("trainings/*/checkpoints/*.pt")}) == 2
+    refused = run(SCRIPT, *LONG, "--recipe.checkpoint-every", "999", "--run", str(folder))
+    assert refused.returncode == 2
+    assert "--recipe.checkpoint-every (was 1000, is 999)" in refused.stderr
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_the_script(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(command(SCRIPT, *LONG, "--run", str(folder)))
+    wait_until(lambda: len(begun(folder, 5)) == 2, process)
+    workers = descendants(process)
+    assert len(workers) >= 2
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    assert_all_gone(workers)
+    assert len({path.parent for path in folder.glob("trainings/*/checkpoints/*.pt")}) == 2
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(command(SCRIPT, *LONG, "--run", str(folder)))
+    wait_until(lambda: len(begun(folder, 5)) == 2, process)
+    os.kill(int((folder / "trainings/0002-0/.lock").read_text()), signal.SIGKILL)
+    done = finish(process)
+    assert done.returncode == 1, done
+    (said,) = done.stderr.strip().splitlines()
+    assert "training 0002-0 (tiny/" in said
+    assert "was ended by SIGKILL" in said
+
+
+def test_drawn_networks_keep_the_limit_and_depend_on_the_seed(space: Space) -> None:
+    drawn = draw(space, 20, seed=1, max_macs=350_000)
+    assert all(space.macs(each) <= 350_000 for each in drawn)
+    assert len(set(drawn)) == 20
+    assert drawn == [space.canonical(each) for each in drawn]
+    assert drawn == draw(space, 20, seed=1, max_macs=350_000)
+    assert drawn != draw(space, 20, seed=2, max_macs=350_000)
+    assert len(draw(space, space.num_networks, seed=0)) == space.num_networks
+    with pytest.raises(ValueError, match=f"has only {space.num_networks:,} different networks, not"):
+        draw(space, space.num_networks + 1, seed=0)
+    with pytest.raises(ValueError, match="the cheapest has"):
+        draw(space, 1, seed=0, max_macs=10)
+
+
+def test_networks_of_a_space_too_large_to_list_are_drawn() -> None:
+    large = preset("lwsl_table1", num_classes=10, image_size=64)
+    least = large.fixed_cost.macs + sum(min(cost.macs for cost in row) for row in large.costs)
+    drawn = draw(large, 50, seed=0, max_macs=2 * least)
+    assert len({large.canonical(each) for each in drawn}) == 50
+    assert all(large.macs(each) <= 2 * least for each in drawn)
+    assert len(set(draw(large, 50, seed=0))) == 50
+    with pytest.raises(ValueError, match="different networks of at most"):
+        draw(large, 500, seed=0, max_macs=least)
+
+
+def mistakes() -> list[tuple[list[str], str]]:
+    space = ["--space", "tiny"]
+    return [
+        ([], "--space: name a space to draw --networks from; or give --architectures, or --decouplings"),
+        ([*space, "--decouplings", "uniform:2:aux1"], "--decouplings: cannot go with --space"),
+        (["--architectures", "x.json", "--decouplings", "uniform:2:aux1"], "cannot go with --architectures"),
+        (
+            ["--space", "tiny", "--architectures", "x.json"],
+            "--space: cannot go with --architectures that say",
+        ),
+        ([*space, "--networks", "100000"], "--networks: space tiny has only "),
+        ([*space, "--max-macs", "1e3"], "--max-macs: no network of tiny has at most 1,000 MACs"),
+        (["--space", "tinny"], "--space: space 'tinny' is unknown; did you mean 'tiny'?"),
+        (["--architectures", "missing.json"], "--architectures: cannot read missing.json"),
+        ([*space, "--architectures", "missing.jsonl"], "--architectures: cannot read missing.jsonl"),
+        (["--architectures", "missing.jsonl"], "--space: the lines of missing.jsonl do not say of which"),
+        (["--decouplings", "uniform:2:aux1", "missing"], "--decouplings: there is no file 'missing'"),
+        (["--decouplings", "uniform:99:aux1"], "--decouplings uniform:99:aux1: "),
+        (["--decouplings", "uniform:2:aux1", "uniform:2:aux1"], "is named twice; --repeats trains again"),
+        (["--decouplings", "uniform:2:aux1", "--networks", "3"], "--networks: goes with --space alone"),
+        ([*space, "--network", "vgg19"], "--network: cannot go with --space; leave vgg19 out"),
+        ([*space, "--repeats", "0"], "--repeats: 0 is out of range"),
+        ([*space, "--jobs", "0"], "--jobs: 0 is out of range"),
+        ([*space, "--decoupling", "balanced:2:linear"], "--balance: time measured beside other trainings"),
+        ([*space, "--recipe.accumulate", "5"], "--recipe.accumulate: 5 parts do not divide"),
+        ([*space, "--decoupling", "uniform:99:linear"], "training 0001-0 (tiny/"),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "says"), mistakes(), ids=lambda value: " ".join(value)[:50])
+def test_a_mistake_is_one_line(options: list[str], says: str, tmp_path: Path) -> None:
+    done = run(SCRIPT, *SMALL, "--recipe.steps", "2", *options, "--run", str(tmp_path / "run"))
+    assert done.returncode == 2, done
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_options_go_to_toml_and_back() -> None:
+    config = TruthConfig(decouplings=("uniform:2:aux1", "uniform:3:aux1"), repeats=3, jobs=2)
+    assert config.training(decoupling="uniform:2:aux1").decoupling == "uniform:2:aux1"
+    assert from_toml(TruthConfig, 'space = "tiny"\nnetworks = 5\n', source="x").networks == 5

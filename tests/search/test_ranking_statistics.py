@@ -1,0 +1,131 @@
+"""What a ranking report says in numbers and words, against ways of one's own."""
+
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search.ranking_figures import expected_regret, true_front
+from search.ranking_report import kept_by_layer
+from search.ranking_statistics import gather, holm, statistics
+from search.ranking_words import difference, number, verdict
+from search.tables import read_table
+from tests.search.spaces import TABLE, macro
+from tools.ranking import Numbers
+
+
+def benchmark(asked: dict[str, Numbers], *, resamples: int = 100, count: int = 0) -> dict[str, Any]:
+    if not TABLE.exists():
+        pytest.skip(f"the benchmark's table is not at {TABLE}")
+    table = read_table(TABLE, macro(), option="--truth")
+    networks = sorted(table.values, key=lambda each: each.choices)
+    networks = networks[:: len(networks) // count] if count else networks
+    ranked = gather(macro(), networks, table.repeats(networks), asked, seed=0)
+    return statistics(ranked, resamples=resamples, seed=0)
+
+
+@pytest.mark.slow
+def test_the_baselines_of_the_benchmark_are_the_published_ones() -> None:
+    found = benchmark({})
+    taus = {name: each["tau"]["value"] for name, each in found["scores"].items()}
+    assert taus["MACs"] == pytest.approx(0.546, abs=0.001)
+    assert taus["params"] == pytest.approx(0.2155, abs=0.001)
+    assert taus["depth"] == pytest.approx(0.679, abs=0.001)
+    assert taus["additive fit"] == pytest.approx(0.848, abs=0.002)
+    assert abs(taus["chance"]) < 0.03
+    assert found["noise_ceiling"] == pytest.approx(0.895, abs=0.001)
+    assert found["scores"]["depth"]["partial_tau_given_macs"] == pytest.approx(0.498, abs=0.001)
+    assert found["scores"]["depth"]["spearman"] == pytest.approx(0.821, abs=0.001)
+    assert found["scores"]["MACs"]["precision_at"]["397"] == pytest.approx(0.55, abs=0.01)
+    assert found["null_deviation"] == pytest.approx(0.0106, abs=0.0001)
+    assert found["scores"]["MACs"]["partial_tau_given_macs"] is None
+    json.dumps(found, allow_nan=False)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=7))
+def test_holm_is_its_definition(p_values: list[float]) -> None:
+    ordered = sorted(p_values)
+    for p_value, adjusted in zip(p_values, holm(p_values), strict=True):
+        rank = ordered.index(p_value)  # the first of equals
+        steps = [(len(p_values) - place) * ordered[place] for place in range(rank + 1)]
+        last = len(ordered) - 1 - ordered[::-1].index(p_value)
+        later = [(len(p_values) - place) * ordered[place] for place in range(last + 1)]
+        assert min(1, max(steps)) <= adjusted <= min(1, max(later)) + 1e-15
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=6))
+def test_expected_regret_is_the_mean_over_all_draws(values: list[int]) -> None:
+    true = np.array(values, float)
+    for k, found in enumerate(expected_regret(true), start=1):
+        draws = [max(drawn) for drawn in itertools.combinations(values, k)]
+        assert found == pytest.approx(max(values) - np.mean(draws), abs=1e-7)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=8, unique=True))
+def test_the_front_holds_what_nothing_as_cheap_beats(pairs: list[tuple[int, int]]) -> None:
+    truth, macs = (np.array(column, float) for column in zip(*pairs, strict=True))
+    front = [
+        index
+        for index, (true, cost) in enumerate(pairs)
+        if not any(t >= true and c <= cost and (t, c) != (true, cost) for t, c in pairs)
+    ]
+    assert sorted(true_front(truth, macs)) == front
+
+
+def test_memory_by_layer() -> None:
+    mib = 2.0**20
+    table = [[1 * mib, 3 * mib], [2 * mib, 4 * mib], [5 * mib, 0.0]]
+    assert kept_by_layer(table, "greedy") == [3, 4, 5]
+    assert kept_by_layer(table, "nongreedy") == [7, 9, 5]
+    assert kept_by_layer(table, "spos") == [2 + 3 + 2.5] * 3
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, ".50"), (-0.5, "-.50"), (1.0, "1.00"), (0.0, ".00"), (-0.001, ".00"), (None, "-")],
+)
+def test_numbers_are_written_as_in_papers(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def noisy(rng: np.random.Generator, truth: Numbers, noise: float) -> Numbers:
+    found: Numbers = truth + noise * truth.std() * rng.normal(size=len(truth))
+    return found
+
+
+@pytest.mark.slow
+def test_the_verdict_says_what_the_numbers_say() -> None:
+    if not TABLE.exists():
+        pytest.skip(f"the benchmark's table is not at {TABLE}")
+    table = read_table(TABLE, macro(), option="--truth")
+    networks = sorted(table.values, key=lambda each: each.choices)[::13]
+    truth = table.repeats(networks).mean(axis=0)
+    rng = np.random.default_rng(0)
+    good, poor, none = noisy(rng, truth, 0.1), noisy(rng, truth, 3), rng.normal(size=len(truth))
+
+    def told(asked: dict[str, Numbers], strategies: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+        ranked = gather(macro(), networks, table.repeats(networks), asked, seed=0)
+        found = statistics(ranked, resamples=300, seed=0)
+        return found, verdict(found, strategies)
+
+    found, lines = told({"good": good, "poor": poor}, {"good": "nongreedy", "poor": "spos"})
+    assert lines[0].startswith("good ranks best: tau .")
+    assert "which is beaten" in lines[0]
+    assert "good ranks better than poor" in lines[1]
+    assert "here it does" in lines[2]
+    turned = difference(found, "poor", "good")
+    assert turned["value"] == -difference(found, "good", "poor")["value"]
+    assert turned["low"] <= turned["value"] <= turned["high"]
+
+    _, lines = told({"poor": poor}, {"poor": "spos"})
+    assert lines[0].startswith("Counting layers alone ranks networks better")
+    _, lines = told({"none": none}, {})
+    assert lines[0].startswith("No better than chance: none has tau")
+    found, lines = told({"flat": np.ones(len(truth)), "good": good, "twin": good + 0.0}, {})
+    assert found["orders_nothing"] == ["flat"]
+    assert any("flat gives all networks the same score" in line for line in lines)
+    assert any("cannot be told from" in line and ("twin" in line or "good" in line) for line in lines)
