@@ -17,6 +17,7 @@ from search.ranking_supernets import Answers, ask
 from search.ranking_words import verdict
 from search.tables import Table, read_table
 from supernet.documents import find_space
+from supernet.records import shift_line
 from supernet.sampling import stream
 from supernet.space import Architecture, Space
 from supernet.storage import supernet_space, weights_file
@@ -145,7 +146,9 @@ def _write(
     report = Report(title, subtitle, said, [section for section in sections if section is not None])
     write_report(run.path / "report.html", report)
     if ranked is not None:
-        write_document(run.path / "ranking.json", "ranking", 1, {"verdict": said, **found, "origin": origin})
+        shift = {name: shift_line(each.shift) for name, each in answers.items() if each.shift is not None}
+        content = {"verdict": said, **found, "shift": shift, "origin": origin}
+        write_document(run.path / "ranking.json", "ranking", 1, content)
         write_bytes(run.path / "ranking.csv", _ranking_csv(found))
         write_bytes(run.path / "networks.csv", _networks_csv(ranked))
     print("\n".join([*said, f"report {run.path / 'report.html'}"]), flush=True)

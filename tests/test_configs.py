@@ -5,16 +5,27 @@ from pathlib import Path
 import pytest
 
 from retrain.config import RetrainConfig
+from retrain.truth_config import TruthConfig
 from search.architecture_config import ArchitectureSearchConfig
 from search.config import DecouplingSearchConfig
+from search.ranking_config import RankReportConfig
 from supernet.config import SupernetConfig
 from tools.config import parse
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.toml"))
 
-Config = RetrainConfig | DecouplingSearchConfig | SupernetConfig | ArchitectureSearchConfig
+Config = (
+    RetrainConfig
+    | DecouplingSearchConfig
+    | SupernetConfig
+    | ArchitectureSearchConfig
+    | RankReportConfig
+    | TruthConfig
+)
 
 SCRIPTS: dict[str, type[Config]] = {
+    "make_truth.py": TruthConfig,
+    "rank_report.py": RankReportConfig,
     "search_architecture.py": ArchitectureSearchConfig,
     "retrain_model.py": RetrainConfig,
     "search_decoupling.py": DecouplingSearchConfig,

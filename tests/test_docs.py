@@ -8,7 +8,7 @@ import torch
 
 from supernet.documents import find_space
 
-PAGES = {"own_network": 4, "spaces": 1, "supernet": 1, "evolution": 2}
+PAGES = {"own_network": 4, "spaces": 1, "supernet": 1, "evolution": 2, "ranking": 1}
 """Pages with programs, and how many they have."""
 
 
