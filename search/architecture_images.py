@@ -1,5 +1,6 @@
 """The images on which architectures are scored: apart from those that the supernet was trained on."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -65,19 +66,21 @@ def scoring_images(
     if options.statistics != "supernet":
         count, size = whole_batches(loaded.train, options.calibration_images, options.calibration_batch)
         calibration = fixed_part(loaded.train, count, seed, "calibration")
+    held = eval_batches(
+        loaded.validation.subset(validation), loaded, asked, batch_size=options.batch, device=device
+    )
     return ScoringImages(
         calibration=eval_batches(
             loaded.train.subset(calibration), loaded, asked, batch_size=size, device=device
         ),
-        validation=eval_batches(
-            loaded.validation.subset(validation), loaded, asked, batch_size=options.batch, device=device
-        ),
+        validation=held,
         indices={
             "data": asked.name,
             "seed": seed,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "validation_images": validation.tolist(),
             "calibration_images": calibration.tolist(),
+            "image_means": _means(held),
         },
         apart=apart,
         batches=len(calibration) // size + -(-len(validation) // options.batch),
@@ -114,7 +117,7 @@ def keep_identity(path: Path, content: Mapping[str, Any], *, begun: bool, run: P
         return
     before = read_document(path, "scoring", 1)
     for name, value in content.items():
-        if name != "device" and before.get(name) != value:
+        if name != "device" and name in before and not _same(before[name], value):
             raise ValueError(
                 f"--run: what is in '{run}' was made with another {what(name)}; name a new folder"
             )
@@ -125,6 +128,19 @@ def keep_identity(path: Path, content: Mapping[str, Any], *, begun: bool, run: P
         )
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Numbers may differ by the rounding of another device."""
+    if isinstance(one, list) and isinstance(other, list) and one and isinstance(one[0], float):
+        return len(one) == len(other) and all(map(lambda a, b: math.isclose(a, b, abs_tol=1e-3), one, other))
+    return bool(one == other)
+
+
+def _means(batches: Iterable[Batch]) -> list[float]:
+    """What tells images from others that are split alike: the means of the first few."""
+    first = next(iter(batches), None)
+    return [] if first is None else [round(float(each.double().mean()), 6) for each in first.images[:16]]
+
+
 def what(key: str) -> str:
     """What a key of scoring.json is about, in words."""
     return {
@@ -133,7 +149,11 @@ def what(key: str) -> str:
         "data": "data set",
         "validation_images": "set of validation images",
         "calibration_images": "set of calibration images",
+        "image_means": "data set",
         "statistics": "way to take BatchNorm statistics",
+        "calibration_batch": "size of calibration batches",
+        "momentum": "momentum of BatchNorm statistics",
+        "precision": "precision",
     }.get(key, key)
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -36,7 +37,9 @@ def kept_scores(
 ) -> dict[Architecture, float]:
     """Of all networks; what the folder does not know is scored and added to its evaluations.jsonl."""
     asked, run = list(networks), Run(folder)
-    told = [on_main(accelerator, lambda: _known(run, net, weights, images, options))]
+    told = [
+        on_main(accelerator, lambda: _known(run, net, weights, images, options, accelerator.mixed_precision))
+    ]
     if accelerator.num_processes > 1:
         broadcast_object_list(told)
     known = {each.architecture: each.score for each in told[0] or ()}
@@ -93,10 +96,16 @@ def _score(
 
 
 def _known(
-    run: Run, net: Supernet, weights: Path, images: ScoringImages, options: ScoringOptions
+    run: Run, net: Supernet, weights: Path, images: ScoringImages, options: ScoringOptions, precision: str
 ) -> list[Scored]:
     """What was scored before, by the same weights on the same images."""
     run.path.mkdir(parents=True, exist_ok=True)
-    content = {"supernet_sha256": digest(weights), "statistics": options.statistics, **images.indices}
+    content: dict[str, Any] = {"supernet_sha256": digest(weights), "statistics": options.statistics}
+    content["precision"] = str(next(net.parameters()).dtype) if precision == "no" else precision
+    if options.statistics != "supernet":
+        content["calibration_batch"] = options.calibration_batch
+    if options.statistics == "ema":
+        content["momentum"] = options.momentum
+    content |= images.indices
     keep_identity(run.path / "scoring.json", content, begun=run.evaluations_path.exists(), run=run.path)
     return read_evaluations(run.evaluations_path, net.space)

@@ -10,14 +10,14 @@ import numpy as np
 from accelerate import Accelerator
 
 from search.ranking_config import RankReportConfig, names
+from search.ranking_modules import told_of
 from search.ranking_report import ranking_sections
 from search.ranking_runs import cuts, searches, trained
 from search.ranking_statistics import Ranked, gather, statistics
 from search.ranking_supernets import Answers, ask
 from search.ranking_words import verdict
-from search.tables import Table, read_table
+from search.tables import Table, read_table, table_file
 from supernet.documents import find_space
-from supernet.records import shift_line
 from supernet.sampling import stream
 from supernet.space import Architecture, Space
 from supernet.storage import supernet_space, weights_file
@@ -26,7 +26,7 @@ from tools.files import write_bytes, write_document
 from tools.launch import on_main
 from tools.provenance import provenance, sha256
 from tools.ranking import Numbers
-from tools.report import Lines, Report, Section, Text, facts, write_report
+from tools.report import Lines, Part, Report, Section, Text, as_data, facts, write_report
 from tools.runs import Run
 from tools.stage import in_run
 
@@ -38,38 +38,65 @@ def rank_report(config: RankReportConfig) -> None:
 
 
 def _report(config: RankReportConfig, run: Run, accelerator: Accelerator) -> None:
-    space = truth = None
+    sources = config.sources()
+    space = _space(config) if config.truth else None
+    truth, tables = _tables(config, space) if space is not None else (None, {})
+    # What can be wrong is looked at before the scoring, which takes long.
+    others = on_main(accelerator, lambda: _others(config, space, truth))
     answers: dict[str, Answers] = {}
-    tables: dict[str, Table] = {}
     networks: list[Architecture] = []
-    if config.truth:
-        space = _space(config)
-        truth = read_table(Path(config.truth), space, option="--truth")
-        for option in ("scores", "losses"):
-            for name, path in names(*getattr(config, option)).items():
-                tables[name] = read_table(path, space, option=f"--{option}")
+    if truth is not None and sources:
         networks = _networks(config, truth, tables)
         answers = {
             name: ask(name, path, networks, config, run, accelerator)
-            for name, path in names(*config.supernet).items()
+            for name, (option, path) in sources.items()
+            if option == "supernet"
         }
 
     def write() -> None:
         ranked = None
-        if truth is not None and space is not None:
-            asked = _scores(config, networks, answers, tables)
+        if truth is not None and space is not None and sources:
+            scores = _scores(sources, networks, answers, tables)
+            negated = [name for name, (option, _) in sources.items() if option == "losses"]
+            negated += ["truth"] * config.truth_is_loss
             sign = -1 if config.truth_is_loss else 1
-            ranked = gather(space, networks, sign * truth.repeats(networks), asked, seed=config.seed)
-        _write(config, run, ranked, answers, truth, space)
+            repeats = sign * truth.repeats(networks)
+            ranked = gather(space, networks, repeats, scores, seed=config.seed, negated=negated)
+        _write(config, run, ranked, answers, truth, space, others or [])
 
     on_main(accelerator, write)
+
+
+def _tables(config: RankReportConfig, space: Space) -> tuple[Table, dict[str, Table]]:
+    """The truth, and the scores that come from files."""
+    truth = read_table(Path(config.truth), space, option="--truth", lower=config.truth_is_loss)
+    tables = {
+        name: read_table(path, space, option=f"--{option}", lower=option == "losses")
+        for name, (option, path) in config.sources().items()
+        if option != "supernet"
+    }
+    return truth, tables
+
+
+def _others(config: RankReportConfig, space: Space | None, truth: Table | None) -> list[Section]:
+    """What other runs have to say."""
+    told = [
+        searches(config.search, space, truth, lower=config.truth_is_loss),
+        cuts(config.cuts),
+        trained(config.trained, config.cuts),
+    ]
+    return [section for section in told if section is not None]
 
 
 def _space(config: RankReportConfig) -> Space:
     """The one of all that is ranked."""
     if not config.supernet:
-        return find_space(config.space, num_classes=10, image_size=config.data.size)
-    spaces = {name: supernet_space(path) for name, path in names(*config.supernet).items()}
+        try:
+            return find_space(config.space, num_classes=10, image_size=config.data.size)
+        except ValueError as error:
+            raise ValueError(f"--space: {error}") from None
+    supernets = {name: path for name, (option, path) in config.sources().items() if option == "supernet"}
+    spaces = {name: supernet_space(path) for name, path in supernets.items()}
     one, first = next(iter(spaces.items()))
     for name, space in spaces.items():
         if space != first:
@@ -90,21 +117,26 @@ def _networks(config: RankReportConfig, truth: Table, tables: Mapping[str, Table
             f"--networks: {config.networks or 'two or more'} are needed, and '{config.truth}' has "
             f"{len(known)} different ones{rest}"
         )
-    return stream(config.seed, "networks").sample(known, config.networks or len(known))
+    networks = stream(config.seed, "networks").sample(known, config.networks or len(known))
+    if np.ptp(truth.repeats(networks).mean(axis=0)) == 0:
+        raise ValueError(f"--truth: '{config.truth}' says the same of all networks: it orders nothing")
+    return networks
 
 
 def _scores(
-    config: RankReportConfig,
+    sources: Mapping[str, tuple[str, Path]],
     networks: list[Architecture],
     answers: Mapping[str, Answers],
     tables: Mapping[str, Table],
 ) -> dict[str, Numbers]:
-    """Those asked for, by name; higher is better."""
-    scores = {name: _row(each.scores, networks) for name, each in answers.items()}
-    losses = names(*config.losses)
-    for name, table in tables.items():
-        mean = table.repeats(networks).mean(axis=0)
-        scores[name] = -mean if name in losses else mean
+    """By name, in the order in which they were asked for; higher is better."""
+    scores = {}
+    for name, (option, _) in sources.items():
+        if option == "supernet":
+            scores[name] = _row(answers[name].scores, networks)
+        else:
+            mean = tables[name].repeats(networks).mean(axis=0)
+            scores[name] = -mean if option == "losses" else mean
     return scores
 
 
@@ -119,36 +151,32 @@ def _write(
     answers: Mapping[str, Answers],
     truth: Table | None,
     space: Space | None,
+    others: list[Section],
 ) -> None:
     """The report, and the same numbers as JSON and CSV."""
-    sections: list[Section | None] = []
+    sections: list[Section] = []
     said: list[str] = []
     found: dict[str, Any] = {}
-    if ranked is not None and truth is not None and space is not None:
+    if ranked is not None:
         found = statistics(ranked, resamples=config.resamples, seed=config.seed)
         strategies = {name: each.config.strategy for name, each in answers.items() if each.config}
         said = verdict(found, strategies)
         sections += ranking_sections(ranked, found, answers)
-    sections.append(searches(config.search, space, truth))
-    sections.append(cuts(config.cuts))
-    sections.append(trained(config.trained, config.cuts))
+    sections += others
     origin = _origin(config, answers, truth)
-    sections.append(
-        Section(
-            "Where this comes from",
-            [facts(origin), Text("The options, as in config.toml:"), Lines(to_toml(config))],
-        )
-    )
+    options: list[Part] = [facts(origin), Text("The options, as in config.toml:"), Lines(to_toml(config))]
+    sections.append(Section("Where this comes from", options))
     title = config.title or (
-        f"How well is {space.name} ranked?" if space is not None else "Searches and trainings, side by side"
+        f"How well is {space.name} ranked?"
+        if ranked is not None and space is not None
+        else "Searches and trainings, side by side"
     )
-    subtitle = _subtitle(ranked, truth, space)
-    report = Report(title, subtitle, said, [section for section in sections if section is not None])
+    report = Report(title, _subtitle(ranked, truth, space), said, sections)
     write_report(run.path / "report.html", report)
+    content = {"verdict": said, "ranking": found or None, "supernets": {}, "tables": as_data(sections)}
+    content["supernets"] = {name: told_of(each, ranked) for name, each in answers.items()}
+    write_document(run.path / "report.json", "report", 1, content | {"origin": origin})
     if ranked is not None:
-        shift = {name: shift_line(each.shift) for name, each in answers.items() if each.shift is not None}
-        content = {"verdict": said, **found, "shift": shift, "origin": origin}
-        write_document(run.path / "ranking.json", "ranking", 1, content)
         write_bytes(run.path / "ranking.csv", _ranking_csv(found))
         write_bytes(run.path / "networks.csv", _networks_csv(ranked))
     print("\n".join([*said, f"report {run.path / 'report.html'}"]), flush=True)
@@ -160,6 +188,8 @@ def _subtitle(ranked: Ranked | None, truth: Table | None, space: Space | None) -
     merged = f", of which {truth.merged:,} were networks that others were already" if truth.merged else ""
     repeats = len(ranked.truth)
     times = f"; the truth has {repeats} trainings of each" if repeats > 1 else ""
+    if truth.most_repeats(ranked.networks) > repeats:
+        times += f" that all have ({truth.most_repeats(ranked.networks)} of some)"
     return (
         f"{len(ranked.networks):,} different networks of {space.name}; the table has {truth.rows:,} "
         f"architectures{merged}{times}."
@@ -170,10 +200,20 @@ def _origin(config: RankReportConfig, answers: Mapping[str, Answers], truth: Tab
     """Provenance, in the order in which it is asked for."""
     origin = dict(provenance())
     if truth is not None:
-        file = Path(config.truth)
-        digest = f", SHA-256 {sha256(file)[:16]}" if file.is_file() else ""
-        origin["truth"] = f"{config.truth}, column {truth.column}{digest}"
-    for name, path in names(*config.supernet).items():
+        file = table_file(Path(config.truth), "--truth")
+        origin["truth"] = f"{file}, column {truth.column}, SHA-256 {sha256(file)[:16]}"
+    for option in ("search", "cuts", "trained"):
+        for name, path in names(*getattr(config, option)).items():
+            file = path / "results.json" if (path / "results.json").exists() else path / "truth.jsonl"
+            origin[f"{option} {name}"] = f"{path}, SHA-256 of {file.name} {sha256(file)[:16]}"
+    for name, (option, path) in config.sources().items():
+        if option != "supernet":
+            file = table_file(path, f"--{option}")
+            better = "lower" if option == "losses" else "higher"
+            origin[f"scores {name}"] = f"{file}, {better} is better, SHA-256 {sha256(file)[:16]}"
+            continue
+        if name not in answers:
+            continue
         each = answers[name]
         how = "no word of how it was trained"
         if each.config is not None:
@@ -199,11 +239,14 @@ def _ranking_csv(found: Mapping[str, Any]) -> bytes:
 
 
 def _networks_csv(ranked: Ranked) -> bytes:
-    """A line for each network."""
+    """A line for each network; losses as they are in their files."""
     lines = []
+    signs = {name: -1 if name in ranked.negated else 1 for name in ("truth", *ranked.scores)}
     for number, who in enumerate(ranked.networks):
-        line = {"architecture": str(who), "truth": ranked.mean[number], "macs": int(ranked.macs[number])}
-        lines.append(line | {f"score {name}": each[number] for name, each in ranked.scores.items()})
+        line = {"architecture": str(who), "truth": signs["truth"] * ranked.mean[number]}
+        line["macs"] = int(ranked.macs[number])
+        line |= {f"score {name}": signs[name] * each[number] for name, each in ranked.scores.items()}
+        lines.append(line)
     return _csv(lines)
 
 

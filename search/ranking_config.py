@@ -10,6 +10,16 @@ from tools.config import check_range
 from tools.data import DataConfig
 from tools.options import RunOptions
 
+BASELINES = {
+    "MACs": "multiply-accumulates alone",
+    "params": "parameters alone",
+    "depth": "layers that are more than a skip or a projection",
+    "additive fit": "a sum of worths of choices, fitted to the truth of other networks (10 folds)",
+    "chance": "a random order",
+}
+"""What every score is compared with, and what it is."""
+SOURCES = ("supernet", "scores", "losses")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankReportConfig(RunOptions):
@@ -66,48 +76,68 @@ class RankReportConfig(RunOptions):
             raise ValueError("--networks: a ranking needs two networks or more")
         if self.uncalibrated and self.scoring.statistics == "supernet":
             raise ValueError("--uncalibrated: all are, with --scoring.statistics supernet; leave it out")
-        for option in ("supernet", "scores", "losses", "search", "cuts", "trained"):
-            _check_words(option, getattr(self, option))
 
     def check_sources(self) -> None:
         """Refuse what gives nothing to tell, or tells half; not before all options are known."""
         ranked = (*self.supernet, *self.scores, *self.losses)
-        if self.truth and not ranked:
+        told = self.search or self.cuts or self.trained
+        if self.truth and not ranked and not self.search:
             raise ValueError("--supernet: there is nothing to compare the truth with; name one, or --scores")
-        if not (ranked or self.search or self.cuts or self.trained):
+        if not (ranked or told):
             raise ValueError("--supernet: name a supernet to rank by, or scores, or runs to tell of")
         if ranked and not self.truth:
             raise ValueError(
                 "--truth: name the truth to compare with: a table of accuracies, or a run of make_truth.py"
             )
-        if ranked and not self.supernet and not self.space:
+        if self.truth and not self.supernet and not self.space:
             raise ValueError("--space: name the space of the choices; no supernet says it")
         if self.supernet and self.space:
             raise ValueError("--space: the supernet says it; leave it out")
-        names(*ranked)
-        for each in (self.search, self.cuts, self.trained):
-            names(*each)
+        self.sources()
+        for option in ("search", "cuts", "trained"):
+            _named(f"--{option}", getattr(self, option))
+
+    def sources(self) -> dict[str, tuple[str, Path]]:
+        """All that gives scores, by name: the option that says so, and where it is."""
+        options = [option for option in SOURCES for _ in getattr(self, option)]
+        words = [word for option in SOURCES for word in getattr(self, option)]
+        found = _named("--supernet, --scores, --losses", words)
+        for name in found:
+            if name in BASELINES:
+                raise ValueError(
+                    f"--supernet, --scores, --losses: '{name}' is a baseline's name; take another NAME="
+                )
+        return dict(zip(found, zip(options, found.values(), strict=True), strict=True))
 
 
 def names(*asked: str) -> dict[str, Path]:
     """What each is called, and where it is: as it says itself, or by the ends of the paths that differ."""
-    paths = [Path(word.partition("=")[2] or word) for word in asked]
+    split = [_split(word) for word in asked]
+    paths = [path for _, path in split]
     found: dict[str, Path] = {}
-    for word, path in zip(asked, paths, strict=True):
-        name = word.partition("=")[0] if "=" in word else _short(path, paths)
+    for given, path in split:
+        name = given or _short(path, paths)
         if name in found:
-            raise ValueError(
-                f"--supernet, --scores, --trained: two are called '{name}'; name one NAME={path}"
-            )
+            raise ValueError(f"two are called '{name}'; call one otherwise, as in NAME={path}")
         found[name] = path
     return found
 
 
-def _check_words(option: str, words: Sequence[str]) -> None:
-    for word in words:
-        name, given, path = word.partition("=")
-        if not name or (given and not path) or "/" in name * bool(given):
-            raise ValueError(f"--{option}: '{word}' is neither a path nor NAME=PATH")
+def _named(option: str, words: Sequence[str]) -> dict[str, Path]:
+    try:
+        return names(*words)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from None
+
+
+def _split(word: str) -> tuple[str, Path]:
+    """The name that a word gives, if it does, and the path."""
+    name, given, path = word.partition("=")
+    if not given or Path(word).exists():
+        name, path = "", word
+    if not path or (given and path != word and (not name or "/" in name or name in (".", ".."))):
+        raise ValueError(f"'{word}' is neither a path nor NAME=PATH")
+    return name, Path(path)
 
 
 def _short(path: Path, others: Sequence[Path]) -> str:
@@ -121,6 +151,7 @@ def _short(path: Path, others: Sequence[Path]) -> str:
 
 
 def _told(path: Path) -> tuple[str, ...]:
-    """A path's parts, without a file's usual name where its folder says more."""
-    usual = ("weights.safetensors", "best.safetensors", "evaluations.jsonl", "truth.jsonl")
-    return path.parts[:-1] if path.name in usual and len(path.parts) > 1 else path.parts
+    """A path's parts from the root on, without a file's usual name where its folder says more."""
+    parts = path.absolute().resolve().parts[1:] if ".." in path.parts else path.absolute().parts[1:]
+    usual = ("weights.safetensors", "evaluations.jsonl", "truth.jsonl")
+    return parts[:-1] if parts[-1:] and parts[-1] in usual else parts

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from search.ranking_statistics import Ranked
+from search.ranking_words import number
 from tools.pictures import COLOURS, INK
 from tools.ranking import Numbers
 
@@ -34,17 +35,17 @@ def tau_figure(found: Mapping[str, Any], asked: Sequence[str]) -> Figure:
     chance = 1.96 * found["null_deviation"]
     axes.axvspan(-chance, chance, color=GREY, alpha=0.25, lw=0)
     axes.axvline(0, color=GREY, lw=0.6)
-    if found["noise_ceiling"] is not None:
-        axes.axvline(found["noise_ceiling"], color=INK, lw=0.8, ls="--")
+    for value, line in ((found["repeat_tau"], "--"), (found["noise_ceiling"], ":")):
+        if value is not None:
+            axes.axvline(value, color=INK, lw=0.8, ls=line)
     for place, name in enumerate(names):
         tau, colour = found["scores"][name]["tau"], paint.get(name, GREY)
         axes.plot([tau["low"], tau["high"]], [place, place], color=colour, lw=2, solid_capstyle="butt")
         axes.plot(tau["value"], place, "o" if name in asked else "D", ms=4.5, color=colour)
         side = tau["high"] < 0.8
         at = tau["high"] + 0.03 if side else tau["low"] - 0.03
-        number = f"{tau['value']:.2f}".replace("0.", ".", 1)
-        axes.text(at, place, number, va="center", ha="left" if side else "right", color=INK)
-    axes.set_yticks(range(len(names)), names)
+        axes.text(at, place, number(tau["value"]), va="center", ha="left" if side else "right", color=INK)
+    axes.set_yticks(range(len(names)), list(map(short, names)))
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
         label.set_fontweight("bold" if name in asked else "normal")
     low = min(-0.05, -chance, *(found["scores"][name]["tau"]["low"] for name in names))
@@ -56,25 +57,19 @@ def tau_figure(found: Mapping[str, Any], asked: Sequence[str]) -> Figure:
 def scatter_figure(ranked: Ranked, name: str, colour: str, tau: Mapping[str, float]) -> Figure:
     """Truth over score; ringed are the networks that no cheaper one beats."""
     figure = Figure(figsize=(WIDTH * 0.75, WIDTH * 0.66), layout="constrained")
-    unit, label = UNITS.get(name, (1, f"score by {name}"))
+    sign = "negated " if name in ranked.negated else ""
+    unit, label = UNITS.get(name, (1, f"{sign}score by {short(name)}"))
     axes, scores = figure.subplots(), ranked.scores[name] / unit
-    axes.plot(
-        scores,
-        ranked.mean,
-        ".",
-        ms=2.2,
-        color=colour,
-        alpha=0.55,
-        mew=0,
-        rasterized=len(scores) > MOST_POINTS,
-    )
+    few = min(5.0, max(1.6, 55 / len(scores) ** 0.5))
+    style = {"ms": few, "alpha": 0.55 if few < 3 else 0.85, "rasterized": len(scores) > MOST_POINTS}
+    axes.plot(scores, ranked.mean, ".", color=colour, mew=0, **style)
     best = true_front(ranked.mean, ranked.macs)
     axes.plot(scores[best], ranked.mean[best], "o", ms=4, mfc="none", mec=INK, mew=0.8)
     low = np.quantile(ranked.mean, 0.01)
     if ranked.mean.max() - low < 0.5 * np.ptp(ranked.mean):  # a few hopeless ones would press the rest flat
         axes.set_ylim(low - 0.05 * (ranked.mean.max() - low), None)
-    number = f"{tau['value']:.2f}".replace("0.", ".", 1)
-    axes.set(xlabel=label, ylabel="truth", title=f"{name}, tau {number}")
+    truth = "truth, negated" if "truth" in ranked.negated else "truth"
+    axes.set(xlabel=label, ylabel=truth, title=f"{short(name)}, tau {number(tau['value'])}")
     return figure
 
 
@@ -103,13 +98,15 @@ def regret_figure(ranked: Ranked) -> Figure:
             "lw": 1.5 if mine else 0.9,
             "ls": "-" if mine else BASELINE_LINES.get(name, ":"),
         }
-        axes.step(range(1, n + 1), regret, where="post", color=paint.get(name, GREY), label=name, **style)
+        style |= {"color": paint.get(name, GREY), "label": short(name)}
+        axes.step(range(1, n + 1), regret, where="post", **style)
     axes.plot(range(1, n + 1), expected_regret(true), color=INK, lw=0.8, ls="-.", label="drawn by chance")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes.set(xlim=(1, max(2, n / 2)), ylim=(0, None), xlabel="networks trained, the best by score first")
     axes.set_ylabel("behind the best there is")
-    figure.legend(frameon=False, loc="outside upper center", ncols=3, columnspacing=1)
+    _legend(figure, axes)
     return figure
 
 
@@ -137,15 +134,16 @@ def expected_regret(true: Numbers) -> Numbers:
 def matrix_figure(matrix: Numbers, names: Sequence[str]) -> Figure:
     """How alike modules are, each pair a square with its number."""
     count = len(matrix)
-    figure = Figure(figsize=(1.15 + 0.2 * count, 0.4 + 0.2 * count), layout="constrained")
+    figure = Figure(figsize=(1.15 + 0.26 * count, 0.4 + 0.26 * count), layout="constrained")
     axes = figure.subplots()
     _draw_matrix(axes, matrix)
     for (row, column), value in np.ndenumerate(matrix):
         colour = "white" if value > 0.55 else "#303031"  # on a square of its own, whatever the page
-        number = f"{value:.2f}".replace("0.", ".", 1)
-        axes.text(column + 0.5, row + 0.5, number, ha="center", va="center", color=colour, fontsize=5)
-    axes.set_xticks(np.arange(count) + 0.5, [str(number) for number in range(1, count + 1)])
-    axes.set_yticks(np.arange(count) + 0.5, [f"{name}  {number}" for number, name in enumerate(names, 1)])
+        axes.text(
+            column + 0.5, row + 0.5, number(float(value)), ha="center", va="center", color=colour, fontsize=5
+        )
+    axes.set_xticks(np.arange(count) + 0.5, [str(place) for place in range(1, count + 1)])
+    axes.set_yticks(np.arange(count) + 0.5, [f"{name}  {place}" for place, name in enumerate(names, 1)])
     return figure
 
 
@@ -157,13 +155,13 @@ def matrices_figure(matrices: Sequence[Numbers]) -> Figure:
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[len(matrices) :]:
         axes.set_axis_off()
-    for number, (axes, matrix) in enumerate(zip(panels, matrices, strict=False), start=1):
+    for place, (axes, matrix) in enumerate(zip(panels, matrices, strict=False), start=1):
         _draw_matrix(axes, matrix)
         axes.set_xticks([])
         axes.set_yticks([])
         apart = matrix[~np.eye(len(matrix), dtype=bool)]
-        mean = f"{apart.mean():.2f}".replace("0.", ".", 1) if len(apart) else "-"
-        axes.set_title(f"{number}: {mean}", fontsize=6)
+        mean = number(float(apart.mean())) if len(apart) else "-"
+        axes.set_title(f"{place}: {mean}", fontsize=6)
     return figure
 
 
@@ -182,10 +180,10 @@ def layers_figure(values: Mapping[str, Sequence[float]], label: str, paint: Mapp
     figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
     axes = figure.subplots()
     for name, row in values.items():
-        axes.plot(range(1, len(row) + 1), row, "o-", ms=3, lw=1.2, color=paint[name], label=name)
+        axes.plot(range(1, len(row) + 1), row, "o-", ms=3, lw=1.2, color=paint[name], label=short(name))
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axes.set(xlabel="layer", ylabel=label, ylim=(min(0, *(min(row) for row in values.values())), None))
-    figure.legend(frameon=False, loc="outside upper center", ncols=4, columnspacing=1)
+    _legend(figure, axes)
     return figure
 
 
@@ -195,9 +193,21 @@ def courses_figure(
     """Something over something, by run."""
     figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
     axes = figure.subplots()
-    for number, (name, points) in enumerate(courses.items()):
-        colour = paint.get(name, COLOURS[number % len(COLOURS)])
-        axes.plot(*zip(*points, strict=True), "o-", ms=2.5, lw=1.2, color=colour, label=name)
+    for place, (name, points) in enumerate(courses.items()):
+        colour = paint.get(name, COLOURS[place % len(COLOURS)])
+        axes.plot(*zip(*points, strict=True), "o-", ms=2.5, lw=1.2, color=colour, label=short(name))
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    figure.legend(frameon=False, loc="outside upper center", ncols=4, columnspacing=1)
+    _legend(figure, axes)
     return figure
+
+
+def short(name: str) -> str:
+    """A name for which a figure has room."""
+    return name if len(name) <= 18 else f"{name[:7]}...{name[-8:]}"
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Above the axes, in as many columns as fit beside each other."""
+    labels = axes.get_legend_handles_labels()[1]
+    columns = max(1, min(4, int(46 / (max(map(len, labels)) + 5))))
+    figure.legend(frameon=False, loc="outside upper center", ncols=columns, columnspacing=1)

@@ -1,27 +1,22 @@
 """The report of a ranking: which tables and figures, in which order, under which words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from search.ranking_config import BASELINES
 from search.ranking_figures import (
     colours,
-    courses_figure,
-    layers_figure,
-    matrices_figure,
-    matrix_figure,
     regret_figure,
     scatter_figure,
     tau_figure,
 )
-from search.ranking_statistics import BASELINES, PARTS, Ranked
+from search.ranking_modules import course_section, memory_section, shift_section, trained_by
+from search.ranking_statistics import PARTS, Ranked
 from search.ranking_supernets import Answers
 from search.ranking_words import chance, interval, judged, number
 from tools.pictures import house_style
-from tools.ranking import kendall_tau, tau_b
-from tools.report import Drawing, Drawings, Part, Row, Section, Table, Text, drawing, picture
-from tools.similarity import off_diagonal_mean
+from tools.ranking import kendall_tau
+from tools.report import Drawings, Part, Row, Section, Table, Text, drawing
 
 
 def ranking_sections(
@@ -30,12 +25,12 @@ def ranking_sections(
     """From the picture to remember to what is behind it."""
     sections = [_overview(ranked, found), _tables(ranked, found, answers), _scatters(ranked, found)]
     if answers:
-        sections += [_shift(answers), _memory(answers), _training(ranked, answers)]
+        sections += [shift_section(answers), memory_section(answers), course_section(ranked, answers)]
     return [section for section in sections if section.parts]
 
 
 def _overview(ranked: Ranked, found: Mapping[str, Any]) -> Section:
-    ceiling = "" if found["noise_ceiling"] is None else "; dashed: what repeating the training gives"
+    ceiling = "; dashed: one more training of each network; dotted: a perfect score" * (found["repeats"] > 1)
     with house_style():
         taus = drawing(
             tau_figure(found, found["asked"]),
@@ -67,8 +62,10 @@ def _tables(ranked: Ranked, found: Mapping[str, Any], answers: Mapping[str, Answ
         for key in ("tau_in_true_best", "tau_in_predicted_best"):
             cells += [number(each[key][part]) for part in PARTS]
         rows.append(Row(cells, _style(name, found)))
+    told = ", ".join(found["lower_is_better"])
+    negated = f" (negated, since lower was better: {told})" if told else ""
     parts: list[Part] = [
-        Table(columns, rows, "Kendall's tau-b; higher scores are better everywhere. Grey: baselines.")
+        Table(columns, rows, f"Kendall's tau-b; higher is better everywhere{negated}. Grey: baselines.")
     ]
     sizes = [str(size) for size in found["sizes"]]
     columns = [
@@ -152,7 +149,7 @@ def _seeds(found: Mapping[str, Any], answers: Mapping[str, Answers]) -> list[Tab
     groups: dict[str, list[float]] = {}
     for name, each in answers.items():
         if name in found["scores"]:
-            groups.setdefault(_how(each), []).append(found["scores"][name]["tau"]["value"])
+            groups.setdefault(trained_by(each), []).append(found["scores"][name]["tau"]["value"])
     rows = []
     for how, taus in groups.items():
         if len(taus) > 1:
@@ -161,14 +158,6 @@ def _seeds(found: Mapping[str, Any], answers: Mapping[str, Answers]) -> list[Tab
             rows.append(Row([how, str(len(taus)), number(mean, 3), number(spread, 3)]))
     columns = ["trained by", "supernets", "mean tau", "standard deviation"]
     return [Table(columns, rows, "Between supernets of one strategy and length.")] if rows else []
-
-
-def _how(answers: Answers) -> str:
-    config = answers.config
-    if config is None:
-        return "unknown"
-    steps = answers.results.get("steps", config.recipe.steps)
-    return f"{config.strategy} by {config.objective}, {steps:,} steps of {config.recipe.batch_size}"
 
 
 def _scatters(ranked: Ranked, found: Mapping[str, Any]) -> Section:
@@ -183,160 +172,3 @@ def _scatters(ranked: Ranked, found: Mapping[str, Any]) -> Section:
             if name in found["scores"]
         ]
     return Section("Score against truth", [Drawings(drawn)])
-
-
-def _shift(answers: Mapping[str, Answers]) -> Section:
-    """How differently modules of one layer see (LWSL, Figs. 2, 4 and 5)."""
-    told = {name: each for name, each in answers.items() if each.shift is not None}
-    paint = colours(list(answers))
-    if not told:
-        return Section("Representation shift", [])
-    kinds = {
-        "cosine": (
-            "outputs",
-            "mean cosine",
-            "of the modules' outputs; a shortcut that all share makes them alike",
-        ),
-        "without shortcut": ("branches", "mean cosine", "of what the modules add to their shortcut"),
-        "CKA": ("cka", "mean linear CKA", "of the outputs, which no rotation or scale changes"),
-    }
-    lines, matrices, all_layers = [], [], []
-    with house_style():
-        for title, (kind, label, what) in kinds.items():
-            values = {
-                name: [float(off_diagonal_mean(matrix)) for matrix in getattr(each.shift, kind)]
-                for name, each in told.items()
-            }
-            lines.append(drawing(layers_figure(values, label, paint), f"{title}: {label} {what}, by layer."))
-        for name, each in told.items():
-            assert each.shift is not None
-            layer = each.space.layers[0]
-            names = [str(layer[choice]) for choice in layer.weighted]
-            for title, found in (("cosine", each.shift.outputs), ("CKA", each.shift.cka)):
-                mean = number(float(off_diagonal_mean(found[0])))
-                figure = matrix_figure(found[0].cpu().numpy(), names)
-                matrices.append(
-                    drawing(figure, f"{name}, {title} of the first layer's modules; mean {mean}.")
-                )
-                figure = matrices_figure([matrix.cpu().numpy() for matrix in found])
-                all_layers.append(drawing(figure, f"{name}, {title} in each layer, and its mean."))
-    parts: list[Part] = [
-        Text(
-            "How alike the modules of one layer are on the same input, the mean of the outputs below: the "
-            "more, the less it matters to the layers above which one is chosen."
-        ),
-        Drawings(lines),
-        Drawings(matrices),
-        Drawings(all_layers),
-        Drawings([_maps(name, each) for name, each in told.items() if each.maps]),
-    ]
-    return Section("Representation shift", parts)
-
-
-def _maps(name: str, answers: Answers) -> Drawing:
-    """What the first layer's modules make of one image."""
-    layer = answers.space.layers[0]
-    low = min(float(each.min()) for each in answers.maps)
-    high = max(float(each.max()) for each in answers.maps)
-    strip = [
-        (str(layer[choice]), picture(each.numpy(), low=low, high=high))
-        for choice, each in zip(layer.weighted, answers.maps, strict=True)
-    ]
-    return Drawing(
-        f"{name}: the first layer's modules on one validation image, mean over channels.", strip=strip
-    )
-
-
-def _memory(answers: Mapping[str, Answers]) -> Section:
-    """What training keeps while each layer learns (LWSL, Fig. 6)."""
-    values: dict[str, list[float]] = {}
-    for name, each in answers.items():
-        if each.measured is not None and each.config is not None:
-            values[name] = kept_by_layer(each.measured.saved_bytes, each.config.strategy)
-    if not values:
-        return Section("Memory", [])
-    with house_style():
-        figure = layers_figure(values, "MiB per image", colours(list(answers)))
-        drawn = drawing(
-            figure,
-            "Activations that are kept for the backward pass while a layer learns, for one image, "
-            "without stem and tail, by the measured table of each run. End-to-end strategies "
-            "keep all layers at once.",
-        )
-    rows = [
-        Row([name, _how(each), f"{each.results['saved_bytes_per_step'] / 2**20:,.0f}"])
-        for name, each in answers.items()
-        if each.results.get("saved_bytes_per_step")
-    ]
-    parts: list[Part] = [Drawings([drawn])]
-    if rows:
-        columns = ["supernet", "trained by", "MiB kept at the peak of a step"]
-        parts.append(Table(columns, rows, "As measured during the training, whole batches."))
-    return Section("Memory by layer", parts)
-
-
-def kept_by_layer(saved_bytes: Sequence[Sequence[float]], strategy: str) -> list[float]:
-    """MiB for one image while each layer learns, for the most demanding module."""
-    most = [max(row) / 2**20 for row in saved_bytes]
-    if strategy == "greedy":
-        return most
-    if strategy == "nongreedy":
-        return [own + above for own, above in zip(most, [*most[1:], 0.0], strict=True)]
-    return [sum(sum(row) / len(row) for row in saved_bytes) / 2**20] * len(most)
-
-
-def _training(ranked: Ranked, answers: Mapping[str, Answers]) -> Section:
-    """How likeness and ranking came about."""
-    paint = colours(list(answers))
-    likeness = {
-        name: [(line["step"], _likeness(line["outputs"])) for line in each.shift_course]
-        for name, each in answers.items()
-        if each.shift_course
-    }
-    truth = dict(zip(ranked.networks, ranked.mean, strict=True))
-    taus = {}
-    for name, each in answers.items():
-        points = [
-            (step, tau_b(list(scores.values()), [truth[who] for who in scores]))
-            for step, scores in each.course
-            if len(set(scores.values())) > 1
-        ]
-        if points:
-            taus[name] = points
-    drawn: list[Drawing] = []
-
-    def add(figure: Figure, caption: str) -> None:
-        drawn.append(drawing(figure, caption))
-
-    with house_style():
-        if likeness:
-            add(
-                courses_figure(likeness, "step", "mean cosine", paint),
-                "Mean cosine between different modules of a layer, over layers, during the training.",
-            )
-        if taus:
-            few = len(next(iter(answers[next(iter(taus))].course))[1])
-            add(
-                courses_figure(taus, "step", "tau", paint),
-                f"Tau of {few} networks by the supernet as it was at that step.",
-            )
-            both = {
-                name: [
-                    (dict(likeness[name])[step], tau) for step, tau in points if step in dict(likeness[name])
-                ]
-                for name, points in taus.items()
-                if name in likeness
-            }
-            both = {name: points for name, points in both.items() if points}
-            if both:
-                add(courses_figure(both, "mean cosine", "tau", paint), "Tau over likeness, step by step.")
-    return Section("How it came about", [Drawings(drawn)] if drawn else [])
-
-
-def _likeness(matrices: Sequence[Sequence[Sequence[float]]]) -> float:
-    values = []
-    for matrix in matrices:
-        count = len(matrix)
-        total = sum(map(sum, matrix)) - sum(matrix[number][number] for number in range(count))
-        values.append(total / (count * (count - 1)) if count > 1 else 1.0)
-    return sum(values) / len(values)

@@ -1,15 +1,14 @@
 """What other runs have to say in a report: searches, searches for cuts, trained networks."""
 
-import math
 import statistics
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import log_softmax
 
-from search.discretisation import shares
 from search.evaluations import best_so_far
 from search.ranking_config import names
 from search.ranking_figures import courses_figure
@@ -27,7 +26,9 @@ SHOWN = 5
 """Networks of each search that are listed."""
 
 
-def searches(asked: tuple[str, ...], space: Space | None, truth: Truth | None) -> Section | None:
+def searches(
+    asked: tuple[str, ...], space: Space | None, truth: Truth | None, *, lower: bool
+) -> Section | None:
     """The best of searches for architectures, with their truth where it is known, and their courses."""
     rows, courses = [], {}
     means = {who: float(np.mean(values)) for who, values in truth.values.items()} if truth else {}
@@ -35,14 +36,15 @@ def searches(asked: tuple[str, ...], space: Space | None, truth: Truth | None) -
         results = _results(path, "search", "search_architecture.py", "front")
         for entry in results["best"][:SHOWN]:
             found = Architecture(tuple(entry["choices"]))
+            known, rank = None, 0
             if space is not None and results["space"] == space.name:
-                found = space.canonical(found)
-            known = means.get(found)
-            rank = sum(each > known for each in means.values()) + 1 if known is not None else 0
+                known = means.get(space.canonical(found))
+            if known is not None:
+                rank = 1 + sum(each < known if lower else each > known for each in means.values())
             cells = [name, entry["architecture"], f"{entry['score']:.4f}", f"{entry['macs'] / 1e6:,.1f}"]
             cells += [
                 f"{entry['params'] / 1e6:,.2f}",
-                percent(known),
+                f"{known:.4g}" if lower and known is not None else percent(known),
                 f"{rank:,} of {len(means):,}" if rank else "-",
             ]
             rows.append(Row(cells))
@@ -131,7 +133,7 @@ def percent(value: float | None) -> str:
     """An accuracy, whether it is a fraction or in percent already."""
     if value is None:
         return "-"
-    return f"{100 * value if value <= 1 else value:.2f} %"
+    return f"{100 * value if 0 <= value <= 1 else value:.2f} %"
 
 
 def preference(relaxation: Relaxation, cuts_: list[int], heads: list[str]) -> float:
@@ -139,20 +141,31 @@ def preference(relaxation: Relaxation, cuts_: list[int], heads: list[str]) -> fl
     total = 0.0
     chosen = dict(zip(cuts_, heads, strict=True))
     for layer, (alpha, beta) in enumerate(zip(relaxation.alpha, relaxation.beta, strict=True), start=1):
-        total += math.log(shares(alpha)[0 if layer in chosen else 1])
+        total += float(log_softmax(alpha)[0 if layer in chosen else 1])
         if layer in chosen:
-            total += math.log(shares(beta)[relaxation.head_kinds.index(chosen[layer])])
+            total += float(log_softmax(beta)[relaxation.head_kinds.index(chosen[layer])])
     return total
+
+
+class _Cut(NamedTuple):
+    """One way to cut one network."""
+
+    network: str
+    places: tuple[int, ...]
+    heads: tuple[str, ...]
+    groups: str
 
 
 def _truth_of_cuts(name: str, path: Path, searched: tuple[str, ...]) -> list[Part]:
     """Decouplings of one network by their accuracy, and what searches for cuts thought of them."""
-    found: dict[tuple[tuple[int, ...], tuple[str, ...]], list[float]] = {}
-    called: dict[Any, str] = {}
+    found: dict[_Cut, list[float]] = {}
+    called: dict[_Cut, str] = {}
     for line in read_lines(path / "truth.jsonl"):
         if "cuts" not in line:
             raise ValueError(f"--trained: '{path}' is a truth of architectures; give it as --truth")
-        key = tuple(line["cuts"]), tuple(line["heads"])
+        key = _Cut(
+            str(line["network"]), tuple(line["cuts"]), tuple(line["heads"]), str(line.get("groups", 1))
+        )
         found.setdefault(key, []).append(float(line["accuracy"]))
         called[key] = str(line.get("name", ""))
     thoughts = {
@@ -163,22 +176,16 @@ def _truth_of_cuts(name: str, path: Path, searched: tuple[str, ...]) -> list[Par
     rows = []
     for key, values in sorted(found.items(), key=lambda pair: -statistics.fmean(pair[1])):
         spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        cells = [called[key], str(len(key[0]) + 1), ", ".join(map(str, key[0])), ", ".join(key[1])]
-        cells += [f"{100 * statistics.fmean(values):.2f}{spread} %", str(len(values))]
-        rows.append(Row(cells + [f"{each[key]:.2f}" for each in thoughts.values()]))
-    columns = [
-        "",
-        "blocks",
-        "cut after",
-        "heads",
-        "test top-1",
-        "trainings",
-        *(f"log p by {o}" for o in thoughts),
-    ]
+        cells = [called[key], key.network, str(len(key.places) + 1), ", ".join(map(str, key.places))]
+        cells += [", ".join(key.heads), key.groups, f"{100 * statistics.fmean(values):.2f}{spread} %"]
+        cells += [str(len(values)), *(f"{each[key]:.2f}" for each in thoughts.values())]
+        rows.append(Row(cells))
+    columns = ["", "network", "blocks", "cut after", "heads", "groups", "test top-1", "trainings"]
+    columns += [f"log p by {other}" for other in thoughts]
     parts: list[Part] = [Table(columns, rows, f"{name}: which cut is better?")]
     for other, each in thoughts.items():
-        for blocks in sorted({len(key[0]) + 1 for key in found}):
-            same = [key for key in found if len(key[0]) + 1 == blocks]
+        for blocks in sorted({len(key.places) + 1 for key in found}):
+            same = [key for key in found if len(key.places) + 1 == blocks]
             values = [statistics.fmean(found[key]) for key in same]
             if len(same) >= 4 and np.ptp(values) and np.ptp([each[key] for key in same]):
                 tau = kendall_tau([each[key] for key in same], values)
@@ -191,13 +198,14 @@ def _truth_of_cuts(name: str, path: Path, searched: tuple[str, ...]) -> list[Par
     return parts
 
 
-def _thoughts(relaxation: Relaxation, keys: list[Any]) -> dict[Any, float]:
-    """Nothing where the search was of other layers or heads."""
+def _thoughts(relaxation: Relaxation, keys: list[_Cut]) -> dict[_Cut, float]:
+    """Nothing where the search was of another network or of other heads."""
     layers = len(relaxation.alpha)
-    for places, heads in keys:
-        if any(cut > layers for cut in places) or not set(heads) <= set(relaxation.head_kinds):
+    for key in keys:
+        strange = any(cut > layers for cut in key.places) or not set(key.heads) <= set(relaxation.head_kinds)
+        if strange or key.network != relaxation.network:
             return {}
-    return {key: preference(relaxation, list(key[0]), list(key[1])) for key in keys}
+    return {key: preference(relaxation, list(key.places), list(key.heads)) for key in keys}
 
 
 def _results(path: Path, option: str, script: str, key: str) -> Mapping[str, Any]:

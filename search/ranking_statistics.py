@@ -1,7 +1,7 @@
 """Scores of networks against their truth, as numbers: the content of ranking.json."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,19 +19,14 @@ from tools.ranking import (
     precision_at,
     rank_all,
     regret_at,
+    repeat_tau,
     spearman,
+    tau_b,
     tau_within,
     weighted_tau,
 )
 from tools.seeding import numpy_stream
 
-BASELINES = {
-    "MACs": "multiply-accumulates alone",
-    "params": "parameters alone",
-    "depth": "layers that are more than a skip or a projection",
-    "additive fit": "a sum of worths of choices, fitted to the truth of other networks (10 folds)",
-    "chance": "a random order",
-}
 PARTS = {"tenth": 0.1, "quarter": 0.25, "half": 0.5}
 FEWEST = 5
 """Networks that a part must have for a tau in it."""
@@ -48,6 +43,8 @@ class Ranked:
     scores: Mapping[str, Numbers]
     """Those asked for, then the baselines; higher is better."""
     asked: Sequence[str]
+    negated: frozenset[str] = frozenset()
+    """Those asked for, and "truth", of which lower is better where they come from."""
 
     @property
     def mean(self) -> Numbers:
@@ -63,6 +60,7 @@ def gather(
     asked: Mapping[str, Numbers],
     *,
     seed: int,
+    negated: Iterable[str] = (),
 ) -> Ranked:
     """With the baselines."""
     macs = np.array([space.macs(each) for each in networks], float)
@@ -74,7 +72,14 @@ def gather(
         "additive fit": additive_scores(choices, truth.mean(axis=0), seed=seed),
         "chance": numpy_stream(seed, "chance").permutation(len(networks)).astype(float),
     }
-    return Ranked(networks=networks, truth=truth, macs=macs, scores={**asked, **baselines}, asked=list(asked))
+    return Ranked(
+        networks=networks,
+        truth=truth,
+        macs=macs,
+        scores={**asked, **baselines},
+        asked=list(asked),
+        negated=frozenset(negated),
+    )
 
 
 def statistics(ranked: Ranked, *, resamples: int, seed: int) -> dict[str, Any]:
@@ -92,16 +97,22 @@ def statistics(ranked: Ranked, *, resamples: int, seed: int) -> dict[str, Any]:
         pair["p_holm"] = adjusted
     sizes = sorted({k for k in (1, 10, round(n / 10), round(n / 4)) if 0 < k < n})
     scores = {
-        name: {"tau": tau._asdict(), **_others(telling[name], ranked, sizes)}
+        name: {
+            "tau": tau._asdict(),
+            "tau_by_repeat": [tau_b(telling[name], row) for row in ranked.truth],
+            **_others(telling[name], ranked, sizes),
+        }
         for name, tau in zip(names, taus, strict=True)
     }
-    ceiling = noise_ceiling(ranked.truth)
+    again, ceiling = repeat_tau(ranked.truth), noise_ceiling(ranked.truth, seed=seed)
     return {
         "networks": n,
         "asked": list(ranked.asked),
         "repeats": len(ranked.truth),
         "null_deviation": null_deviation(n),
-        "noise_ceiling": None if math.isnan(ceiling) else ceiling,
+        "repeat_tau": _plain(again),
+        "noise_ceiling": _plain(ceiling),
+        "lower_is_better": sorted(ranked.negated),
         "sizes": sizes,
         "scores": scores,
         "orders_nothing": [name for name in ranked.scores if name not in telling],

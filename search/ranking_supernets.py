@@ -25,6 +25,9 @@ from tools.layout import use_channels_last
 from tools.meters import read_metrics
 from tools.runs import Run
 
+SHIFT_BATCH = 250
+"""Images on which modules are compared at once; what does not fill a batch is left out, but for the first."""
+
 Scores = dict[Architecture, float]
 
 
@@ -125,7 +128,7 @@ def _with_statistics_of_training(config: RankReportConfig, images: int = -1) -> 
     options = type(config.scoring)(
         statistics="supernet",
         validation_images=config.scoring.validation_images if images < 0 else images,
-        batch=config.scoring.batch,
+        batch=config.scoring.batch if images < 0 else SHIFT_BATCH,
     )
     return replace(config, scoring=options, uncalibrated=0)
 
@@ -138,6 +141,8 @@ def _compared(
     if not config.shift_images:
         return None, []
     found = _images(path, net, _with_statistics_of_training(config, config.shift_images), accelerator)
+    if found.num_validation < 4:
+        return None, []
     parts = [batch.images.to(next(net.parameters()).dtype) for batch in found.validation]
     whole = [part for part in parts if len(part) == len(parts[0])]
     shift = representation_shift(net, whole)

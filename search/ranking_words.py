@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tools.ranking import FEW
+
 SURE = 0.05
 """Differences with a p value below this, adjusted for their number, are called real."""
 COUNTS = {"MACs": "Counting MACs", "params": "Counting parameters", "depth": "Counting layers"}
@@ -73,22 +75,25 @@ def _first(found: Mapping[str, Any], asked: list[str]) -> str:
     tau = found["scores"][best]["tau"]
     said = f"tau {interval(tau)} over {n:,} networks"
     whom = best if len(asked) == 1 else f"the best, {best},"
-    if tau["low"] <= 0:
-        return f"No better than chance: {whom} has {said}."
+    if tau["p_value"] < SURE and tau["high"] < 0:
+        return f"{whom} ranks the wrong way round, {said}: is it a loss? Such scores are given as --losses."
+    if tau["p_value"] >= SURE or tau["low"] <= 0:
+        return f"No better than chance: {whom} has {said} (p = {number(tau['p_value'], 3)})."
+    ranks = "ranks networks" if len(asked) == 1 else "ranks best"
     simple = [name for name in COUNTS if name in found["scores"]]
     if not simple:
-        return f"{best} ranks networks with {said}."
+        return f"{best} {ranks} with {said}."
     strongest = max(simple, key=lambda name: found["scores"][name]["tau"]["value"])
     pair, count = difference(found, best, strongest), COUNTS[strongest]
     theirs = interval(found["scores"][strongest]["tau"])
     by = f"difference {interval(pair)}, {chance(pair)}"
     match judged(pair):
         case "above":
-            return f"{best} ranks best: {said}. {count} alone gives {theirs}, which is beaten ({by})."
+            return f"{best} {ranks}: {said}. {count} alone gives {theirs}, which is beaten ({by})."
         case "below":
             return f"{count} alone ranks networks better (tau {theirs}) than {whom} does: {said} ({by})."
     count = count[0].lower() + count[1:]
-    return f"{best} ranks best, {said}, but cannot be told from {count}, tau {theirs} ({by})."
+    return f"{best} {ranks}, {said}, but cannot be told from {count}, tau {theirs} ({by})."
 
 
 def _among(found: Mapping[str, Any], asked: list[str]) -> list[str]:
@@ -108,36 +113,47 @@ def _among(found: Mapping[str, Any], asked: list[str]) -> list[str]:
 
 
 def _claim(found: Mapping[str, Any], strategies: Mapping[str, str]) -> list[str]:
-    """Non-greedy against single paths, the claim of LWSL's Table II."""
-    one = [name for name in found["asked"] if strategies.get(name) == "nongreedy" and name in found["scores"]]
-    other = [name for name in found["asked"] if strategies.get(name) == "spos" and name in found["scores"]]
-    lines = []
-    for mine, theirs in zip(one, other, strict=False):
-        pair = difference(found, mine, theirs)
-        word = {
-            "above": "here it does",
-            "below": "here it ranks worse",
-            "not told from": "here that cannot be told",
-        }[judged(pair)]
-        lines.append(
-            "Does non-greedy layer-wise training rank better than single paths, as LWSL has it (.538 against "
-            f".205)? {mine} less {theirs}: {interval(pair)}, {chance(pair)}; {word}."
-        )
-    return lines
+    """Non-greedy against single paths, the claim of LWSL's Table II: each supernet against each."""
+    ours, theirs = (
+        [name for name in found["asked"] if strategies.get(name) == strategy and name in found["scores"]]
+        for strategy in ("nongreedy", "spos")
+    )
+    pairs = [difference(found, one, other) for one in ours for other in theirs]
+    if not pairs:
+        return []
+    words = [judged(pair) for pair in pairs]
+    told = "; ".join(f"{pair['one']} less {pair['other']} {interval(pair)}, {chance(pair)}" for pair in pairs)
+    counts = {"above": "better", "below": "worse", "not told from": "not told apart"}
+    said = ", ".join(
+        f"{words.count(word)} of {len(words)} {name}" if len(words) > 1 else f"here {name}"
+        for word, name in counts.items()
+        if word in words
+    )
+    return [
+        "Does non-greedy layer-wise training rank better than single paths, as LWSL has it (.538 against "
+        f".205)? {told}: {said}."
+    ]
 
 
 def _context(found: Mapping[str, Any]) -> list[str]:
-    lines = []
-    if found["noise_ceiling"] is not None:
+    lines, edge = [], 1.96 * found["null_deviation"]
+    if found["repeat_tau"] is not None and found["repeat_tau"] > edge:
         lines.append(
-            f"A training of each network alone agrees with the mean of its repeats by tau "
-            f"{number(found['noise_ceiling'])}: hardly any score gets beyond."
+            f"One more training of each network agrees with the mean of the others by tau "
+            f"{number(found['repeat_tau'])}; a perfect score would reach about "
+            f"{number(found['noise_ceiling'])}, for the noise of the truth itself."
         )
-    lines.append(
-        f"Chance alone stays within ±{number(1.96 * found['null_deviation'])} in 95 of 100 rankings of "
-        "as many networks. Intervals are of 95 % over resampled networks"
-        + (" and repeats of the truth" if found["repeats"] > 1 else "")
-        + "; p values are adjusted for their number (Holm). They say nothing of what another seed of a "
-        "supernet would give."
-    )
+    elif found["repeat_tau"] is not None:
+        lines.append(
+            f"The truth does not agree with itself: its repeats by tau {number(found['repeat_tau'])}. It "
+            "needs longer trainings, or more of them."
+        )
+    if found["networks"] >= FEW:
+        lines.append(
+            f"Chance alone stays within ±{number(edge)} in 95 of 100 rankings of as many networks. Intervals "
+            "are of 95 % over resampled networks; p values are adjusted for their number (Holm). They say "
+            "nothing of what another seed of a supernet would give."
+        )
+    else:
+        lines.append(f"With {found['networks']} networks hardly anything can be told; take 30 or more.")
     return lines

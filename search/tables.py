@@ -36,22 +36,26 @@ class Table(NamedTuple):
         return self.rows - len(self.values)
 
     def repeats(self, networks: Iterable[Architecture]) -> Numbers:
-        """A row for each repeat where all networks have as many; else one of means."""
+        """A row for each repeat, as many as all networks have."""
         rows = [self.values[each] for each in networks]
-        if len({len(row) for row in rows}) > 1:
-            rows = [(float(np.mean(row)),) for row in rows]
-        return np.array(rows).T
+        least = min(map(len, rows))
+        return np.array([row[:least] for row in rows]).T
+
+    def most_repeats(self, networks: Iterable[Architecture]) -> int:
+        """How many repeats some network has."""
+        return max(len(self.values[each]) for each in networks)
 
 
-def read_table(path: Path, space: Space, *, option: str) -> Table:
+def read_table(path: Path, space: Space, *, option: str, lower: bool = False) -> Table:
     """Read a file, or that of a run's folder; torn lines of .jsonl are passed over.
 
-    Architectures that are one network count once; what differs between them counts as another repeat.
+    Architectures that are one network count once; what differs between them counts as another repeat. Where
+    lower is better, numbers may also be called "loss".
     """
-    file = _file(path, option)
+    file = table_file(path, option)
     try:
         entries = list(_entries(file))
-        column = _column(entries)
+        column = _column(entries, (*VALUES, "loss") if lower else VALUES)
         rows: dict[Architecture, list[float]] = {}
         for who, entry in entries:
             architecture = _architecture(who, space)
@@ -69,7 +73,8 @@ def read_table(path: Path, space: Space, *, option: str) -> Table:
     return Table(values, len(rows), column)
 
 
-def _file(path: Path, option: str) -> Path:
+def table_file(path: Path, option: str) -> Path:
+    """The file itself, or that of a run's folder."""
     if path.is_dir():
         for name in FILES:
             if (path / name).exists():
@@ -103,24 +108,24 @@ def _entries(file: Path) -> Iterator[tuple[Any, Mapping[str, Any]]]:
         yield who, line
 
 
-def _column(entries: list[tuple[Any, Mapping[str, Any]]]) -> str:
+def _column(entries: list[tuple[Any, Mapping[str, Any]]], values: tuple[str, ...]) -> str:
     """What the numbers are called: the first known name that all entries have, perhaps with numbers."""
     if len(entries) < 2:
         raise ValueError("a ranking needs two architectures or more")
-    for name in VALUES:
+    for name in values:
         if all(_keys(entry, name) for _, entry in entries):
             return name
     who, entry = next(
-        (pair for pair in entries if not any(_keys(pair[1], name) for name in VALUES)), entries[0]
+        (pair for pair in entries if not any(_keys(pair[1], name) for name in values)), entries[0]
     )
-    raise ValueError(f"what is said of {who} must have one of {', '.join(VALUES)}, not {', '.join(entry)}")
+    raise ValueError(f"what is said of {who} must have one of {', '.join(values)}, not {', '.join(entry)}")
 
 
 def _keys(entry: Mapping[str, Any], name: str) -> list[str]:
     return [
         key
         for key in entry
-        if key is not None and re.fullmatch(rf"{name}[_ ]?\d*", key) and entry[key] not in (None, "", [])
+        if key is not None and re.fullmatch(rf"{name}([_ ]\d+)?", key) and entry[key] not in (None, "", [])
     ]
 
 

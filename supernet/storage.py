@@ -27,6 +27,12 @@ def save_snapshot(run: Path, net: Supernet, step: int, notes: Mapping[str, Any])
     save_supernet(folder / f"step-{step:08d}.safetensors", net, {**notes, "step": step})
 
 
+def forget_snapshots(run: Path) -> None:
+    """Remove all that were kept."""
+    for _, file in snapshots(run / "weights.safetensors"):
+        file.unlink()
+
+
 def snapshots(path: Path) -> list[tuple[int, Path]]:
     """The weights that the training of a supernet kept on its way, by step."""
     files = (weights_file(path).parent / SNAPSHOTS).glob("step-*.safetensors")

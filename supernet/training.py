@@ -20,7 +20,7 @@ from supernet.objectives import CrossEntropy, InfoNCE, Objective
 from supernet.records import Records, shift_line
 from supernet.shift import Shift
 from supernet.space import Space
-from supernet.storage import save_snapshot, save_supernet
+from supernet.storage import forget_snapshots, save_snapshot, save_supernet
 from supernet.strategies import TailTraining, make_strategy
 from supernet.strategy import Strategy
 from supernet.supernet import Supernet
@@ -118,6 +118,8 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
     )
     accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
     if accelerator.is_main_process:
+        if not run.has_begun:
+            forget_snapshots(run.path)  # of a start that no checkpoint knows, perhaps with other options
         print(_heading(config, space, net, data, num_steps, accelerator), flush=True)
         save_space(run.path / "space.json", space)
     with contextlib.closing(loader):

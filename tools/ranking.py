@@ -4,12 +4,13 @@ Everywhere the higher number is the better one, in scores and in truth. What is 
 a latency) must be negated by whoever knows it.
 
 Intervals are percentiles over resampled networks: n of n with replacement. Pairs of a network with itself are
-then ties in both lists, which tau-b leaves out. Where the truth has repeats, these are resampled too.
+then ties in both lists, which tau-b leaves out. A network brings its own truth along, so that the noise of
+its trainings is in the spread between networks; resampling repeats as well would count it twice, and tell of
+a truth noisier than it is.
 """
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ Numbers = NDArray[np.float64]
 Signs = NDArray[np.int8]
 
 RESAMPLES = 2000
+FEW = 10
+"""Below so many networks, that all resamples agree means nothing."""
 BLOCK = 512
 """Networks whose pairs with all others are looked at together."""
 
@@ -85,7 +88,7 @@ def rank_all(
     checked = [_checked(scores, truth) for scores in lists]
     given, repeats = [scores for scores, _ in checked], checked[0][1]
     mean = repeats.mean(axis=0)
-    taken = _resampled(given, repeats, resamples, seed)
+    taken = _resampled(given, mean, resamples, seed)
     taus = []
     for scores, values in zip(given, taken, strict=True):
         tested = stats.kendalltau(scores, mean)
@@ -119,8 +122,9 @@ def weighted_tau(scores: ArrayLike, truth: ArrayLike) -> float:
 def partial_tau(scores: ArrayLike, truth: ArrayLike, given: ArrayLike) -> float:
     """What scores say of the truth beyond what something else, such as MACs, says already."""
     both, left, right = tau_b(scores, truth), tau_b(scores, given), tau_b(truth, given)
-    rest = math.sqrt((1 - left**2) * (1 - right**2))
-    return (both - left * right) / rest if rest else math.nan
+    if any(math.isclose(abs(tau), 1) for tau in (left, right)):
+        return math.nan
+    return (both - left * right) / math.sqrt((1 - left**2) * (1 - right**2))
 
 
 def tau_within(scores: ArrayLike, truth: ArrayLike, part: float, *, of: str = "truth") -> float:
@@ -150,17 +154,27 @@ def regret_at(scores: ArrayLike, truth: ArrayLike, k: int) -> float:
 
 
 def null_deviation(n: int) -> float:
-    """The standard deviation of tau between independent lists of n without ties."""
+    """The standard deviation of tau between independent lists of n without ties; for n of 10 or more."""
     return math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))
 
 
-def noise_ceiling(repeats: ArrayLike) -> float:
-    """The mean tau of each repeat of the truth against the mean of the others: a score hardly does better."""
+def repeat_tau(repeats: ArrayLike) -> float:
+    """The mean tau of each repeat of the truth against the mean of the others, as one more would."""
     rows = np.atleast_2d(np.asarray(repeats, float))
     if len(rows) < 2:
         return math.nan
     others = [np.delete(rows, number, axis=0).mean(axis=0) for number in range(len(rows))]
     return float(np.mean([tau_b(row, rest) for row, rest in zip(rows, others, strict=True)]))
+
+
+def noise_ceiling(repeats: ArrayLike, *, draws: int = 20, seed: int = 0) -> float:
+    """What a perfect score would reach: tau of the truth's mean and itself with its own noise once more."""
+    rows = np.atleast_2d(np.asarray(repeats, float))
+    if len(rows) < 2:
+        return math.nan
+    mean, rng = rows.mean(axis=0), numpy_stream(seed, "ceiling")
+    spread = math.sqrt(rows.var(axis=0, ddof=1).mean() / len(rows))
+    return float(np.mean([tau_b(mean, mean + spread * rng.normal(size=len(mean))) for _ in range(draws)]))
 
 
 def additive_scores(
@@ -223,24 +237,18 @@ def _two_sided(value: float, values: Numbers, count: int) -> float:
     Counting resamples beyond 0 would never tell a chance below 1 / their number, too coarse where many
     differences are looked at.
     """
-    error = float(np.nanstd(values))
-    return float(2 * stats.t.sf(abs(value) / error, count - 1)) if error else 1.0
+    error = float(np.nanstd(values)) if np.isfinite(values).any() else math.nan
+    if error > 1e-12:
+        return float(2 * stats.t.sf(abs(value) / error, count - 1))
+    return 0.0 if abs(value) > 1e-12 and count >= FEW else 1.0  # such as perfect against reversed
 
 
-def _resampled(lists: Sequence[Numbers], repeats: Numbers, resamples: int, seed: int) -> list[Numbers]:
+def _resampled(lists: Sequence[Numbers], true: Numbers, resamples: int, seed: int) -> list[Numbers]:
     """Tau-b of each list in every resample, the same resamples for all lists."""
-    rng = numpy_stream(seed, "bootstrap")
-    count = len(lists[0])
-    rows = rng.integers(len(repeats), size=(resamples, len(repeats)))
-    drawn = Counter(map(tuple, np.sort(rows, axis=1).tolist()))
+    count = len(true)
+    weights = numpy_stream(seed, "bootstrap").multinomial(count, np.full(count, 1 / count), resamples)
     signs = [[_signs(given, start) for start in range(0, count, BLOCK)] for given in lists]
-    found: list[list[Numbers]] = [[] for _ in lists]
-    for chosen, times in sorted(drawn.items()):
-        weights = rng.multinomial(count, np.full(count, 1 / count), times).astype(float)
-        true = repeats[list(chosen)].mean(axis=0)
-        for taken, taus in zip(found, _weighted_taus(lists, signs, true, weights), strict=True):
-            taken.append(taus)
-    return [np.concatenate(taken) for taken in found]
+    return _weighted_taus(lists, signs, true, weights.astype(float))
 
 
 def _weighted_taus(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -38,7 +39,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Row:
-    """Cells, in the table's own style, "strong" or "light"."""
+    """Cells, in the table's own style or "light"."""
 
     cells: Sequence[str]
     style: str = ""
@@ -148,6 +149,17 @@ def picture(values: ArrayLike, *, low: float, high: float) -> str:
 def facts(rows: Mapping[str, str], caption: str = "") -> Table:
     """A table of names and what they are."""
     return Table(("", ""), [Row((name, value)) for name, value in rows.items()], caption, words=True)
+
+
+def as_data(sections: Sequence[Section]) -> list[dict[str, Any]]:
+    """The tables of sections, with what they stand under."""
+    return [
+        {"section": section.title, "caption": part.caption, "columns": list(part.columns), "rows": rows}
+        for section in sections
+        for part in section.parts
+        if isinstance(part, Table)
+        for rows in [[list(row.cells) for row in part.rows]]
+    ]
 
 
 def _named_apart(svg: str, prefix: str) -> str:

@@ -17,17 +17,22 @@ def cka_matrix(outputs: Sequence[Tensor]) -> Tensor:
 
     Unlike the cosine it does not change when an output is rotated or scaled. Of more numbers than images any
     two would look alike: so products of kernels are taken without bias (HSIC_1 of Song et al., 2012), and
-    unlike outputs are about 0, a little above or below. Needs four images.
+    unlike outputs are about 0, a little above or below. Outputs that hardly differ between images are like
+    nothing: 0. Needs four images.
     """
-    kernels = []
+    kernels, norms = [], []
     for each in outputs:
         features = each.detach().double().flatten(1)
-        features = features - features.mean(0)  # changes nothing but the rounding
-        kernels.append((features @ features.T).fill_diagonal_(0.0))
+        centred = features - features.mean(0)  # changes nothing but the rounding
+        if centred.norm() <= 1e-9 * features.norm():
+            centred = torch.zeros_like(centred)
+        kernels.append((centred @ centred.T).fill_diagonal_(0.0))
+        norms.append(kernels[-1].square().mean())
     hsic = torch.stack([torch.stack([_hsic(one, other) for other in kernels]) for one in kernels])
-    scale = hsic.diagonal().clamp(min=0).sqrt()
-    found = hsic / (scale[:, None] * scale[None]).clamp(min=1e-300)
-    return found.fill_diagonal_(1.0)
+    own = hsic.diagonal()
+    tells = own > 1e-6 * torch.stack(norms)
+    scale = torch.where(tells, own, torch.inf).sqrt()
+    return (hsic / (scale[:, None] * scale[None])).clamp(-1, 1).fill_diagonal_(1.0)
 
 
 def _hsic(one: Tensor, other: Tensor) -> Tensor:

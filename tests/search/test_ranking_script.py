@@ -2,11 +2,13 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from local_learning.decoupling import Decoupling
 from search.figures import preference_figure
@@ -66,8 +68,7 @@ def report(
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "ranking.json").read_text())
-    del found["origin"]
+    found: dict[str, Any] = json.loads((folder / "report.json").read_text())["ranking"]
     return found
 
 
@@ -202,6 +203,15 @@ def test_another_supernet_can_be_added_and_other_images_are_refused(home: Path, 
     )
     assert done.returncode == 2
     assert "made with another set of validation images; name a new folder" in done.stderr
+    for options, says in (
+        (["--scoring.calibration-batch", "16"], "size of calibration batches"),
+        (["--precision", "fp64"], "precision"),
+        (["--scoring.statistics", "ema"], "way to take BatchNorm statistics"),
+    ):
+        line = [*BASE, "--supernet", str(home / "spos"), "--truth", str(home / "truth.csv"), *options]
+        done = run(SCRIPT, *line, "--run", str(folder))
+        assert done.returncode == 2
+        assert f"made with another {says}" in done.stderr
 
 
 def test_scores_from_files_and_their_direction(home: Path, whole: Path, tmp_path: Path) -> None:
@@ -284,6 +294,42 @@ def test_other_runs_are_told_of(home: Path, tmp_path: Path) -> None:
     assert "  2 blocks: cut after 2 (aux2)" in page
     assert "90.50 ± 0.71 %" in page
     assert "cuts orders the 4 decouplings in 2 blocks with tau" in page
+    tables = json.loads((folder / "report.json").read_text())["tables"]
+    assert {"What searches found", "Where gradients should stop", "Trained alone"} <= {
+        t["section"] for t in tables
+    }
+    (cut,) = (table for table in tables if table["caption"] == "truth: which cut is better?")
+    assert [row[3] for row in cut["rows"]] == ["2", "3", "1", "1"]
+    log_p = [float(row[8]) for row in cut["rows"]]
+    chances = [softmax(row) for row in (*alpha, *beta)]
+    expected = math.log(chances[0][1] * chances[1][0] * chances[2][1] * chances[4][1])
+    assert log_p[0] == pytest.approx(expected, abs=0.006)
+
+
+def test_searches_alone_with_a_truth(home: Path, tmp_path: Path) -> None:
+    search = ["--supernet", str(home / "spos"), *PLACE, "--population", "6", "--generations", "1"]
+    search += ["--scoring.calibration-images", "64", "--scoring.calibration-batch", "32"]
+    assert run("search_architecture.py", *search, "--run", str(tmp_path / "found")).returncode == 0
+    line = [*PLACE, "--search", str(tmp_path / "found"), "--truth", str(home / "truth.csv")]
+    for options, order in (([], 1), (["--truth-is-loss"], -1)):
+        folder = tmp_path / f"report{order}"
+        done = run(
+            SCRIPT, *line, *options, "--space", "tiny", "--data.image-size", "16", "--run", str(folder)
+        )
+        assert done.returncode == 0, done.stderr
+        (table,) = (
+            t
+            for t in json.loads((folder / "report.json").read_text())["tables"]
+            if "true rank" in t["columns"]
+        )
+        with (home / "truth.csv").open() as opened:
+            worth = {
+                row["choices"]: float(row["accuracy 1"]) + float(row["accuracy 2"])
+                for row in csv.DictReader(opened)
+            }
+        for row in table["rows"]:
+            better = sum(order * value > order * worth[row[1]] for value in worth.values())
+            assert row[-1] == f"{better + 1} of {len(worth)}"
 
 
 @pytest.mark.parametrize(
@@ -296,7 +342,7 @@ def test_other_runs_are_told_of(home: Path, tmp_path: Path) -> None:
         (["--supernet", "SPOS", "--space", "tiny", "--truth", "TRUTH"], "--space: the supernet says it"),
         (["--supernet", "SPOS", "--truth", "nowhere.csv"], "--truth: there is no file 'nowhere.csv'"),
         (["--supernet", "nowhere", "--truth", "TRUTH"], "--supernet: there is no file 'nowhere'"),
-        (["--supernet", "SPOS", "SPOS", "--truth", "TRUTH"], "--supernet, --scores, --trained: two are"),
+        (["--supernet", "SPOS", "SPOS", "--truth", "TRUTH"], "--supernet, --scores, --losses: two are"),
         (["--supernet", "SPOS", "--truth", "TRUTH", "--networks", "145"], "--networks: 145 are needed"),
         (["--supernet", "SPOS", "--truth", "TRUTH", "--networks", "1"], "--networks: a ranking needs two"),
         (["--supernet", "SPOS", "--truth", "TRUTH", "--networks", "-1"], "--networks: -1 is out of range"),
@@ -309,8 +355,15 @@ def test_other_runs_are_told_of(home: Path, tmp_path: Path) -> None:
             ["--supernet", "SPOS", "--truth", "TRUTH", "--data.train-size", "700"],
             "--data.train-size: the supernet was",
         ),
-        (["--supernet", "a/b=SPOS", "--truth", "TRUTH"], "--supernet: 'a/b="),
+        (["--supernet", "a/b=SPOS", "--truth", "TRUTH"], "--supernet, --scores, --losses: 'a/b="),
         (["--search", "SPOS"], "--search: "),
+        (["--supernet", "SPOS", "--truth", "TRUTH", "--search", "SPOS"], "--search: "),
+        (
+            ["--supernet", "depth=SPOS", "--truth", "TRUTH"],
+            "--supernet, --scores, --losses: 'depth' is a baseline's",
+        ),
+        (["--supernet", "..=SPOS", "--truth", "TRUTH"], "--supernet, --scores, --losses: '..="),
+        (["--scores", "TRUTH", "--truth", "TRUTH", "--space", "nope"], "--space: "),
         (["--trained", "nowhere"], "--trained: 'nowhere' is no finished run of retrain_model.py"),
         (["--cuts", "nowhere"], "--cuts: 'nowhere' is no finished run of search_decoupling.py"),
         (["--supernett", "SPOS"], "unknown option '--supernett'; did you mean '--supernet'?"),

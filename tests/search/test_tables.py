@@ -69,7 +69,8 @@ def test_one_network_counts_once(tmp_path: Path) -> None:
         Architecture.parse("22222220"): (5, 6, 5, 7),  # trainings that differ count as further repeats
         Architecture.parse("22022222"): (3, 3),
     }
-    assert table.repeats(table.values).tolist() == [[1.5, 5.75, 3]]  # not as many of each: only means
+    assert table.repeats(table.values).tolist() == [[1, 5, 3], [2, 6, 3]]  # as many as all have
+    assert table.most_repeats(table.values) == 4
 
 
 def test_the_benchmark_has_3969_networks_with_three_trainings_each() -> None:
@@ -92,6 +93,8 @@ def test_the_benchmark_has_3969_networks_with_three_trainings_each() -> None:
         ("a.csv", "choices,accuracy\n0123,nan\n1302,0.2\n", "must be a finite number"),
         ("a.csv", "choices,accuracy\n0123,\n1302,0.2\n", "what is said of 0123 must have one of"),
         ("a.csv", "network,accuracy\n0123,1\n1302,0.2\n", "a line must have choices or architecture or arch"),
+        ("a.csv", "choices,acc1,acc5\n0123,1,2\n1302,0.2,3\n", "must have one of test_acc, accuracies"),
+        ("a.csv", "choices,loss\n0123,1\n1302,0.2\n", "must have one of test_acc, accuracies"),
         ("a.csv", "choices,wrong\n0123,1\n1302,0.2\n", "must have one of test_acc, accuracies"),
         ("a.csv", "choices,accuracy\n012,1\n1302,0.2\n", "architecture 012 has 3 choices"),
         (
@@ -120,6 +123,11 @@ def test_mistakes_are_told(name: str, text: str, says: str, tmp_path: Path) -> N
         read_table(written(tmp_path, name, text), TINY, option="--truth")
     assert says in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_losses_may_be_called_so(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.csv", "choices,loss\n0123,1\n1302,0.2\n")
+    assert read_table(path, TINY, option="--losses", lower=True).values == {ONE: (1,), OTHER: (0.2,)}
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
