@@ -85,7 +85,7 @@ def true_front(truth: Numbers, macs: Numbers) -> list[int]:
 
 def regret_figure(ranked: Ranked) -> Figure:
     """What is lost by training the k best by score alone and keeping the best of them."""
-    figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
     axes, paint, n = figure.subplots(), colours(ranked.asked), len(ranked.networks)
     true = ranked.mean
     for name, scores in ranked.scores.items():
@@ -210,4 +210,6 @@ def _legend(figure: Figure, axes: Axes) -> None:
     """Above the axes, in as many columns as fit beside each other."""
     labels = axes.get_legend_handles_labels()[1]
     columns = max(1, min(4, int(46 / (max(map(len, labels)) + 5))))
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.15 * (rows - 1))
     figure.legend(frameon=False, loc="outside upper center", ncols=columns, columnspacing=1)
