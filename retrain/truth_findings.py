@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retrain.truth_plan import Trial, TruthPlan, folder_of
+from supernet.space import Architecture
 from tools.files import write_bytes
 from tools.runs import Run
 
@@ -76,7 +77,7 @@ def summary(run: Run, results: Mapping[str, Any]) -> str:
         if "reliability" in results:
             lines[-1] += f": {results['reliability']:.0%} of the variance is not chance"
     best = results["best"]
-    name = best.get("name") or " ".join(map(str, best["choices"]))
+    name = best.get("name") or Architecture(tuple(best["choices"]))
     lines.append(f"best: {name}, {statistics.fmean(best['accuracies']):.2%}")
     lines.append(f"truth {run.path / 'truth.jsonl'}, results {run.results_path}")
     return "\n".join(lines)
