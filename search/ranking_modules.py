@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 
 from search.ranking_figures import colours, courses_figure, layers_figure, matrices_figure, matrix_figure
@@ -193,9 +194,6 @@ def _taus(answers: Answers, truth: Mapping[Architecture, float]) -> list[tuple[i
 
 
 def _likeness(matrices: Sequence[Sequence[Sequence[float]]]) -> float:
-    values = []
-    for matrix in matrices:
-        count = len(matrix)
-        total = sum(map(sum, matrix)) - sum(matrix[number][number] for number in range(count))
-        values.append(total / (count * (count - 1)) if count > 1 else 1.0)
-    return sum(values) / len(values)
+    """The mean over layers, of the matrices in a line of shift.jsonl."""
+    layers = [float(off_diagonal_mean(torch.tensor(matrix, dtype=torch.float64))) for matrix in matrices]
+    return sum(layers) / len(layers)

@@ -1,4 +1,4 @@
-"""Scores of networks against their truth, as numbers: the content of ranking.json."""
+"""Scores of networks against their truth, as numbers: what report.json says of a ranking."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

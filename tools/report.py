@@ -1,4 +1,7 @@
-"""A report as one HTML file that needs nothing else: words, tables, drawings and small pictures."""
+"""A report as one HTML file that needs nothing else: words, tables, drawings and small pictures.
+
+The page's policy lets no script run and nothing be fetched, whatever is in the drawings of a run's folder.
+"""
 
 import base64
 import io

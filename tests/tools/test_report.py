@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tests.browser import opened
 from tools.pictures import INK, house_style
 from tools.report import (
     Drawing,
@@ -128,3 +129,14 @@ def test_a_report_is_the_same_for_the_same_content(tmp_path: Path) -> None:
         write_report(tmp_path / name, Report("t", "s", ["v"], [Section("x", [Drawings([drawn])])]))
         texts.append((tmp_path / name).read_bytes())
     assert texts[0] == texts[1]
+
+
+def test_nothing_in_a_drawing_can_run_or_be_fetched(tmp_path: Path) -> None:
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>throw new Error("ran")</script>'
+    )
+    svg += '<image href="nowhere.png" onerror="throw new Error(\'handled\')"/></svg>'
+    drawn = Drawings([Drawing("a stranger's", svg=svg)])
+    write_report(tmp_path / "report.html", Report("t", "s", ["v"], [Section("x", [drawn])]))
+    errors = opened(tmp_path / "report.html", 800)["errors"]
+    assert not [each for each in errors if "ran" in each or "handled" in each]
