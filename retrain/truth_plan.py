@@ -11,7 +11,7 @@ from retrain.config import RetrainConfig
 from retrain.networks import choose_decoupling
 from retrain.truth_config import TruthConfig
 from supernet.chains import chosen_chain, network_name
-from supernet.documents import find_space, load_architecture, save_architecture
+from supernet.documents import find_space, listed, load_architecture, save_architecture
 from supernet.sampling import LimitedSampler, sample, stream
 from supernet.space import Architecture, Space
 from tools.datasets import Data
@@ -175,17 +175,8 @@ def _read(path: Path, space: Space | None, images: Mapping[str, int]) -> tuple[S
 
 def _of_lines(path: Path, space: Space) -> Iterator[Architecture]:
     for entry in read_lines(path):
-        choices = entry.get("choices")
-        if choices is None:
-            continue
-        if not isinstance(choices, list) or not all(type(choice) is int for choice in choices):
-            raise ValueError(f"{path}: choices must be a list of whole numbers, not {choices!r}")
-        architecture = Architecture(tuple(choices))
-        try:
-            space.validate(architecture)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        yield architecture
+        if entry.get("choices") is not None:
+            yield listed(path, entry["choices"], space)
 
 
 def draw(space: Space, count: int, *, seed: int, max_macs: int = 0) -> list[Architecture]:

@@ -7,6 +7,7 @@ from typing import Any
 from search.limits import UNITS
 from search.method import Scored
 from supernet.additive import Additive
+from supernet.documents import listed
 from supernet.space import Architecture, Space
 from tools.jsonl import JsonLines, read_lines
 
@@ -47,18 +48,10 @@ def read_evaluations(path: Path, space: Space) -> list[Scored]:
     """What was scored, in its order; torn lines are passed over, of equal architectures the first counts."""
     found: dict[Architecture, Scored] = {}
     for entry in read_lines(path) if path.exists() else ():
-        choices, score = entry.get("choices"), entry.get("score")
-        if (
-            not isinstance(choices, list)
-            or not all(type(choice) is int for choice in choices)
-            or not isinstance(score, int | float)
-        ):
+        score = entry.get("score")
+        if "choices" not in entry or not isinstance(score, int | float):
             raise ValueError(f"{path}: a line must have choices and a score, not {entry}")
-        architecture = Architecture(tuple(choices))
-        try:
-            space.validate(architecture)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        architecture = listed(path, entry["choices"], space)
         found.setdefault(architecture, Scored(architecture, float(score)))
     return list(found.values())
 

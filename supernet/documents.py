@@ -149,8 +149,7 @@ def load_architecture(
     """Read an architecture and its space, for these images."""
     document = read_document(path, ARCHITECTURE, VERSION)
     described, choices = document.get("space"), document.get("choices")
-    if not isinstance(choices, list) or not all(type(choice) is int for choice in choices):
-        raise ValueError(f"{path}: choices must be a list of whole numbers, not {choices!r}")
+    _check_choices(path, choices)
     if not isinstance(described, str | dict):
         raise ValueError(f"{path}: space must be a name or a description, not {described!r}")
     images = {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}
@@ -159,11 +158,25 @@ def load_architecture(
             space = space_from(described | images)
         else:
             space = find_space(described, **images)
-        architecture = Architecture(tuple(choices))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return space, listed(path, choices, space)
+
+
+def listed(path: Path, choices: Any, space: Space) -> Architecture:
+    """The architecture of the space that a file lists."""
+    _check_choices(path, choices)
+    architecture = Architecture(tuple(choices))
+    try:
         space.validate(architecture)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return space, architecture
+    return architecture
+
+
+def _check_choices(path: Path, choices: object) -> None:
+    if not isinstance(choices, list) or not all(type(choice) is int for choice in choices):
+        raise ValueError(f"{path}: choices must be a list of whole numbers, not {choices!r}")
 
 
 def _check_keys(where: str, entry: Mapping[str, Any], known: tuple[str, ...]) -> None:
