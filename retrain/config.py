@@ -7,10 +7,62 @@ from local_learning.requests import parse_request
 from supernet.chosen import NetworkChoice
 from tools.config import check_choice, check_range
 from tools.data import DataConfig
-from tools.options import FastOptions, RunOptions
+from tools.options import FREE, FastOptions, RunOptions
 from tools.recipes import Recipe
 
 RULES = ("backprop", "greedy", "replay", "gluing")
+PARALLEL = ("none", "data", "blocks")
+
+FREE_IN_RETRAINING = FREE | {
+    *("parallel", "plan", "pipeline.queue", "pipeline.patience"),
+    *(f"cluster.{name}" for name in ("devices", "profile", "speed", "bandwidth", "latency", "memory")),
+}
+"""How the work is shared changes no result beyond rounding: a run may be continued in another way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions:
+    """How blocks on processes of their own work together (--parallel blocks)."""
+
+    queue: int = 4
+    """Batches that may be under way between two neighbouring blocks, so that neither waits for each whim of
+    the other. With greedy rules the weights do not depend on it; memory does."""
+    transfer: str = "full"
+    """Activations between blocks are sent as they are (full), or rounded to bf16, half as many bytes."""
+    patience: float = 40.0
+    """Seconds without a sign of life after which a process counts as hung, and the run is ended."""
+
+    def __post_init__(self) -> None:
+        check_range("--pipeline.queue", self.queue, 1)
+        check_choice("--pipeline.transfer", self.transfer, ("full", "bf16"))
+        check_range("--pipeline.patience", self.patience, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """The machines that --plan reckons with, which need not be here."""
+
+    devices: tuple[int, ...] = (8, 64, 512)
+    """Numbers of devices to plan for."""
+    profile: str = ""
+    """File of the blocks' times and sizes: read if it is there (measured, say, on a device of the cluster's
+    kind), else measured here and written."""
+    speed: float = 1.0
+    """How many times as fast as the measured device one of the cluster's is."""
+    bandwidth: float = 10.0
+    """Of the link of each device to the others, in GB/s."""
+    latency: float = 20.0
+    """Of one message, in microseconds."""
+    memory: float = 0.0
+    """Of one device, in GiB, to say what does not fit; 0: not known."""
+
+    def __post_init__(self) -> None:
+        for count in self.devices:
+            check_range("--cluster.devices", count, 1)
+        check_range("--cluster.speed", self.speed, 0, open_low=True)
+        check_range("--cluster.bandwidth", self.bandwidth, 0, open_low=True)
+        check_range("--cluster.latency", self.latency, 0)
+        check_range("--cluster.memory", self.memory, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +88,17 @@ class RetrainConfig(FastOptions, NetworkChoice, RunOptions):
     """Factor on the learning rate of each block; none: 1 for all."""
     alignment: bool = False
     """At each evaluation, also take the cosine between each layer's gradient and backpropagation's."""
+    parallel: str = "data"
+    """What several processes share: the rows of each batch (data), or the blocks (blocks), each of which is
+    trained where it is and hands its activations on; with more processes than blocks, also the rows. none
+    refuses several."""
+    plan: bool = False
+    """Train nothing: measure the blocks, and print how --cluster.devices would share them, how fast that
+    would be, and what limits it."""
     local: LocalLosses = field(default_factory=LocalLosses)
     gluing: GluingOptions = field(default_factory=GluingOptions)
+    pipeline: PipelineOptions = field(default_factory=PipelineOptions)
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: Recipe = field(default_factory=Recipe)
 
@@ -46,6 +107,7 @@ class RetrainConfig(FastOptions, NetworkChoice, RunOptions):
         self.check_network()
         self.check_fast()
         self._check_decoupling()
+        self._check_parallel()
         if self.reset_classifier and not self.weights:
             raise ValueError("--reset-classifier: goes with --weights; there is nothing to reset without it")
 
@@ -75,6 +137,33 @@ class RetrainConfig(FastOptions, NetworkChoice, RunOptions):
             )
         if self.gluing.cache and self.chosen_rule == "gluing":
             self._check_cache()
+
+    def _check_parallel(self) -> None:
+        check_choice("--parallel", self.parallel, PARALLEL)
+        if self.plan and not self.decoupling:
+            raise ValueError(
+                "--plan: shares blocks among devices; it needs --decoupling, such as uniform:4:aux2"
+            )
+        if self.parallel != "blocks":
+            return
+        if self.chosen_rule == "backprop":
+            raise ValueError(
+                "--parallel blocks: needs --decoupling, such as balanced:2:aux2, and a rule but backprop"
+            )
+        if self.alignment:
+            raise ValueError(
+                "--alignment: compares with backpropagation through all blocks, which no process of "
+                "--parallel blocks holds; leave one of them out"
+            )
+        if self.precision == "fp16":
+            raise ValueError(
+                "--precision: blocks on processes of their own would each scale its gradients in its "
+                "own way; with --parallel blocks use bf16 or fp32"
+            )
+        if self.gluing.cache and self.chosen_rule == "gluing":
+            raise ValueError(
+                "--gluing.cache: keeps all gluing variables in one process; not with --parallel blocks"
+            )
 
     def _check_cache(self) -> None:
         changes = ("mixup", "cutmix", "rotate", "cutout", "color_jitter", "auto_augment", "erase")

@@ -39,6 +39,10 @@ class TruthConfig(RetrainConfig):
         check_range("--repeats", self.repeats, 1)
         check_range("--jobs", self.jobs, 1)
         self._check_together()
+        if self.parallel == "blocks" or self.plan:
+            raise ValueError(
+                "--parallel blocks and --plan: are for retrain_model.py; a truth trains many networks at once"
+            )
         if self.decouplings:
             for text in self.decouplings:
                 self._check_training({"--decoupling:": "--decouplings:"}, decoupling=text)
