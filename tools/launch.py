@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -79,6 +79,23 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | 
         name, message = told[0]
         raise RunFailed(message, everyone=True) if name == RunFailed.__name__ else ValueError(message)
     return result
+
+
+def on_every(action: Callable[[], Result], control: torch.distributed.ProcessGroup) -> list[Result]:
+    """Run an action on every process, and tell all what came of it; one's failure is everyone's failure."""
+    outcome: tuple[Result | None, str] = (None, "")
+    try:
+        outcome = (action(), "")
+    except (ValueError, RunFailed) as error:
+        outcome = (None, str(error))
+    except OSError as error:
+        outcome = (None, f"{error.filename}: {error.strerror}")
+    outcomes: list[Any] = [None] * torch.distributed.get_world_size(control)
+    torch.distributed.all_gather_object(outcomes, outcome, group=control)
+    for rank, (_, failure) in enumerate(outcomes):
+        if failure:
+            raise RunFailed(f"rank {rank}: {failure}", everyone=True)
+    return [result for result, _ in outcomes]
 
 
 def _check_trackers(trackers: tuple[str, ...]) -> None:

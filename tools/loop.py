@@ -6,6 +6,7 @@ A stage hands it a job (one step, one evaluation, its state) and a stream of bat
 import math
 import signal
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
@@ -13,9 +14,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from tools.checkpoint import all_finite, load_checkpoint, save_checkpoint
+from tools.checkpoint import Written, all_finite, load_checkpoint, save_checkpoint, save_part
+from tools.council import Council, Meeting
 from tools.failures import Interrupted, RunFailed, known_cause
-from tools.launch import on_main
+from tools.launch import on_every, on_main
 from tools.meters import MetricsLog, Progress, Stopwatch, Sums
 from tools.runs import Run
 from tools.seeding import seed_globals
@@ -23,6 +25,7 @@ from tools.signals import Wish, waiting_signals
 
 BatchT = TypeVar("BatchT")
 BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
+Result = TypeVar("Result")
 
 SECONDS_BETWEEN_CHECKS = 1.0
 
@@ -43,7 +46,10 @@ class Job(Protocol[BatchT_contra]):
         """Metrics over all processes; "score" is the one by which the best is kept, higher is better."""
 
     def keep_best(self, step: int, score: float) -> None:
-        """Write the weights as they are now as the best so far; called on the first process."""
+        """Write the weights as they are now as the best so far; called on the first process.
+
+        Of a job that is spread over the processes, on every one of them.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on besides the step's number."""
@@ -68,6 +74,25 @@ class Plan:
     """What to try when a loss is no number."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """What the loop must know of a job that is spread: each process has a part of its state and its values.
+
+    The processes then are not at the same step at the same time, and agree without waiting for each other.
+    """
+
+    measured: Mapping[str, int]
+    """All values that a step has on some process, each with the number of processes that have it."""
+    here: frozenset[str]
+    """Those that this process has."""
+    saves: bool
+    """Whether this process's part of the state goes into checkpoints: of several with the same, one does."""
+    control: torch.distributed.ProcessGroup
+    """All processes, by a backend that works on CPU."""
+    waiting: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Entered wherever this process may wait for others."""
+
+
 @dataclass
 class Position:
     """How far a run has come; saved with every checkpoint."""
@@ -82,14 +107,23 @@ class Position:
 class Loop(Generic[BatchT]):
     """Takes a job from wherever its run stands to the last step of the plan."""
 
-    def __init__(self, job: Job[BatchT], plan: Plan, run: Run, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        job: Job[BatchT],
+        plan: Plan,
+        run: Run,
+        accelerator: Accelerator,
+        spread: Spread | None = None,
+    ) -> None:
         self._job, self._plan, self._run, self._accelerator = job, plan, run, accelerator
-        self._ranks = accelerator.num_processes
+        self._spread, self._ranks = spread, accelerator.num_processes
+        self._council = Council(accelerator.device, spread.control if spread else None)
         self._position = Position()
         self._sums = Sums()
         self._watch = Stopwatch()
         self._wish = Wish()
         self._agreed_signal = 0
+        self._slowest = 1.0  # seconds per step
         self._first_bad_step = torch.full((), plan.num_steps + 1, device=accelerator.device)
         self._saved_step = -1
 
@@ -140,11 +174,12 @@ class Loop(Generic[BatchT]):
             )
             stopping = self._wish.signum and self._ranks == 1
             if logs or evaluates or saves or stopping or done >= next_check:
-                slowest = self._check(watch.seconds / (done - logged_at))
-                next_check = done + max(1, int(SECONDS_BETWEEN_CHECKS / slowest))
+                pace = watch.seconds / (done - logged_at)
+                with self._waiting():
+                    self._meet(done, pace, logs=logs, now=evaluates or saves or done == plan.num_steps)
+                next_check = done + max(1, int(SECONDS_BETWEEN_CHECKS / self._slowest))
             watch.pause()
             if logs:
-                self._write_metrics(done, (done - logged_at) / watch.seconds)
                 position.seconds += watch.seconds
                 watch.reset()
                 watch.pause()
@@ -163,29 +198,36 @@ class Loop(Generic[BatchT]):
         bad = torch.where(torch.isfinite(losses.detach()).all(), self._plan.num_steps + 1, step)
         self._first_bad_step = torch.minimum(self._first_bad_step, bad)
 
-    def _check(self, pace: float) -> float:
-        """Agree with all ranks whether to go on; returns the slowest rank's seconds per step."""
-        signum = self._wish.signum
-        told = torch.stack(
-            [
-                torch.tensor(float(signum), device=self._accelerator.device, dtype=torch.float64),
-                -self._first_bad_step.double(),
-                torch.tensor(pace, device=self._accelerator.device, dtype=torch.float64),
-            ]
-        )
-        if self._ranks > 1:
-            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-        agreed, bad_step, slowest = (float(value) for value in told.tolist())
-        if -bad_step <= self._plan.num_steps:
-            raise RunFailed(
-                f"the loss at step {-bad_step:.0f} is not a finite number (learning rate "
-                f"{self._job.rate(int(-bad_step)):g}); {self._advice()}",
-                everyone=True,
-            )
-        self._agreed_signal = int(agreed)
-        return max(slowest, 1e-6)
+    def _meet(self, done: int, pace: float, *, logs: bool, now: bool) -> None:
+        """Agree with all ranks whether to go on, and on the values to write.
+
+        A spread job's ranks hear the outcome at their next meeting, unless they must know it now.
+        """
+        means = self._sums.means() if logs else {}
+        if logs:
+            self._sums = Sums()
+        votes = (float(self._wish.signum), -self._first_bad_step, pace)
+        counts = self._spread.measured if self._spread else dict.fromkeys(means, self._ranks)
+        self._council.call(done, votes, means, counts if logs else {})
+        self._hear(all_of_it=now or not self._spread)
+
+    def _hear(self, *, all_of_it: bool) -> None:
+        """Act on what was agreed."""
+        for meeting in self._council.concluded(all_of_them=all_of_it):
+            signum, bad_step, self._slowest = meeting.votes
+            if -bad_step <= self._plan.num_steps:
+                raise RunFailed(
+                    f"the loss at step {-bad_step:.0f} is not a finite number (learning rate "
+                    f"{self._job.rate(int(-bad_step)):g}); {self._advice()}",
+                    everyone=True,
+                )
+            self._agreed_signal = int(signum)
+            if meeting.means:
+                self._write_metrics(meeting)
 
     def _stop(self, signum: int) -> NoReturn:
+        with self._waiting():
+            self._hear(all_of_it=True)
         self._save()
         name = signal.Signals(signum).name
         raise Interrupted(
@@ -194,18 +236,12 @@ class Loop(Generic[BatchT]):
             "and the same command continues",
         )
 
-    def _write_metrics(self, done: int, steps_per_second: float) -> None:
-        found = self._sums.means()
-        names, means = list(found), torch.stack(list(found.values()))
-        if self._ranks > 1:
-            torch.distributed.all_reduce(means)
-        values = dict(zip(names, (means / self._ranks).tolist(), strict=True))
-        self._sums = Sums()
-        rate = self._job.rate(done - 1)
-        speed = steps_per_second * self._plan.images_per_step
-        line = {**values, "learning_rate": rate, "images_per_second": speed}
+    def _write_metrics(self, meeting: Meeting) -> None:
+        done = meeting.step
+        speed = self._plan.images_per_step / meeting.pace
+        line = {**meeting.means, "learning_rate": self._job.rate(done - 1), "images_per_second": speed}
         self._tell(done, line)
-        self._progress.say(done, line, (self._plan.num_steps - done) / steps_per_second)
+        self._progress.say(done, line, (self._plan.num_steps - done) * meeting.pace)
 
     def _evaluate(self, done: int) -> bool:
         """Evaluate; true if this is the best so far."""
@@ -217,9 +253,13 @@ class Loop(Generic[BatchT]):
         self._progress.say(done, values)
         if score <= position.best_score:
             return False
-        self._insist_on_numbers(self._job.state_dict())
+        state = self._job.state_dict()
+        self._everywhere(lambda: self._insist_on_numbers(state))
         position.best_step, position.best_score = done, score
-        on_main(self._accelerator, lambda: self._job.keep_best(done, score))
+        if self._spread:
+            self._job.keep_best(done, score)
+        else:
+            on_main(self._accelerator, lambda: self._job.keep_best(done, score))
         return True
 
     def _tell(self, done: int, values: Mapping[str, float]) -> None:
@@ -231,18 +271,46 @@ class Loop(Generic[BatchT]):
         step = self._position.step
         if step == self._saved_step:
             return
-        if self._ranks > 1:
-            self._sums.share()
-        position = replace(self._position, seconds=self._position.seconds + self._watch.seconds)
-        state = {
-            "identity": dict(self._plan.identity),
-            "position": vars(position),
-            "sums": self._sums.state_dict(),
-            "job": self._job.state_dict(),
-        }
-        self._insist_on_numbers(state["job"])
-        on_main(self._accelerator, lambda: save_checkpoint(self._run.checkpoints, step, state))
+        with self._waiting():
+            self._share_sums()
+            position = replace(self._position, seconds=self._position.seconds + self._watch.seconds)
+            state: dict[str, Any] = {
+                "identity": dict(self._plan.identity),
+                "position": vars(position),
+                "sums": self._sums.state_dict(),
+            }
+            folder, own = self._run.checkpoints, {"job": self._job.state_dict()}
+            if self._spread is None:
+                self._insist_on_numbers(own)
+                on_main(self._accelerator, lambda: save_checkpoint(folder, step, state | own))
+            else:
+                parts = self._everywhere(lambda: self._save_part(step, own))
+                written = [part for part in parts if part]
+                on_main(self._accelerator, lambda: save_checkpoint(folder, step, state, written))
+                self._sums.keep(self._spread.here)
         self._saved_step = step
+
+    def _save_part(self, step: int, own: Mapping[str, Any]) -> Written | None:
+        """Write what this process has of the job's state."""
+        assert self._spread is not None
+        self._insist_on_numbers(own)
+        if not self._spread.saves:
+            return None
+        return save_part(self._run.checkpoints, step, self._accelerator.process_index, own)
+
+    def _everywhere(self, action: Callable[[], Result]) -> list[Result]:
+        """Do something on every process; what one of a spread job's processes fails in, all fail in."""
+        return on_every(action, self._spread.control) if self._spread else [action()]
+
+    def _share_sums(self) -> None:
+        """Make the sums so far what a checkpoint keeps: of each value the mean over those that measure it."""
+        if self._spread:
+            self._sums.unite(self._spread.control, self._accelerator.device)
+        elif self._ranks > 1:
+            self._sums.share()
+
+    def _waiting(self) -> AbstractContextManager[object]:
+        return self._spread.waiting() if self._spread else nullcontext()
 
     def _resume(self) -> None:
         def look() -> None:
@@ -258,6 +326,8 @@ class Loop(Generic[BatchT]):
         try:
             self._job.load_state_dict(state["job"])
             self._sums.load_state_dict(state["sums"], self._accelerator.device)
+            if self._spread:
+                self._sums.keep(self._spread.here)
             self._position = Position(**state["position"])
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(

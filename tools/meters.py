@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,22 @@ class Sums:
         for value in self.totals.values():
             torch.distributed.all_reduce(value)
             value /= torch.distributed.get_world_size()
+
+    def unite(self, group: torch.distributed.ProcessGroup, device: torch.device) -> None:
+        """Give every process the values of all; of what several measure, the mean."""
+        found: list[dict[str, Any]] = [{}] * torch.distributed.get_world_size(group)
+        torch.distributed.all_gather_object(found, self.state_dict(), group=group)
+        totals: dict[str, list[Tensor]] = {}
+        for each in found:
+            self.counts |= each["counts"]
+            for name, total in each["totals"].items():
+                totals.setdefault(name, []).append(total.cpu())
+        self.totals = {name: torch.stack(several).mean(0).to(device) for name, several in totals.items()}
+
+    def keep(self, names: Collection[str]) -> None:
+        """Forget all but these values."""
+        self.counts = {name: count for name, count in self.counts.items() if name in names}
+        self.totals = {name: total for name, total in self.totals.items() if name in names}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Go on from a checkpoint's sums."""

@@ -17,6 +17,13 @@ class Part(NamedTuple):
     targets: Tensor
     indices: Tensor
     """Which images of the training set these are."""
+    received: Tensor | None = None
+    """The outputs of the block below, where that is on another process; `images` may then be empty."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """What the first block here takes."""
+        return self.images if self.received is None else self.received
 
 
 class Report(NamedTuple):
@@ -40,16 +47,45 @@ class Rule(Protocol):
 
 
 class Engine:
-    """Runs and updates blocks in plain PyTorch; a stage may do so in mixed precision and on many devices."""
+    """Runs and updates blocks in plain PyTorch; a stage may do so in mixed precision and on many devices.
 
-    def __init__(self, net: DecoupledNet, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        assert len(net.blocks) == len(optimizers), "one optimiser per block"
+    `own` are neighbouring blocks that are trained here, with one optimiser each; the others are on processes
+    to which an engine that has only some hands tensors, and from which it takes them.
+    """
+
+    def __init__(
+        self, net: DecoupledNet, optimizers: Sequence[torch.optim.Optimizer], own: range | None = None
+    ) -> None:
+        self.own = range(len(net.blocks)) if own is None else own
+        assert len(self.own) == len(optimizers), "one optimiser per block"
         self.net = net
-        self.optimizers = list(optimizers)
+        self.optimizers = dict(zip(self.own, optimizers, strict=True))
 
     @property
     def num_blocks(self) -> int:
         return len(self.net.blocks)
+
+    @property
+    def has_top(self) -> bool:
+        """Whether the block with the classifier is here."""
+        return self.own.stop == self.num_blocks
+
+    @property
+    def below_top(self) -> range:
+        """The blocks here but the one with the classifier."""
+        return range(self.own.start, min(self.own.stop, self.num_blocks - 1))
+
+    def hand_up(self, outputs: Tensor, part: Part) -> None:
+        """Give the outputs of the last block here to the block above, with what else it needs of the part."""
+        raise AssertionError("all blocks are here")
+
+    def hand_down(self, tensor: Tensor) -> None:
+        """Give the block below what it waits for: an error signal, or a gluing variable."""
+        raise AssertionError("all blocks are here")
+
+    def from_above(self) -> Tensor:
+        """What the block above handed down, in the order in which it did."""
+        raise AssertionError("all blocks are here")
 
     def run(self, index: int, inputs: Tensor, part: Part) -> Outcome:
         """A block with its head and loss."""

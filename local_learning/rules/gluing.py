@@ -36,20 +36,23 @@ class Gluing:
         """An h-step on every part, and a W-step of every block."""
         engine, top = self._engine, self._engine.num_blocks - 1
         with frozen_statistics(engine.net), engine.precision():
-            glued = [self._glue(part) for part in parts]
+            if self._options.cache:
+                glued = [self._glue(part) for part in parts]
+            else:
+                forward = [self._forward(part) for part in parts]
+                glued = [self._h_step(h, h, part) for h, part in zip(forward, parts, strict=True)]
         means, logits = Means(len(parts)), []
-        for index in range(top + 1):
+        for place, index in enumerate(engine.own):
             for number, (part, h) in enumerate(zip(parts, glued, strict=True)):
                 with engine.part(index, last=number == len(parts) - 1):
                     if index == top:
-                        outcome = engine.run(index, h[index], part)
+                        outcome = engine.run(index, h[place], part)
                         loss = outcome.loss
                         logits.append(outcome.logits[0].detach())
                         means.add("loss", loss)
                     else:
-                        gap = _squares(engine.trained_features(index, h[index]) - h[index + 1]) / len(
-                            h[index]
-                        )
+                        gap = _squares(engine.trained_features(index, h[place]) - h[place + 1])
+                        gap = gap / len(h[place])
                         loss = self._penalties[index] * gap
                         means.add(f"gluing/{index + 1}", gap)
                     engine.backward(loss / len(parts))
@@ -57,10 +60,7 @@ class Gluing:
         return Report(means.values, logits)
 
     def _glue(self, part: Part) -> list[Tensor]:
-        """h_1 = x, and h_2 .. h_K after the h-step."""
-        if not self._options.cache:
-            h = self._forward(part.images)
-            return self._h_step(h, h, part)
+        """h_1 = x, and h_2 .. h_K after the h-step from what is stored for these images."""
         rows = part.indices.cpu()
         visits, refresh = self._visits[rows], self._options.refresh
         fresh = (visits == 0) | (
@@ -77,17 +77,20 @@ class Gluing:
         return h
 
     @torch.no_grad()
-    def _forward(self, images: Tensor) -> list[Tensor]:
-        h = [images]
-        for index in range(self._engine.num_blocks - 1):
-            h.append(self._engine.features(index, h[-1]).detach())
+    def _forward(self, part: Part) -> list[Tensor]:
+        """The inputs of every block here, and of the one above."""
+        engine, h = self._engine, [part.inputs]
+        for index in engine.below_top:
+            h.append(engine.features(index, h[-1]).detach())
+        if not engine.has_top:
+            engine.hand_up(h[-1], part)
         return h
 
     def _recall(self, part: Part, rows: Tensor, fresh: Tensor) -> list[Tensor]:
         """The stored h of these images; those of fresh ones from a forward pass."""
         if not fresh.any():
             return [part.images, *(kept[rows].to(part.images.device) for kept in self._cache)]
-        h = self._forward(part.images)
+        h = self._forward(part)
         if not self._cache:
             self._cache = self._make_room(h[1:])
         stored = [kept[rows].to(part.images.device) for kept in self._cache]
@@ -103,20 +106,26 @@ class Gluing:
 
         `predicted` is what the block below gives for each of the h; right after a forward pass, the h.
         """
-        top, h = self._engine.num_blocks - 1, list(h)
-        for index in range(top, 0, -1):
-            variable = h[index]
+        engine, h = self._engine, list(h)
+        top, first = engine.num_blocks - 1, engine.own.start
+        if not engine.has_top:
+            h[-1] = engine.from_above()
+        for index in reversed(range(max(1, first), engine.own.stop)):
+            place = index - first
+            variable = h[place]
             for _ in range(self._options.h_steps):
                 variable = variable.detach().requires_grad_()
-                outputs = self._engine.features(index, variable)
+                outputs = engine.features(index, variable)
                 if index == top:
-                    energy = self._engine.objective(outputs, part) * len(outputs)
+                    energy = engine.objective(outputs, part) * len(outputs)
                 else:
-                    energy = self._penalties[index] * _squares(outputs - h[index + 1])
-                energy = energy + self._penalties[index - 1] * _squares(variable - predicted[index])
+                    energy = self._penalties[index] * _squares(outputs - h[place + 1])
+                energy = energy + self._penalties[index - 1] * _squares(variable - predicted[place])
                 (slope,) = torch.autograd.grad(energy, variable)
                 variable = variable - self._steps[index - 1] * slope
-            h[index] = variable.detach()
+            h[place] = variable.detach()
+        if first:
+            engine.hand_down(h[0])
         return h
 
     def _make_room(self, h: list[Tensor]) -> list[Tensor]:

@@ -16,19 +16,23 @@ class Greedy(Stateless):
         self._engine = engine
 
     def step(self, parts: Sequence[Part]) -> Report:
-        """One update of every block, each of which is done with before the next one runs."""
+        """One update of every block here, each of which is done with before the next one runs."""
         engine, means = self._engine, Means(len(parts))
-        inputs = [part.images for part in parts]
+        features = [part.inputs for part in parts]
         logits = []
-        for index in range(engine.num_blocks):
-            last_block = index == engine.num_blocks - 1
+        for index in engine.own:
+            top = index == engine.num_blocks - 1
             for number, part in enumerate(parts):
                 with engine.part(index, last=number == len(parts) - 1):
-                    outcome = engine.run(index, inputs[number], part)
+                    outcome = engine.run(index, features[number], part)
+                    features[number] = outcome.outputs.detach()
+                    if index == engine.own[-1] and not top:
+                        engine.hand_up(
+                            features[number], part
+                        )  # the block above need not wait for what follows
                     engine.backward(outcome.loss / len(parts))
-                inputs[number] = outcome.outputs.detach()
                 means.add(loss_name(index, engine.num_blocks), outcome.loss)
-                if last_block:
+                if top:
                     logits.append(outcome.logits[0].detach())
                 del outcome  # and with it the graph
             engine.update(index)

@@ -22,43 +22,59 @@ class Replay:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        # Block k's inputs of the latest batches, oldest first; a batch is a list of parts.
-        self._history: list[list[list[Tensor]]] = [[] for _ in range(engine.num_blocks - 1)]
-        # What block k + 1 left for block k: one error signal per part, and nothing at first.
-        self._errors: list[list[Tensor]] = [[] for _ in range(engine.num_blocks - 1)]
+        # A block's inputs of the latest batches, oldest first; a batch is a list of parts.
+        self._history: dict[int, list[list[Tensor]]] = {index: [] for index in engine.below_top}
+        # What the block above left for a block: one error signal per part, and nothing at first.
+        self._errors: dict[int, list[Tensor]] = {index: [] for index in engine.below_top}
 
     def step(self, parts: Sequence[Part]) -> Report:
-        """One update of every block that has an error signal."""
+        """One update of every block here that has an error signal."""
+        engine = self._engine
+        features = self._play(parts)
+        self._fetch(len(parts), late_by=0)
+        errors: dict[int, list[Tensor]] = {index: [] for index in engine.below_top}
+        means = Means(len(parts))
+        logits: list[Tensor] = []
+        if engine.has_top:
+            logits, signals = self._train_top(parts, features, means)
+            self._hand_over(engine.num_blocks - 1, signals, errors)
+        for index in reversed(engine.below_top):
+            if self._errors[index]:
+                self._hand_over(index, self._replay(index), errors)
+        self._errors = errors
+        return Report(means.values, logits)
+
+    @torch.no_grad()
+    def _play(self, parts: Sequence[Part]) -> list[Tensor]:
+        """Run a new batch through the blocks here but the top one, and keep every block's inputs."""
+        engine, features = self._engine, [part.inputs for part in parts]
+        for index, history in self._history.items():
+            history.append(features)
+            features = [engine.features(index, part) for part in features]
+        features = [part.detach() for part in features]
+        if not engine.has_top:
+            for outputs, part in zip(features, parts, strict=True):
+                engine.hand_up(outputs, part)
+        return features
+
+    def _train_top(
+        self, parts: Sequence[Part], features: Sequence[Tensor], means: Means
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Backpropagation in the top block; returns its logits, and its error signals for the one below."""
         engine, top = self._engine, self._engine.num_blocks - 1
-        inputs = self._play([part.images for part in parts])
-        errors: list[list[Tensor]] = [[] for _ in range(top)]
-        means, logits = Means(len(parts)), []
+        logits, signals = [], []
         for number, part in enumerate(parts):
-            below = inputs[number].requires_grad_(top > 0)
+            below = features[number].requires_grad_(top > 0)
             with engine.part(top, last=number == len(parts) - 1):
                 outcome = engine.run(top, below, part)
                 engine.backward(outcome.loss / len(parts))
             means.add("loss", outcome.loss)
             logits.append(outcome.logits[0].detach())
             if top:
-                errors[top - 1].append(engine.error_signal(below))
+                signals.append(engine.error_signal(below))
             del outcome
         engine.update(top)
-        for index in reversed(range(top)):
-            if self._errors[index]:
-                below_errors = self._replay(index)
-                if index:
-                    errors[index - 1] = below_errors
-        self._errors = errors
-        return Report(means.values, logits)
-
-    @torch.no_grad()
-    def _play(self, inputs: list[Tensor]) -> list[Tensor]:
-        """Run a new batch up to the last block, and keep every block's inputs."""
-        for index, history in enumerate(self._history):
-            history.append(inputs)
-            inputs = [self._engine.features(index, part) for part in inputs]
-        return [part.detach() for part in inputs]
+        return logits, signals
 
     def _replay(self, index: int) -> list[Tensor]:
         """Run the oldest inputs of a block with gradient; returns the error signals for the one below."""
@@ -76,12 +92,36 @@ class Replay:
         engine.update(index)
         return below_errors
 
+    def _hand_over(self, index: int, signals: list[Tensor], errors: dict[int, list[Tensor]]) -> None:
+        """Give a block's error signals to the one below, here or elsewhere."""
+        if index > self._engine.own.start:
+            errors[index - 1] = signals
+        elif index:
+            for signal in signals:
+                self._engine.hand_down(signal)
+
+    def _fetch(self, count: int, *, late_by: int) -> None:
+        """Take the error signals that another process left for the last block here, if there are any yet.
+
+        They are of the batch before; the first comes once this block holds all the batches between.
+        """
+        if self._engine.has_top:
+            return
+        last = self._engine.own[-1]
+        under_way = self._engine.num_blocks - 1 - last
+        if not self._errors[last] and len(self._history[last]) + late_by > under_way:
+            self._errors[last] = [self._engine.from_above() for _ in range(count)]
+
     def state_dict(self) -> dict[str, Any]:
-        """Inputs and error signals that are still to be used."""
+        """Inputs and error signals that are still to be used, by block."""
+        if any(self._history.values()):
+            parts = len(next(history[-1] for history in self._history.values() if history))
+            self._fetch(parts, late_by=1)
         return {"history": self._history, "errors": self._errors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
         device = next(self._engine.net.parameters()).device
-        self._history = [[[p.to(device) for p in batch] for batch in each] for each in state["history"]]
-        self._errors = [[error.to(device) for error in each] for each in state["errors"]]
+        for index in self._engine.below_top:
+            self._history[index] = [[p.to(device) for p in batch] for batch in state["history"][index]]
+            self._errors[index] = [error.to(device) for error in state["errors"][index]]

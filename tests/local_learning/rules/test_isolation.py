@@ -101,7 +101,7 @@ def test_parts_of_a_batch_make_one_update() -> None:
     split = copy.deepcopy(net)
     whole = batch(rows=8, size=64)
     Greedy(engine_of(net)).step([whole])
-    parts = [Part(*rows) for rows in zip(*(column.chunk(2) for column in whole), strict=True)]
+    parts = [Part(*rows) for rows in zip(*(column.chunk(2) for column in whole[:3]), strict=True)]
     Greedy(engine_of(split)).step(parts)
     assert equal_to(list(split.parameters()), list(net.parameters()), 1e-10)
 

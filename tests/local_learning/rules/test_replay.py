@@ -118,7 +118,7 @@ def test_it_goes_on_from_its_state() -> None:
     for step in range(3):
         rule.step([batch(step)])
     saved, again = copy.deepcopy(rule.state_dict()), copy.deepcopy(net)
-    optimizers = copy.deepcopy([o.state_dict() for o in rule._engine.optimizers])
+    optimizers = copy.deepcopy([o.state_dict() for o in rule._engine.optimizers.values()])
     for step in range(3, 6):
         rule.step([batch(step)])
     engine = engine_of(again)
@@ -139,5 +139,5 @@ def test_parts_are_replayed_as_parts() -> None:
     for step in range(4):
         whole = batch(step, rows=4, size=64)
         one.step([whole])
-        other.step([Part(*rows) for rows in zip(*(column.chunk(2) for column in whole), strict=True)])
+        other.step([Part(*rows) for rows in zip(*(column.chunk(2) for column in whole[:3]), strict=True)])
     assert equal_to(list(split.parameters()), list(net.parameters()), 1e-10)
