@@ -123,6 +123,12 @@ class DecoupledNet(nn.Module):
         for block in self.blocks[:-1]:
             block.head = None
 
+    def keep_only(self, own: range) -> None:
+        """Let go of all other blocks, in whose places empty ones remain."""
+        for index in range(len(self.blocks)):
+            if index not in own:
+                self.blocks[index] = Block((), None)  # type: ignore[index]  # it is a ModuleList
+
     def joined(self) -> "DecoupledNet":
         """The same layers as one block, which is trained by backpropagation."""
         layers = [layer for block in self.blocks for layer in block.layers]
@@ -144,6 +150,13 @@ class DecoupledNet(nn.Module):
         if heads:
             view.heads = nn.ModuleDict(heads)
         return view
+
+
+def file_names(net: DecoupledNet) -> dict[str, str]:
+    """What the net's tensors are called in files, by their names here."""
+    named = net.with_names().state_dict(keep_vars=True)
+    in_files = {id(tensor): name for name, tensor in named.items()}
+    return {name: in_files[id(tensor)] for name, tensor in net.state_dict(keep_vars=True).items()}
 
 
 def decouple(

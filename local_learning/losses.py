@@ -170,6 +170,13 @@ class Grouped:
         return loss + self.weight * diversity(logits, targets, stop_gradient=self.stop_gradient)
 
 
+def sees_images(objective: Objective) -> bool:
+    """Whether a loss may look at the images; of one that is not ours, it is taken for granted."""
+    if isinstance(objective, Grouped):
+        return sees_images(objective.each)
+    return not isinstance(objective, CrossEntropy | PredSim)
+
+
 def logits_of(outputs: Any) -> Tensor:
     """The logits in what a head returned."""
     logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits

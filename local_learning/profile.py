@@ -63,15 +63,14 @@ def measure_costs(
                 shape = (image_chs, image_size, image_size)
                 made = make_head(head, chs, size, num_classes, width=chain.width, image_shape=shape)
                 adapted = _OnFeatures(made, layout_of(tuple(features.shape)))
-                heads.append((adapted.to(reference.device, reference.dtype).train(), features))
-        pieces += [*heads, (chain.classifier, features)]
-        costs = (
-            [_MEASURES[by](module, inputs) for module, inputs in pieces] if by != "time" else _times(pieces)
-        )
+                # One at a time: the heads of all layers, with gradients, can be far larger than the network.
+                heads += _measured([(adapted.to(reference.device, reference.dtype).train(), features)], by)
+                del made, adapted
+        costs = _measured([*pieces, (chain.classifier, features)], by)
     count = chain.num_layers
     return Costs(
         layers=tuple(costs[:count]),
-        heads=tuple(costs[count:-1]) if head else (0.0,) * count,
+        heads=tuple(heads) if head else (0.0,) * count,
         classifier=costs[-1],
         entries=tuple(float(inputs.nbytes) if by == "memory" else 0.0 for _, inputs in pieces[:count]),
     )
@@ -174,6 +173,13 @@ def _kept_bytes(module: nn.Module, inputs: Tensor) -> float:
 
 
 _MEASURES: dict[str, Callable[[nn.Module, Tensor], float]] = {"macs": _macs, "memory": _kept_bytes}
+
+
+def _measured(pieces: Sequence[tuple[nn.Module, Tensor]], by: str) -> list[float]:
+    """The cost of each piece; what measuring draws changes nothing for what is made afterwards."""
+    device = pieces[0][1].device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        return _times(pieces) if by == "time" else [_MEASURES[by](*piece) for piece in pieces]
 
 
 def _times(pieces: Sequence[tuple[nn.Module, Tensor]]) -> list[float]:

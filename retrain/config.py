@@ -160,6 +160,8 @@ class RetrainConfig(FastOptions, NetworkChoice, RunOptions):
                 "--precision: blocks on processes of their own would each scale its gradients in its "
                 "own way; with --parallel blocks use bf16 or fp32"
             )
+        if self.pipeline.transfer == "bf16" and self.chosen_rule == "gluing":
+            raise ValueError("--pipeline.transfer: gluing variables move by less than bf16 tells; use full")
         if self.gluing.cache and self.chosen_rule == "gluing":
             raise ValueError(
                 "--gluing.cache: keeps all gluing variables in one process; not with --parallel blocks"

@@ -1,6 +1,7 @@
 """Blocks on Accelerate: each wrapped for data parallelism of its own, in mixed precision, compiled."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from local_learning.blocks import DecoupledNet, Outcome
 from local_learning.rules.engine import Engine, Part
+from retrain.links import Links
+from retrain.team import Team
+from tools.seeding import seed_globals
 
 
 class AccelerateEngine(Engine):
@@ -21,39 +25,68 @@ class AccelerateEngine(Engine):
         optimizers: Sequence[torch.optim.Optimizer],
         accelerator: Accelerator,
         *,
+        team: Team,
+        links: Links | None = None,
+        seed: int = 0,
         clip_norm: float = 0.0,
         compile_mode: str = "",
     ) -> None:
-        super().__init__(net, optimizers)
-        self._accelerator, self._clip_norm = accelerator, clip_norm
-        self._models: list[nn.Module] = [accelerator.prepare(block) for block in net.blocks]
-        self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
-        self._callables: list[Any] = list(self._models)
+        super().__init__(net, [accelerator.prepare(optimizer) for optimizer in optimizers], team.own)
+        self._accelerator, self._team, self._links = accelerator, team, links
+        self._seed, self._step = seed, 0
+        self._passes: Counter[int] = Counter()
+        self._clip_norm = clip_norm
+        self._models = {index: self._prepared(net.blocks[index]) for index in team.own}
+        self._callables: dict[int, Any] = dict(self._models)
         if compile_mode:
             # All blocks run one and the same forward: torch would compile it for the first few of them only,
             # and take the sizes in which they differ for dynamic ones.
             limit = torch._dynamo.config.recompile_limit
             torch._dynamo.config.recompile_limit = max(limit, 4 * len(self._models))
-            self._callables = [
-                torch.compile(model, mode=compile_mode, dynamic=False) for model in self._models
-            ]
+            self._callables = {
+                index: torch.compile(model, mode=compile_mode, dynamic=False)
+                for index, model in self._models.items()
+            }
+
+    def begin(self, step: int) -> None:
+        """What is drawn from here on belongs to this step."""
+        self._step = step
+        self._passes.clear()
+
+    def hand_up(self, outputs: Tensor, part: Part) -> None:
+        assert self._links is not None
+        self._links.hand_up(outputs, part)
+
+    def hand_down(self, tensor: Tensor) -> None:
+        assert self._links is not None
+        self._links.hand_down(tensor)
+
+    def from_above(self) -> Tensor:
+        assert self._links is not None
+        return self._links.from_above()
 
     def run(self, index: int, inputs: Tensor, part: Part) -> Outcome:
+        self._draw_anew(index)
         outcome: Outcome = self._callables[index](inputs, part.targets, part.images)
         return outcome
 
+    def features(self, index: int, inputs: Tensor) -> Tensor:
+        self._draw_anew(index)
+        return super().features(index, inputs)
+
     def trained_features(self, index: int, inputs: Tensor) -> Tensor:
+        self._draw_anew(index)
         outputs: Tensor = self._callables[index](inputs)
         return outputs
 
     def backward(self, tensor: Tensor, gradient: Tensor | None = None) -> None:
         if gradient is not None:
-            gradient = gradient * self._accelerator.num_processes
+            gradient = gradient * self._team.copies
         self._accelerator.backward(tensor, gradient=gradient)
 
     def error_signal(self, inputs: Tensor) -> Tensor:
         """That of the mean over the whole batch, where a process has the mean over its own rows."""
-        signal: Tensor = super().error_signal(inputs) / self._accelerator.num_processes
+        signal: Tensor = super().error_signal(inputs) / self._team.copies
         scaler = self._accelerator.scaler
         if not scaler:
             return signal
@@ -77,3 +110,25 @@ class AccelerateEngine(Engine):
             return contextlib.nullcontext()
         context: contextlib.AbstractContextManager[Any] = self._accelerator.no_sync(self._models[index])
         return context
+
+    def _prepared(self, block: nn.Module) -> nn.Module:
+        """A block as a model of its own, whose gradients are shared by those who train it."""
+        if not self._team.is_part:
+            model: nn.Module = self._accelerator.prepare(block)
+            return model
+        model = self._accelerator.prepare_model(block, evaluation_mode=True)  # for the precision alone
+        if self._team.copies == 1:
+            return model
+        return nn.parallel.DistributedDataParallel(
+            model, process_group=self._team.group, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def _draw_anew(self, index: int) -> None:
+        """Put the random generators where a block's next pass begins, wherever the blocks before it are.
+
+        The first block's first pass goes on from where the loop puts them at each step.
+        """
+        number = self._passes[index]
+        self._passes[index] += 1
+        if index or number:
+            seed_globals(self._seed, "pass", self._step, self._team.copy, index, number)

@@ -1,6 +1,7 @@
 """Accuracy by exact counts: every image once, whatever the number of processes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate, pairwise
 
 import torch
 from accelerate import Accelerator
@@ -9,6 +10,9 @@ from torch.nn import functional as F
 
 from local_learning.blocks import DecoupledNet
 from local_learning.ensemble import last_two, layerwise
+from local_learning.groups import GroupedHeads
+from retrain.links import Links
+from retrain.team import Team
 from tools.loaders import Batch
 from tools.tally import tally
 
@@ -26,10 +30,73 @@ def evaluate(
     def count(batch: Batch) -> Mapping[str, Tensor]:
         with accelerator.autocast():
             outputs = network.all_logits(batch.images.to(dtype))
-        wide = [tuple(z.to(torch.promote_types(z.dtype, torch.float32)) for z in heads) for heads in outputs]
-        return _counts(wide, batch.targets)
+        return _counts([_wide(heads) for heads in outputs], batch.targets)
 
     return tally(network, count, batches)
+
+
+def votes(network: DecoupledNet) -> list[int]:
+    """The number of logits of every block that has a head: one, or one per neuron group."""
+    heads = [block.head for block in network.blocks if block.head is not None]
+    return [len(head.heads) if isinstance(head, GroupedHeads) else 1 for head in heads]
+
+
+@torch.no_grad()
+def evaluate_in_stages(
+    network: DecoupledNet,
+    batches: Iterable[Batch],
+    accelerator: Accelerator,
+    *,
+    team: Team,
+    links: Links,
+    votes: list[int],
+) -> Mapping[str, float]:
+    """As `evaluate`, where other processes have other blocks: images go in at the first and are counted at
+    the last; `votes` are those of the whole network. Processes beyond the last full pipe have no part in it.
+    """
+    totals: dict[str, Tensor] = {}
+    training = network.training
+    network.eval()
+    if links.pipe < links.pipes:
+        source = _images(batches, network) if team.own.start == 0 else _evaluated(links)
+        for features, targets, logits in source:
+            with accelerator.autocast():
+                for index in team.own:
+                    block = network.blocks[index]
+                    features = block.layers(features)
+                    if block.head is not None:
+                        logits += _wide(block.logits(features))
+            if team.own.stop < len(network.blocks):
+                links.pass_evaluated([features, targets, *([torch.stack(logits, 1)] if logits else [])])
+                continue
+            heads = [tuple(logits[start:end]) for start, end in pairwise(accumulate(votes, initial=0))]
+            for name, value in _counts(heads, targets).items():
+                totals[name] = totals.get(name, 0) + value.double().cpu()
+        links.pass_evaluated([])
+    network.train(training)
+    found: list[dict[str, Tensor]] = [{}] * accelerator.num_processes
+    torch.distributed.all_gather_object(found, totals, group=team.control)
+    counted = [each for each in found if each]
+    sums = {name: sum(float(each[name]) for each in counted) for name in counted[0]}
+    images = sums.pop("images")
+    return {name: value / images for name, value in sums.items()}
+
+
+def _images(batches: Iterable[Batch], network: DecoupledNet) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+    dtype = next(network.parameters()).dtype
+    for batch in batches:
+        yield batch.images.to(dtype), batch.targets, []
+
+
+def _evaluated(links: Links) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+    """Features, targets and the logits of all heads below, batch by batch."""
+    while message := links.take_evaluated():
+        features, targets, *logits = message
+        yield features, targets, list(logits[0].unbind(1)) if logits else []
+
+
+def _wide(heads: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(z.to(torch.promote_types(z.dtype, torch.float32)) for z in heads)
 
 
 def _counts(outputs: list[tuple[Tensor, ...]], targets: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """A network trained in blocks, or as one: the job that the loop works on."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,15 +12,17 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from local_learning.alignment import gradient_alignment
-from local_learning.blocks import DecoupledNet
+from local_learning.blocks import DecoupledNet, file_names
 from local_learning.rules.engine import Part, Rule
 from local_learning.rules.gluing import Gluing
 from local_learning.rules.greedy import Greedy
 from local_learning.rules.replay import Replay
 from retrain.config import RetrainConfig
+from retrain.crew import Crew
 from retrain.engine import AccelerateEngine
-from retrain.evaluation import evaluate
+from retrain.evaluation import evaluate, evaluate_in_stages, votes
 from tools.batchnorm import SharedBatchNorm
+from tools.launch import on_main
 from tools.layout import use_channels_last
 from tools.loaders import Batch
 from tools.optim import make_optimizer, make_schedule
@@ -35,34 +38,49 @@ class Training:
         accelerator: Accelerator,
         *,
         num_steps: int,
+        evaluate_every: int,
         num_images: int,
         validation: Iterable[Batch],
-        keep: Callable[[DecoupledNet, int, float], None],
+        keep: Callable[[Mapping[str, Tensor], int, float], None],
+        crew: Crew,
     ) -> None:
-        recipe = config.recipe
+        recipe, team, links = config.recipe, crew.team, crew.links
         self._recipe, self._accelerator = recipe, accelerator
+        self._team, self._links, self._num_steps, self._every = team, links, num_steps, evaluate_every
         self._validation, self._keep = validation, keep
+        self._names, self._votes, rates = file_names(net), votes(net), _rates(config, net)
+        net.keep_only(team.own)
         self._shared_bn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if accelerator.num_processes > 1 and config.sync_batchnorm:
+        if team.copies > 1 and config.sync_batchnorm:
             if accelerator.device.type == "cpu":
-                self._shared_bn = SharedBatchNorm()
+                self._shared_bn = SharedBatchNorm(team.group)
             else:
-                net = convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
+                net = convert_sync_batchnorm(net, team.group)  # type: ignore[no-untyped-call]
         self._dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.net = net.to(accelerator.device, self._dtype)
         use_channels_last(self.net)
         self.ema: ModelEmaV3 | None = (
             ModelEmaV3(net, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         )
-        self._optimizers = [make_optimizer(recipe, block.parameters()) for block in net.blocks]
-        for optimizer, rate in zip(self._optimizers, _rates(config, net), strict=True):
+        self._optimizers = [make_optimizer(recipe, net.blocks[index].parameters()) for index in team.own]
+        # The last block's rate is everybody's to tell.
+        clock = make_optimizer(recipe, [torch.nn.Parameter(torch.zeros(1))])
+        scaled = [
+            *zip(self._optimizers, (rates[index] for index in team.own), strict=True),
+            (clock, rates[-1]),
+        ]
+        for optimizer, rate in scaled:
             for group in optimizer.param_groups:
                 group["lr_scale"] = rate  # timm's schedules put it on every rate, the last ones included
-        self._schedules = [make_schedule(recipe, optimizer, num_steps) for optimizer in self._optimizers]
-        engine = AccelerateEngine(
+        self._schedules = [make_schedule(recipe, optimizer, num_steps) for optimizer, _ in scaled]
+        self._clock = clock
+        self._engine = engine = AccelerateEngine(
             net,
             self._optimizers,
             accelerator,
+            team=team,
+            links=links,
+            seed=config.seed,
             clip_norm=recipe.clip_norm,
             compile_mode=config.compile_mode if config.compile else "",
         )
@@ -88,30 +106,72 @@ class Training:
         network: DecoupledNet = self.net if self.ema is None else self.ema.module
         return network
 
-    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        """One update of the blocks on this process's rows of the batch."""
+    def step(self, batch: Batch | None, step: int) -> Mapping[str, Tensor]:
+        """One update of the blocks on this process's rows of the batch; those of no batch come from below."""
         for schedule in self._schedules:
             schedule.step_update(step)
         self.net.train()
-        count = self._recipe.accumulate
-        columns = (batch.images.to(self._dtype), batch.targets, batch.indices)
-        parts = [Part(*rows) for rows in zip(*(column.chunk(count) for column in columns), strict=True)]
+        self._engine.begin(step)
+        parts = self._parts(batch, step)
         with self._shared_bn:
             report = self._rule.step(parts)
         if self.ema is not None:
             self.ema.update(self.net, step=step)
         if self._aligns:
             self._latest = parts[0]
-        hits = torch.zeros((), device=batch.images.device)
-        for part, logits in zip(parts, report.logits, strict=True):
-            labels = part.targets if part.targets.ndim == 1 else part.targets.argmax(1)
-            hits += (logits.argmax(1) == labels).float().mean() / count
-        return {**report.losses, "train_top1": hits}
+        values = dict(report.losses)
+        if report.logits:
+            values["train_top1"] = torch.stack(
+                [
+                    _share_right(part.targets, logits)
+                    for part, logits in zip(parts, report.logits, strict=True)
+                ]
+            ).mean()
+        if self._links is not None:
+            rank = self._accelerator.process_index
+            values |= {
+                f"{name}/{rank}": torch.tensor(value) for name, value in self._links.traffic.taken().items()
+            }
+        return values
+
+    def _parts(self, batch: Batch | None, step: int) -> list[Part]:
+        count = self._recipe.accumulate
+        if batch is None:
+            assert self._links is not None
+            # All steps up to the next evaluation are certain to come.
+            until = min(self._num_steps, (step // self._every + 1) * self._every if self._every else math.inf)
+            return self._links.take_parts(count, int(until) - step)
+        columns = (batch.images.to(self._dtype), batch.targets, batch.indices)
+        return [Part(*rows) for rows in zip(*(column.chunk(count) for column in columns), strict=True)]
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, of the last block."""
         self._schedules[-1].step_update(step)
-        return float(self._optimizers[-1].param_groups[0]["lr"])
+        return float(self._clock.param_groups[0]["lr"])
+
+    def measure(self, network: DecoupledNet, batches: Iterable[Batch]) -> Mapping[str, float]:
+        """Accuracies of a network of this job's shape."""
+        if self._links is None:
+            return evaluate(network, batches, self._accelerator)
+        return evaluate_in_stages(
+            network, batches, self._accelerator, team=self._team, links=self._links, votes=self._votes
+        )
+
+    def by_file_names(self, network: DecoupledNet) -> dict[str, Tensor]:
+        """All tensors of a network of this job's shape, named as in files, on the first process."""
+        own = {self._names[name]: tensor.cpu() for name, tensor in network.state_dict().items()}
+        if not self._team.is_part:
+            return own
+        all_of_them: list[dict[str, Tensor]] = [{}] * self._accelerator.num_processes
+        main = self._accelerator.is_main_process
+        torch.distributed.gather_object(
+            own if self._team.speaks else {}, all_of_them if main else None, 0, self._team.control
+        )
+        return {name: tensor for each in all_of_them for name, tensor in each.items()}
+
+    def load_from_file(self, network: DecoupledNet, tensors: Mapping[str, Tensor]) -> None:
+        """Put tensors named as in files into a network of this job's shape."""
+        network.load_state_dict({name: tensors[self._names[name]] for name in network.state_dict()})
 
     def evaluate(self) -> Mapping[str, float]:
         """Validation metrics; the score is the top-1 of the network that will be saved."""
@@ -119,7 +179,7 @@ class Training:
         values: dict[str, float] = {}
         networks = {"": self.net} if self.ema is None else {"raw_": self.net, "": self.ema.module}
         for prefix, network in networks.items():
-            found = evaluate(network, self._validation, self._accelerator)
+            found = self.measure(network, self._validation)
             values |= {f"validation_{prefix}{name}": value for name, value in found.items()}
         if self._latest is not None:
             with self._shared_bn:
@@ -129,7 +189,11 @@ class Training:
 
     def keep_best(self, step: int, score: float) -> None:
         """Write the network as the best so far."""
-        self._keep(self.final_network, step, score)
+        tensors = self.by_file_names(self.final_network)
+        if self._team.is_part:
+            on_main(self._accelerator, lambda: self._keep(tensors, step, score))
+        else:
+            self._keep(tensors, step, score)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on."""
@@ -137,7 +201,10 @@ class Training:
         scaler = self._accelerator.scaler
         return {
             "network": self.net.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "optimizers": {
+                index: optimizer.state_dict()
+                for index, optimizer in zip(self._team.own, self._optimizers, strict=True)
+            },
             "rule": self._over_ranks(self._rule.state_dict(), self._gathered),
             "ema": self.ema.module.state_dict() if self.ema else {},
             "scaler": scaler.state_dict() if scaler else {},
@@ -145,18 +212,18 @@ class Training:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
-        self.net.load_state_dict(state["network"])
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        _load_own(self.net, state["network"])
+        for index, optimizer in zip(self._team.own, self._optimizers, strict=True):
+            optimizer.load_state_dict(state["optimizers"][index])
         self._rule.load_state_dict(self._over_ranks(state["rule"], self._own_rows))
         if self.ema:
-            self.ema.module.load_state_dict(state["ema"])
+            _load_own(self.ema.module, state["ema"])
         if self._accelerator.scaler:
             self._accelerator.scaler.load_state_dict(state["scaler"])
 
     def _over_ranks(self, state: Any, change: Callable[[Tensor], Tensor]) -> Any:
         """A rule's state with every tensor changed; their rows are those of this process's batch."""
-        if self._accelerator.num_processes == 1:
+        if self._team.copies == 1:
             return state
         if isinstance(state, Tensor):
             return change(state)
@@ -165,22 +232,39 @@ class Training:
         return [self._over_ranks(value, change) for value in state]
 
     def _gathered(self, rows: Tensor) -> Tensor:
-        gathered: Tensor = self._accelerator.gather(rows.contiguous())
+        plain = rows.contiguous()
+        parts = [torch.empty_like(plain) for _ in range(self._team.copies)]
+        torch.distributed.all_gather(parts, plain, group=self._team.group)
+        gathered = torch.cat(parts)
         if rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last):
             # Another layout in memory would be another rounding.
             gathered = gathered.contiguous(memory_format=torch.channels_last)
         return gathered
 
     def _own_rows(self, rows: Tensor) -> Tensor:
-        own: Tensor = rows.chunk(self._accelerator.num_processes)[self._accelerator.process_index]
+        own: Tensor = rows.chunk(self._team.copies)[self._team.copy]
         return own
 
     def _share_buffers(self) -> None:
-        """Make BatchNorm statistics those of the first process, where each kept its own."""
-        if self._accelerator.num_processes > 1:
+        """Make BatchNorm statistics those of the team's first process, where each kept its own."""
+        if self._team.copies > 1:
+            first = self._accelerator.process_index - self._team.copy
             for network in dict.fromkeys((self.net, self.final_network)):
                 for buffer in network.buffers():
-                    torch.distributed.broadcast(buffer, 0)
+                    torch.distributed.broadcast(buffer, first, group=self._team.group)
+
+
+def _share_right(targets: Tensor, logits: Tensor) -> Tensor:
+    labels = targets if targets.ndim == 1 else targets.argmax(1)
+    return (logits.argmax(1) == labels).float().mean()
+
+
+def _load_own(net: torch.nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Load what is the net's own out of the tensors of a network, of which it may have some blocks only."""
+    own = net.state_dict().keys()
+    if missing := own - saved.keys():
+        raise KeyError(f"it lacks {min(missing)}")
+    net.load_state_dict({name: saved[name] for name in own})
 
 
 def _rates(config: RetrainConfig, net: DecoupledNet) -> tuple[float, ...]:

@@ -2,38 +2,42 @@
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from local_learning.blocks import DecoupledNet
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling, load_decoupling, save_decoupling
 from local_learning.profile import module_macs
 from local_learning.published import is_tied
-from retrain.config import RetrainConfig
-from retrain.evaluation import evaluate
+from retrain.config import FREE_IN_RETRAINING, RetrainConfig
+from retrain.crew import block_crew, whole_crew
 from retrain.job import Training
 from retrain.networks import choose_decoupling, make_net
+from retrain.planning import plan as plan_devices
+from retrain.supply import Supply
 from supernet.chains import chosen_chain, described, kept_in_run, network_name
 from tools.config import flatten, to_toml
 from tools.cost import count_macs, count_params
 from tools.datasets import Data, load_data
 from tools.launch import on_main
-from tools.loaders import eval_batches, make_train_loader
 from tools.loop import Loop, Plan, Position
-from tools.options import FREE
 from tools.runs import Run
 from tools.stage import in_run
-from tools.weights import load_weights, read_weights, save_weights
+from tools.weights import read_weights, save_tensors
 
 
 def retrain(config: RetrainConfig) -> None:
-    """Train what the config says, or continue, or say that it is done."""
-    in_run(config, _train, _summary, free=FREE)
+    """Train what the config says, or continue, or say that it is done; or plan how it would be shared."""
+    if config.plan:
+        plan_devices(config)
+        return
+    in_run(config, _train, _summary, free=FREE_IN_RETRAINING)
 
 
 def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
@@ -51,53 +55,20 @@ def train_network(
     asked, config = config, kept_in_run(config, run, accelerator)
     network_name(config)
     weights = read_weights(Path(config.weights)) if config.weights else None
-    parts = recipe.accumulate * accelerator.num_processes
-    if recipe.batch_size % parts:
-        raise ValueError(
-            f"--recipe.batch-size: {recipe.batch_size} images cannot be shared evenly among "
-            f"{accelerator.num_processes} processes in --recipe.accumulate {recipe.accumulate} parts each"
-        )
+    in_blocks = _shares_blocks(config, accelerator)
     data = load()
     chain = chosen_chain(config, data.num_classes, data.image_size, data.channels)
     decoupling = _settle_decoupling(config, chain, data, run, accelerator)
     net = make_net(config, chain, decoupling, data, weights)
     facts = _facts(net, decoupling, (data.channels, data.image_size, data.image_size))
-    ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    place = {"device": accelerator.device, **ranks}
-    loader = make_train_loader(
-        data.train, data, config.data, batch_size=recipe.batch_size, seed=config.seed, **place
-    )
+    num_steps = recipe.num_steps(len(data.train) / recipe.batch_size)
     validates = len(data.validation) > 0
-    test, validation = (
-        eval_batches(split, data, config.data, batch_size=max(recipe.batch_size, 256), **place)
-        for split in (data.test, data.validation)
-    )
-    num_steps = recipe.num_steps(loader.steps_per_epoch)
-    metadata = {
-        "network": network_name(config),
-        "classes": list(data.class_names),
-        "config": to_toml(asked),
-        **described(config),
-        "decoupling": asdict(decoupling),
-    }
-
-    def keep_best(network: DecoupledNet, step: int, score: float) -> None:
-        notes = metadata | {"step": step, "validation_top1": score}
-        save_weights(run.best_weights, network.with_names(), notes)
-
-    job = Training(
-        net,
-        config,
-        accelerator,
-        num_steps=num_steps,
-        num_images=len(data.train),
-        validation=validation,
-        keep=keep_best,
-    )
     plan = Plan(
         num_steps=num_steps,
         images_per_step=recipe.batch_size,
-        evaluate_every=recipe.steps_between_evaluations(loader.steps_per_epoch) if validates else 0,
+        evaluate_every=recipe.steps_between_evaluations(len(data.train) / recipe.batch_size)
+        if validates
+        else 0,
         checkpoint_every=recipe.checkpoint_every,
         log_every=recipe.log_every,
         seed=config.seed,
@@ -106,26 +77,70 @@ def train_network(
             "classes": list(data.class_names),
         },
     )
+    crew = block_crew(net, config, data, run, accelerator) if in_blocks else whole_crew(net, accelerator)
+    supply = Supply(data, config, accelerator.device, crew)
+    metadata = {
+        "network": network_name(config),
+        "classes": list(data.class_names),
+        "config": to_toml(asked),
+        **described(config),
+        "decoupling": asdict(decoupling),
+    }
+
+    def keep_best(tensors: Mapping[str, Tensor], step: int, score: float) -> None:
+        notes = metadata | {"step": step, "validation_top1": score}
+        save_tensors(run.best_weights, tensors, notes)
+
     if accelerator.is_main_process:
         print(_heading(config, data, facts, num_steps, accelerator), flush=True)
-    accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
-    with contextlib.closing(loader):
-        end = Loop(job, plan, run, accelerator).run(loader.batches)
+        if crew.words:
+            print(crew.words, flush=True)
+    with crew.watched(), contextlib.closing(supply):
+        job = Training(
+            net,
+            config,
+            accelerator,
+            num_steps=num_steps,
+            evaluate_every=plan.evaluate_every,
+            num_images=len(data.train),
+            validation=supply.validation,
+            keep=keep_best,
+            crew=crew,
+        )
+        accelerator.init_trackers(
+            "cleave", config={key: str(value) for key, value in flatten(config).items()}
+        )
+        end = Loop(job, plan, run, accelerator, crew.spread).run(supply.batches)
 
-    last = job.final_network
-    on_main(
-        accelerator, lambda: save_weights(run.last_weights, last.with_names(), metadata | {"step": num_steps})
-    )
-    # The test set is looked at here, once, for the two networks that were decided without it.
-    tested = {"last": evaluate(last, test, accelerator)}
-    if validates:
-        best = copy.deepcopy(last)
-        tensors = read_weights(run.best_weights, label="best weights")
-        load_weights(best.with_names(), tensors, source=run.best_weights)
-        tested["best"] = evaluate(best, test, accelerator)
+        last = job.final_network
+        tensors = job.by_file_names(last)
+        on_main(accelerator, lambda: save_tensors(run.last_weights, tensors, metadata | {"step": num_steps}))
+        # The test set is looked at here, once, for the two networks that were decided without it.
+        tested = {"last": job.measure(last, supply.test)}
+        if validates:
+            best = copy.deepcopy(last)
+            job.load_from_file(best, read_weights(run.best_weights, label="best weights"))
+            tested["best"] = job.measure(best, supply.test)
     results = _results(facts, num_steps, end, tested)
     on_main(accelerator, lambda: run.write_results(results))
     return results
+
+
+def _shares_blocks(config: RetrainConfig, accelerator: Accelerator) -> bool:
+    """Whether the processes are to have different blocks; refuses what they cannot share."""
+    count, recipe = accelerator.num_processes, config.recipe
+    if count > 1 and config.parallel == "none":
+        raise ValueError(
+            f"--parallel: there are {count} processes to share the work; say data or blocks, or start one"
+        )
+    if config.parallel == "blocks" and count > 1:
+        return True
+    if recipe.batch_size % (recipe.accumulate * count):
+        raise ValueError(
+            f"--recipe.batch-size: {recipe.batch_size} images cannot be shared evenly among "
+            f"{count} processes in --recipe.accumulate {recipe.accumulate} parts each"
+        )
+    return False
 
 
 def _settle_decoupling(

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from retrain.config import FREE_IN_RETRAINING
 from retrain.truth_config import TruthConfig
 from retrain.truth_crew import Crew
 from retrain.truth_findings import read_results, results_of, summary, write_truth
@@ -20,7 +21,6 @@ from tools.datasets import load_data
 from tools.failures import Interrupted, RunFailed
 from tools.launch import on_main
 from tools.meters import MetricsLog, Progress
-from tools.options import FREE
 from tools.runs import Run
 from tools.signals import Wish, waiting_signals
 from tools.stage import in_run
@@ -31,7 +31,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 def make_truth(config: TruthConfig) -> None:
     """Train what the config says, or continue, or say that it is done."""
     config.check_source()
-    in_run(config, _make, summary, free=FREE | {"jobs"})
+    in_run(config, _make, summary, free=FREE_IN_RETRAINING | {"jobs"})
 
 
 def _make(config: TruthConfig, run: Run, accelerator: Accelerator) -> None:

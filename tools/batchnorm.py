@@ -16,10 +16,17 @@ from torch.overrides import TorchFunctionMode
 
 
 class SharedBatchNorm(TorchFunctionMode):
-    """Inside this context, training-mode batch norm takes its statistics from all processes' parts."""
+    """Inside this context, training-mode batch norm takes its statistics from all processes' parts.
+
+    With a group, from the parts of its processes.
+    """
 
     active = 0
     """Contexts that are open; for layers that take such statistics without the functional."""
+
+    def __init__(self, group: torch.distributed.ProcessGroup | None = None) -> None:
+        super().__init__()
+        self._group = group
 
     def __enter__(self) -> "SharedBatchNorm":
         SharedBatchNorm.active += 1
@@ -38,7 +45,7 @@ class SharedBatchNorm(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is F.batch_norm:
-            return _batch_norm(*args, **(kwargs or {}))
+            return _batch_norm(self._group, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -48,6 +55,7 @@ def statistics_are_shared() -> bool:
 
 
 def _batch_norm(
+    group: torch.distributed.ProcessGroup | None,
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -59,24 +67,24 @@ def _batch_norm(
 ) -> Tensor:
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-    mean, variance = _statistics(input.detach())
+    mean, variance = _statistics(input.detach(), group)
     if running_mean is not None and running_var is not None:
-        count = input.numel() // input.shape[1] * torch.distributed.get_world_size()
+        count = input.numel() // input.shape[1] * torch.distributed.get_world_size(group)
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         running_var.lerp_((variance * (count / max(1, count - 1))).to(running_var.dtype), momentum)
-    normalised: Tensor = _Normalise.apply(input, mean, variance, weight, bias, eps)  # type: ignore[no-untyped-call]
+    normalised: Tensor = _Normalise.apply(input, mean, variance, weight, bias, eps, group)  # type: ignore[no-untyped-call]
     return normalised
 
 
-def _statistics(input: Tensor) -> tuple[Tensor, Tensor]:
+def _statistics(input: Tensor, group: torch.distributed.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel over all ranks, each of which holds an equal part."""
     wide = input.to(torch.promote_types(input.dtype, torch.float32))  # statistics in half precision are none
     variance, mean = torch.var_mean(wide, _all_but_channels(input), correction=0)
     parts = [
         torch.empty(2, *mean.shape, dtype=torch.float64, device=mean.device)
-        for _ in range(torch.distributed.get_world_size())
+        for _ in range(torch.distributed.get_world_size(group))
     ]
-    torch.distributed.all_gather(parts, torch.stack([mean, variance]).double())
+    torch.distributed.all_gather(parts, torch.stack([mean, variance]).double(), group=group)
     means, variances = torch.stack(parts, dim=1)
     total = means.mean(0)
     return total.to(mean.dtype), (variances.mean(0) + (means - total).square().mean(0)).to(mean.dtype)
@@ -98,9 +106,10 @@ class _Normalise(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
+        group: torch.distributed.ProcessGroup | None,
     ) -> Tensor:
         ctx.save_for_backward(input, mean, variance, weight)
-        ctx.eps = eps
+        ctx.eps, ctx.group = eps, group
         return F.batch_norm(input, mean, variance, weight, bias, False, 0.0, eps)
 
     @staticmethod
@@ -112,13 +121,13 @@ class _Normalise(torch.autograd.Function):
         centred = (input - mean.view(shape)) * inverse.view(shape)
         own = torch.stack([gradient.sum(dims), (gradient * centred).sum(dims)])
         total = own.clone()
-        torch.distributed.all_reduce(total)
-        count = input.numel() // input.shape[1] * torch.distributed.get_world_size()
+        torch.distributed.all_reduce(total, group=ctx.group)
+        count = input.numel() // input.shape[1] * torch.distributed.get_world_size(ctx.group)
         level, slope = total / count
         scale = inverse if weight is None else inverse * weight
         inner = gradient - level.view(shape) - centred * slope.view(shape)
         to_weight, to_bias = (None, None) if weight is None else (own[1], own[0])
-        return (inner * scale.view(shape)).to(input.dtype), None, None, to_weight, to_bias, None
+        return (inner * scale.view(shape)).to(input.dtype), None, None, to_weight, to_bias, None, None
 
 
 @contextlib.contextmanager

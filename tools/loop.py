@@ -164,7 +164,8 @@ class Loop(Generic[BatchT]):
             seed_globals(plan.seed, "step", step, self._accelerator.process_index)
             values = self._job.step(batch, step)
             losses = [value for name, value in values.items() if name.startswith("loss")]
-            self._note_loss(torch.stack(losses), step)
+            if losses:  # a process of a spread job may have none
+                self._note_loss(torch.stack(losses), step)
             self._sums.add(values)
             position.step = done = step + 1
             self._progress.advance()

@@ -17,7 +17,12 @@ KIND, VERSION = "cleave/weights", "1"
 
 def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, Any]) -> None:
     """Write a module's parameters and buffers; metadata values become JSON strings."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    save_tensors(path, module.state_dict(), metadata)
+
+
+def save_tensors(path: Path, named: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write named tensors as weights."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     notes = {"format": KIND, "version": VERSION} | {key: json.dumps(value) for key, value in metadata.items()}
     data = safetensors.torch.save(tensors, notes)
     write_bytes(path, data)

@@ -140,12 +140,13 @@ class Gluing:
         return [each.new_zeros((count, *each.shape[1:]), device="cpu") for each in h]
 
     def state_dict(self) -> dict[str, Any]:
-        """The stored gluing variables."""
-        return {"cache": self._cache, "visits": self._visits}
+        """The stored gluing variables, where any are."""
+        return {"cache": self._cache, "visits": self._visits} if self._options.cache else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
-        self._cache, self._visits = list(state["cache"]), state["visits"]
+        if self._options.cache:
+            self._cache, self._visits = list(state["cache"]), state["visits"]
 
 
 def per_boundary(option: str, values: tuple[float, ...], boundaries: int) -> tuple[float, ...]:

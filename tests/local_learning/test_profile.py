@@ -1,14 +1,18 @@
 """Costs of layers, heads and blocks against counts of the whole network."""
 
 import copy
+import gc
+import weakref
 from dataclasses import replace
 from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from local_learning import profile
 from local_learning.blocks import DecoupledNet, decouple
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling
@@ -82,7 +86,7 @@ def test_macs_of_layers_and_heads_one_by_one(head: str) -> None:
 def test_memory_of_the_layers_is_about_that_of_the_network(name: str) -> None:
     """All but the images, which are nobody's outputs."""
     chain, size = small_chain(name).train(), size_of(name)
-    images, targets, _ = batch(rows=8, size=size)
+    images, targets, *_ = batch(rows=8, size=size)
     images = images.contiguous(memory_format=torch.channels_last)
     costs = measure_costs(chain, "aux1", CLASSES, size, by="memory", batch_size=8)
     kept = saved_activation_bytes(lambda: torch.autograd.backward(F.cross_entropy(chain(images), targets)))
@@ -119,6 +123,43 @@ def test_measuring_leaves_everything_as_it_was(by: str, training: bool) -> None:
     assert all(parameter.grad is None for parameter in chain.parameters())
     for key, value in chain.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("by", ["time", "macs", "memory"])
+def test_one_head_at_a_time(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of heads that may be larger than the network, with gradients."""
+    alive: list[weakref.ref[nn.Module]] = []
+
+    def make(*arguments: Any, **options: Any) -> nn.Module:
+        gc.collect()
+        assert not any(each() for each in alive)
+        head = make_head(*arguments, **options)
+        alive.append(weakref.ref(head))
+        return head
+
+    monkeypatch.setattr(profile, "make_head", make)
+    chain = small_chain()
+    costs = measure_costs(chain, "mlp_sr", CLASSES, SIZE, by=by, batch_size=2)
+    assert len(alive) == len(costs.heads) == chain.num_layers
+    assert not any(each() for each in alive)
+
+
+@pytest.mark.parametrize("by", ["macs", "memory"])
+def test_what_is_measured_draws_nothing_from_what_is_made(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads with dropout begin as those without measuring would."""
+    states = []
+
+    def make(*arguments: Any, **options: Any) -> nn.Module:
+        states.append(torch.get_rng_state())
+        return nn.Sequential(make_head(*arguments, **options), nn.Dropout(0.5))
+
+    monkeypatch.setattr(profile, "make_head", make)
+    chain = small_chain("vgg6a")
+    measure_costs(chain, "linear", CLASSES, SIZE, by=by, batch_size=2)
+    measured, states = states, []
+    monkeypatch.setattr(profile, "_measured", lambda pieces, by: [0.0] * len(pieces))
+    measure_costs(chain, "linear", CLASSES, SIZE, by=by, batch_size=2)
+    assert all(torch.equal(one, other) for one, other in zip(measured, states, strict=True))
 
 
 def test_images_of_one_channel() -> None:

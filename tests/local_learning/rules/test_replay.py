@@ -122,7 +122,7 @@ def test_it_goes_on_from_its_state() -> None:
     for step in range(3, 6):
         rule.step([batch(step)])
     engine = engine_of(again)
-    for optimizer, state in zip(engine.optimizers, optimizers, strict=True):
+    for optimizer, state in zip(engine.optimizers.values(), optimizers, strict=True):
         optimizer.load_state_dict(state)
     resumed = Replay(engine)
     resumed.load_state_dict(saved)

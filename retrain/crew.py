@@ -1,0 +1,124 @@
+"""How the processes of a run share a network: all of it each, or blocks of it."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from local_learning.blocks import DecoupledNet
+from local_learning.losses import sees_images
+from local_learning.rules.engine import loss_name
+from retrain.config import RetrainConfig
+from retrain.crossing import Traffic
+from retrain.links import Links
+from retrain.measuring import conditions_of, measure_here, placed, subject_of
+from retrain.placement import Placement, load_placement, place, save_placement
+from retrain.team import Team, team_of, whole_team
+from tools.datasets import Data
+from tools.launch import on_main
+from tools.loop import Spread
+from tools.runs import Run
+
+
+@dataclass(frozen=True)
+class Crew:
+    """This process's part in it."""
+
+    team: Team
+    links: Links | None = None
+    """To those with the blocks below and above, where other processes have these."""
+    spread: Spread | None = None
+    words: str = ""
+    """Who does what, for the user."""
+
+    @property
+    def pipes(self) -> int:
+        """So many processes share the images of an evaluation."""
+        return self.links.pipes if self.links else self.team.copies
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around all work in which processes wait for each other."""
+        yield
+
+
+def whole_crew(net: DecoupledNet, accelerator: Accelerator) -> Crew:
+    """Every process has all blocks, and its rows of each batch."""
+    return Crew(whole_team(len(net.blocks), accelerator))
+
+
+def block_crew(
+    net: DecoupledNet, config: RetrainConfig, data: Data, run: Run, accelerator: Accelerator
+) -> Crew:
+    """Blocks on processes of their own, as the run's placement has it, which is made where there is none."""
+    path = run.path / "placement.json"
+    on_main(accelerator, lambda: _settle_placement(path, net, config, data, accelerator))
+    placement = load_placement(path)
+    rank = accelerator.process_index
+    team = team_of(placement, accelerator)
+    assert team.control is not None
+    links = Links(
+        placement,
+        rank,
+        config.recipe.batch_size // config.recipe.accumulate,
+        queue=config.pipeline.queue,
+        rounded=config.pipeline.transfer == "bf16",
+        with_images=any(sees_images(block.objective) for block in net.blocks[team.own.stop :]),
+    )
+    measured = measuring_ranks(placement, config.chosen_rule)
+    spread = Spread(
+        measured={name: len(ranks) for name, ranks in measured.items()},
+        here=frozenset(name for name, ranks in measured.items() if rank in ranks),
+        saves=team.speaks,
+        control=team.control,
+    )
+    return Crew(team, links, spread, _words(placement))
+
+
+def measuring_ranks(placement: Placement, rule: str) -> dict[str, range]:
+    """The processes that have each value of a step."""
+    found, count = {}, placement.num_blocks
+    for stage in placement.stages:
+        for index in stage.blocks:
+            if rule == "greedy":
+                found[loss_name(index, count)] = stage.ranks
+            elif rule == "gluing" and index < count - 1:
+                found[f"gluing/{index + 1}"] = stage.ranks
+    found |= dict.fromkeys(("loss", "train_top1"), placement.stages[-1].ranks)
+    for kind in Traffic.KINDS:
+        found |= {f"{kind}/{rank}": range(rank, rank + 1) for rank in range(placement.world_size)}
+    return found
+
+
+def _settle_placement(
+    path: Path, net: DecoupledNet, config: RetrainConfig, data: Data, accelerator: Accelerator
+) -> None:
+    """Keep the run's placement where it is one for as many processes, or make one."""
+    count, num_blocks = accelerator.num_processes, len(net.blocks)
+    if path.exists():
+        kept = load_placement(path)
+        if (kept.world_size, kept.num_blocks) == (count, num_blocks):
+            return
+    batch_size, accumulate = config.recipe.batch_size, config.recipe.accumulate
+    if count == num_blocks:
+        placement = place([1.0] * count, count, batch_size=batch_size, accumulate=accumulate, apart=True)
+    else:
+        subject = subject_of(config, net.chain().num_layers, net.decoupling, data)
+        costs = measure_here(net, config, subject, accelerator)
+        placement = placed(costs, count, conditions_of(config), apart=True)
+    save_placement(path, placement)
+
+
+def _words(placement: Placement) -> str:
+    parts = []
+    for stage in placement.stages:
+        blocks = _span("block", stage.blocks.start + 1, stage.blocks.stop)
+        parts.append(f"{blocks} on {_span('process', stage.ranks.start, stage.ranks.stop - 1)}")
+    return "; ".join(parts)
+
+
+def _span(noun: str, first: int, last: int) -> str:
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{noun} {first}" if first == last else f"{plural} {first} to {last}"

@@ -1,0 +1,59 @@
+"""Where a process's images come from: the data set, or nowhere if the blocks below are on other processes."""
+
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+
+import torch
+
+from retrain.config import RetrainConfig
+from retrain.crew import Crew
+from tools.datasets import Data
+from tools.images import Images
+from tools.loaders import Batch, eval_batches, make_train_loader
+
+
+class Supply:
+    """Training, validation and test images; nothing where the process has not the first block."""
+
+    def __init__(self, data: Data, config: RetrainConfig, device: torch.device, crew: Crew) -> None:
+        self._data, self._config, self._device = data, config, device
+        self._team, self._pipes = crew.team, crew.pipes
+        team, self._first = crew.team, crew.team.own.start == 0
+        self._loader = (
+            make_train_loader(
+                data.train,
+                data,
+                config.data,
+                batch_size=config.recipe.batch_size,
+                seed=config.seed,
+                device=device,
+                rank=team.copy,
+                world_size=team.copies,
+            )
+            if self._first
+            else None
+        )
+        self.validation = self._evaluated(data.validation)
+        self.test = self._evaluated(data.test)
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch | None]:
+        """This process's rows of the batches of steps start, start + 1, ... stop - 1."""
+        return iter(self._loader.batches(start, stop)) if self._loader else repeat(None, stop - start)
+
+    def close(self) -> None:
+        """Let go of worker processes, if there are any."""
+        if self._loader:
+            self._loader.close()
+
+    def _evaluated(self, split: Images) -> Iterable[Batch]:
+        if not self._first or self._team.copy >= self._pipes:
+            return []
+        return eval_batches(
+            split,
+            self._data,
+            self._config.data,
+            batch_size=max(self._config.recipe.batch_size, 256),
+            device=self._device,
+            rank=self._team.copy,
+            world_size=self._pipes,
+        )
