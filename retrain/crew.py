@@ -16,10 +16,14 @@ from retrain.links import Links
 from retrain.measuring import conditions_of, measure_here, placed, subject_of
 from retrain.placement import Placement, load_placement, place, save_placement
 from retrain.team import Team, team_of, whole_team
+from tools.checkpoint import latest_step
 from tools.datasets import Data
+from tools.failures import RunFailed, known_cause
 from tools.launch import on_main
 from tools.loop import Spread
 from tools.runs import Run
+from tools.signals import waiting_signals
+from tools.vigil import Vigil
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Crew:
     links: Links | None = None
     """To those with the blocks below and above, where other processes have these."""
     spread: Spread | None = None
+    vigil: Vigil | None = None
+    """Over these processes."""
     words: str = ""
     """Who does what, for the user."""
 
@@ -38,10 +44,25 @@ class Crew:
         """So many processes share the images of an evaluation."""
         return self.links.pipes if self.links else self.team.copies
 
+    def waiting(self) -> contextlib.AbstractContextManager[object]:
+        """Entered where this process may wait for others."""
+        return self.vigil.waiting() if self.vigil else contextlib.nullcontext()
+
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Around all work in which processes wait for each other."""
-        yield
+        """Around all work in which processes wait for each other: who dies or hangs in it is named."""
+        if self.vigil is None:
+            yield
+            return
+        with waiting_signals(), self.vigil:  # a launcher's SIGTERM is not to end who is about to say why
+            try:
+                yield
+            except (RuntimeError, RunFailed) as error:
+                # The loop may have said already what it means to have lost a process, but not which.
+                broken = error.__cause__ if isinstance(error, RunFailed) else error
+                if isinstance(broken, RuntimeError) and known_cause(broken, 2).startswith("lost"):
+                    self.vigil.explain(broken)
+                raise
 
 
 def whole_crew(net: DecoupledNet, accelerator: Accelerator) -> Crew:
@@ -59,6 +80,11 @@ def block_crew(
     rank = accelerator.process_index
     team = team_of(placement, accelerator)
     assert team.control is not None
+    vigil = Vigil(
+        describe=lambda rank: _role(placement, rank),
+        last_good=lambda: _last_good(run),
+        patience=config.pipeline.patience,
+    )
     links = Links(
         placement,
         rank,
@@ -66,6 +92,7 @@ def block_crew(
         queue=config.pipeline.queue,
         rounded=config.pipeline.transfer == "bf16",
         with_images=any(sees_images(block.objective) for block in net.blocks[team.own.stop :]),
+        vigil=vigil,
     )
     measured = measuring_ranks(placement, config.chosen_rule)
     spread = Spread(
@@ -73,8 +100,9 @@ def block_crew(
         here=frozenset(name for name, ranks in measured.items() if rank in ranks),
         saves=team.speaks,
         control=team.control,
+        waiting=vigil.waiting,
     )
-    return Crew(team, links, spread, _words(placement))
+    return Crew(team, links, spread, vigil, _words(placement))
 
 
 def measuring_ranks(placement: Placement, rule: str) -> dict[str, range]:
@@ -109,6 +137,16 @@ def _settle_placement(
         costs = measure_here(net, config, subject, accelerator)
         placement = placed(costs, count, conditions_of(config), apart=True)
     save_placement(path, placement)
+
+
+def _role(placement: Placement, rank: int) -> str:
+    blocks = placement.stages[placement.stage_of(rank)].blocks
+    return f"{_span('block', blocks.start + 1, blocks.stop)} of {placement.num_blocks}"
+
+
+def _last_good(run: Run) -> str:
+    step = latest_step(run.checkpoints)
+    return f"the last checkpoint is step {step}" if step else "no checkpoint was due yet"
 
 
 def _words(placement: Placement) -> str:

@@ -75,7 +75,8 @@ def evaluate_in_stages(
         links.pass_evaluated([])
     network.train(training)
     found: list[dict[str, Tensor]] = [{}] * accelerator.num_processes
-    torch.distributed.all_gather_object(found, totals, group=team.control)
+    with links.waiting():
+        torch.distributed.all_gather_object(found, totals, group=team.control)
     counted = [each for each in found if each]
     sums = {name: sum(float(each[name]) for each in counted) for name in counted[0]}
     images = sums.pop("images")

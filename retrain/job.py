@@ -112,6 +112,8 @@ class Training:
             schedule.step_update(step)
         self.net.train()
         self._engine.begin(step)
+        if self._links is not None:
+            self._links.begin(step)
         parts = self._parts(batch, step)
         with self._shared_bn:
             report = self._rule.step(parts)

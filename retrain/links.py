@@ -1,7 +1,6 @@
 """A process's ties to those that have the blocks below and above its own."""
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch import Tensor
 from local_learning.rules.engine import Part
 from retrain.crossing import Inlet, Outlet, Peer, Traffic, peers
 from retrain.placement import Placement, Stage
+from tools.vigil import Vigil
 
 
 class Links:
@@ -26,10 +26,10 @@ class Links:
         queue: int,
         rounded: bool,
         with_images: bool,
-        waiting: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+        vigil: Vigil,
     ) -> None:
         """`batch_size`: images of all processes in one message; `with_images`: blocks above want them too."""
-        self.traffic = Traffic(waiting)
+        self.traffic, self.waiting, self._vigil, self._step = Traffic(vigil.waiting), vigil.waiting, vigil, 0
         self._with_images = with_images
         index = placement.stage_of(rank)
         own = placement.stages[index]
@@ -58,6 +58,11 @@ class Links:
             to = _pipe(copy, above)
             self._evaluated_above = Outlet(to, self.traffic, up, limit=2, described=True)
 
+    def begin(self, step: int) -> None:
+        """Let the others know that this process gets on."""
+        self._step = step
+        self._vigil.note(step)
+
     def take_parts(self, count: int, coming: int) -> list[Part]:
         """The parts of the next batch from below; of `coming` more steps, this one included, it is certain
         that they come."""
@@ -84,6 +89,7 @@ class Links:
 
     def pass_evaluated(self, tensors: Sequence[Tensor]) -> None:
         """Send a batch of an evaluation on; none: that was all."""
+        self._vigil.note(self._step)
         if self._evaluated_above and tensors:
             self._evaluated_above.send(tensors)
         elif self._evaluated_above:
@@ -91,6 +97,7 @@ class Links:
 
     def take_evaluated(self) -> list[Tensor]:
         """The next batch of an evaluation from below; nothing after the last."""
+        self._vigil.note(self._step)
         return self._evaluated_below.receive() if self._evaluated_below else []
 
 

@@ -121,8 +121,9 @@ def train_network(
             best = copy.deepcopy(last)
             job.load_from_file(best, read_weights(run.best_weights, label="best weights"))
             tested["best"] = job.measure(best, supply.test)
-    results = _results(facts, num_steps, end, tested)
-    on_main(accelerator, lambda: run.write_results(results))
+        results = _results(facts, num_steps, end, tested)
+        with crew.waiting():
+            on_main(accelerator, lambda: run.write_results(results))
     return results
 
 

@@ -77,6 +77,11 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     return steps[-1], state
 
 
+def latest_step(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 where there is none."""
+    return max(_steps(folder), default=0)
+
+
 def all_finite(state: object) -> bool:
     """Whether every tensor in nested dicts and lists holds finite numbers only."""
     if isinstance(state, torch.Tensor):

@@ -258,7 +258,8 @@ class Loop(Generic[BatchT]):
         self._everywhere(lambda: self._insist_on_numbers(state))
         position.best_step, position.best_score = done, score
         if self._spread:
-            self._job.keep_best(done, score)
+            with self._waiting():
+                self._job.keep_best(done, score)
         else:
             on_main(self._accelerator, lambda: self._job.keep_best(done, score))
         return True

@@ -35,11 +35,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Torn lines are passed over; of steps made again after a restart, the later line counts.
     """
-    latest: dict[tuple[int, frozenset[str]], dict[str, Any]] = {}
+    latest: dict[int, list[dict[str, Any]]] = {}
     for entry in read_lines(path):
         if "step" in entry:
-            latest[entry["step"], frozenset(entry)] = entry
-    return sorted(latest.values(), key=lambda entry: entry["step"])
+            lines = latest.setdefault(entry["step"], [])
+            # Names in common mean that the step was made again, maybe by another number of processes.
+            lines[:] = [line for line in lines if line.keys() & entry.keys() == {"step"}]
+            lines.append(entry)
+    return [line for step in sorted(latest) for line in latest[step]]
 
 
 class Sums:

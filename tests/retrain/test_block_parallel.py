@@ -1,0 +1,168 @@
+"""Blocks on processes of their own train to the weights of one process that has them all."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from retrain.placement import load_placement
+from tests.forked import run, run_up_to
+from tests.script import SMALL, weights
+from tools.meters import read_metrics
+
+SCRIPT = "retrain_model.py"
+SHORT = [
+    *SMALL,
+    *("--recipe.steps", "20", "--recipe.evaluate-every", "8", "--recipe.checkpoint-every", "7"),
+    *("--recipe.lr", "0.02"),
+]
+VGG = ["--network", "vgg6a", "--width", "0.25", "--dropout", "0.3"]
+RESNET = ["--network", "resnet18", "--width", "0.125"]
+VIT = ["--network", "timm/test_vit", "--data.image-size", "32"]
+BLOCKS = ["--parallel", "blocks"]
+
+pytestmark = pytest.mark.slow
+
+
+def train(folder: Path, *options: str, ranks: int = 1) -> Path:
+    done = run(SCRIPT, *SHORT, *options, *(BLOCKS if ranks > 1 else []), "--run", str(folder), ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def assert_same(one: Path, other: Path, tolerance: float = 0.0) -> None:
+    for name in ("weights.safetensors", "best.safetensors"):
+        expected, found = weights(one, name), weights(other, name)
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=tolerance, msg=f"{name}: {key}")
+    lines = [read_metrics(folder / "metrics.jsonl") for folder in (one, other)]
+    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
+    for expected_line, found_line in zip(*lines, strict=True):
+        for key in expected_line.keys() - {"images_per_second"}:
+            if tolerance == 0 or "loss" in key:
+                assert found_line[key] == pytest.approx(expected_line[key], rel=0, abs=1e-12 + 10 * tolerance)
+
+
+def sedona_heads(folder: Path) -> str:
+    """Uneven blocks with different heads, as a search finds them."""
+    path = folder / "decoupling.json"
+    content = {"format": "cleave/decoupling", "version": 1, "cuts": [2, 3], "heads": ["aux1", "aux4"]}
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+CASES = {
+    "dgl": (2, VGG, "uniform:2:mlp_sr", []),
+    "dgl, float64": (3, VGG, "uniform:3:mlp_sr", ["--precision", "fp64"]),
+    "sedona": (3, RESNET, "", ["--recipe.ema", "0.9", "--block-rates", "1", "0.5", "2"]),
+    "sedona, float64": (2, RESNET, "uniform:2:aux2", ["--precision", "fp64", "--recipe.clip-norm", "0.1"]),
+    "predsim": (2, VGG, "uniform:2:predsim", []),
+    "infopro, which sees the images": (3, VGG, "uniform:3:infopro", []),
+    "a transformer": (2, VIT, "uniform:2:linear", ["--recipe.optimizer", "adamw", "--recipe.min-lr", "0"]),
+    "mixup": (2, VGG, "uniform:2:aux1", ["--data.mixup", "0.4"]),
+    "a batch in parts": (2, VGG, "uniform:2:aux1", ["--recipe.accumulate", "2"]),
+    "neuron groups": (3, ["--network", "vgg6a", "--width", "0.25"], "uniform:2:conv1c2f", ["--groups", "2"]),
+    "replay": (3, VGG, "uniform:3:aux1", ["--rule", "replay"]),
+    "replay in parts": (2, VGG, "uniform:2:aux1", ["--rule", "replay", "--recipe.accumulate", "2"]),
+    "gluing": (3, VGG, "uniform:3:aux1", ["--rule", "gluing"]),
+    "several blocks on a process": (2, VGG, "uniform:3:aux1", []),
+    "replay with several blocks": (2, VGG, "uniform:4:aux1", ["--rule", "replay"]),
+    "gluing with several blocks": (2, VGG, "uniform:4:aux1", ["--rule", "gluing"]),
+    "bf16": (2, RESNET, "uniform:2:aux1", ["--precision", "bf16"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_bit_is_as_in_one_process(case: str, tmp_path: Path) -> None:
+    ranks, network, cuts, options = CASES[case]
+    words = [*network, "--decoupling", cuts or sedona_heads(tmp_path), *options]
+    assert_same(train(tmp_path / "one", *words), train(tmp_path / "several", *words, ranks=ranks))
+
+
+@pytest.mark.parametrize("rule", ["greedy", "replay", "gluing"])
+def test_blocks_and_rows_on_four_processes(rule: str, tmp_path: Path) -> None:
+    words = [*RESNET, "--decoupling", "uniform:2:aux2", "--rule", rule, "--precision", "fp64"]
+    one, several = train(tmp_path / "one", *words), train(tmp_path / "several", *words, ranks=4)
+    assert_same(one, several, tolerance=1e-9)
+
+
+def test_rows_shared_unevenly_between_stages(tmp_path: Path) -> None:
+    words = [*RESNET, "--decoupling", "uniform:2:aux2", "--precision", "fp64"]
+    one, several = train(tmp_path / "one", *words), train(tmp_path / "several", *words, ranks=3)
+    assert sorted(stage.copies for stage in load_placement(several / "placement.json").stages) == [1, 2]
+    assert_same(one, several, tolerance=1e-9)
+
+
+def test_four_processes_in_float32(tmp_path: Path) -> None:
+    words = ["--network", "vgg6a", "--width", "0.25", "--decoupling", "uniform:2:aux2"]
+    calm = [*words, "--recipe.lr", "0.001", "--recipe.min-lr", "0"]  # or rounding grows from step to step
+    one, several = train(tmp_path / "one", *calm), train(tmp_path / "several", *calm, ranks=4)
+    assert_same(one, several, tolerance=1e-6)
+
+
+def test_the_length_of_the_queue_changes_nothing(tmp_path: Path) -> None:
+    words = [*VGG, "--decoupling", "uniform:3:aux1"]
+    short = train(tmp_path / "short", *words, "--pipeline.queue", "1", ranks=3)
+    assert_same(short, train(tmp_path / "long", *words, "--pipeline.queue", "16", ranks=3))
+
+
+def test_nothing_is_sent_back_and_bf16_halves_the_bytes(tmp_path: Path) -> None:
+    sent = {}
+    for transfer in ("full", "bf16"):
+        words = [*VGG, "--decoupling", "uniform:2:aux1", "--pipeline.transfer", transfer]
+        line = read_metrics(train(tmp_path / transfer, *words, ranks=2) / "metrics.jsonl")[1]
+        assert line["sent_mib/1"] == 0
+        assert {"idle/0", "idle/1", "queue/1", "loss/1", "loss", "train_top1"} <= line.keys()
+        sent[transfer] = line["sent_mib/0"]
+    assert sent["bf16"] == pytest.approx(sent["full"] / 2, rel=0.01)
+
+
+@pytest.mark.parametrize("rule", ["greedy", "replay"])
+def test_killed_and_continued_on_any_number_of_processes(rule: str, tmp_path: Path) -> None:
+    words = [*VGG, "--decoupling", "uniform:3:aux1", "--rule", rule, "--recipe.ema", "0.9"]
+    whole = train(tmp_path / "whole", *words)
+    for ranks in (3, 2, 1):
+        folder = tmp_path / f"cut-{ranks}"
+        run_up_to("step-00000014.json", SCRIPT, *SHORT, *words, *BLOCKS, "--run", str(folder), ranks=3)
+        assert sorted(path.name for path in (folder / "checkpoints").glob("step-00000007*")) == [
+            "step-00000007.json",
+            *(f"step-00000007.part-{rank}.pt" for rank in range(3)),
+            "step-00000007.pt",
+        ]
+        assert_same(whole, train(folder, *words, ranks=ranks))
+        assert not list((folder / "checkpoints").glob("step-00000007*"))  # of the older one nothing is left
+
+
+def test_one_process_begins_and_several_go_on(tmp_path: Path) -> None:
+    words = [*VGG, "--decoupling", "uniform:2:aux1"]
+    whole, folder = train(tmp_path / "whole", *words), tmp_path / "cut"
+    run_up_to("step-00000014.json", SCRIPT, *SHORT, *words, "--run", str(folder))
+    assert_same(whole, train(folder, *words, ranks=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--decoupling", "uniform:2:aux1", "--precision", "fp16"], "bf16 or fp32"),
+        ([], "--parallel blocks: needs --decoupling"),
+        (["--decoupling", "uniform:2:aux1", "--alignment"], "--alignment"),
+        (["--decoupling", "uniform:2:aux1", "--rule", "gluing", "--pipeline.transfer", "bf16"], "bf16"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(options: list[str], complaint: str, tmp_path: Path) -> None:
+    done = run(SCRIPT, *SHORT, *VGG, *options, *BLOCKS, "--run", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+    words = [*VGG, "--decoupling", "uniform:2:aux1", "--recipe.batch-size", "25"]
+    done = run(SCRIPT, *SHORT, *words, *BLOCKS, "--run", str(tmp_path / "run"), ranks=3)
+    assert done.returncode == 2
+    assert "25" in done.stderr
+    done = run(SCRIPT, *SHORT, *VGG, "--parallel", "none", "--run", str(tmp_path / "run"), ranks=2)
+    assert done.returncode == 2
+    assert "--parallel" in done.stderr
