@@ -184,7 +184,7 @@ class _Bench:
             inputs = batch.inputs.detach()
             if self.rule == "replay" and not first:
                 inputs.requires_grad_()
-            if self.rule == "replay" and not last:
+            if block.head is None:
                 with frozen_statistics(block), self.autocast():
                     outputs = block.layers(inputs)
                 torch.autograd.backward(outputs, torch.ones_like(outputs))
@@ -194,7 +194,7 @@ class _Bench:
                 torch.autograd.backward(loss)
 
         def passes(batch: _Batch) -> None:
-            if self.rule == "replay" and not last:
+            if block.head is None:
                 forward(batch)
             train(batch)
 

@@ -29,8 +29,9 @@ class PipelineOptions:
     the other. With greedy rules the weights do not depend on it; memory does."""
     transfer: str = "full"
     """Activations between blocks are sent as they are (full), or rounded to bf16, half as many bytes."""
-    patience: float = 40.0
-    """Seconds without a sign of life after which a process counts as hung, and the run is ended."""
+    patience: float = 28.0
+    """Seconds without a sign of life after which a process counts as hung, and the run is ended. One that
+    lives but gets nowhere has twice as long, and 20 times as long as its longest step."""
 
     def __post_init__(self) -> None:
         check_range("--pipeline.queue", self.queue, 1)

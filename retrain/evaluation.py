@@ -77,6 +77,7 @@ def evaluate_in_stages(
     found: list[dict[str, Tensor]] = [{}] * accelerator.num_processes
     with links.waiting():
         torch.distributed.all_gather_object(found, totals, group=team.control)
+    links.traffic.taken()  # what an evaluation costs is no step's
     counted = [each for each in found if each]
     sums = {name: sum(float(each[name]) for each in counted) for name in counted[0]}
     images = sums.pop("images")

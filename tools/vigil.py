@@ -103,7 +103,7 @@ class Vigil:
     """
 
     def __init__(
-        self, *, describe: Callable[[int], str], last_good: Callable[[], str], patience: float = 40.0
+        self, *, describe: Callable[[int], str], last_good: Callable[[], str], patience: float = 28.0
     ) -> None:
         self._rank, self._ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._describe, self._last_good, self._patience = describe, last_good, patience
@@ -242,8 +242,9 @@ class Vigil:
                 return rank, "dead"
             if is_next and one.silent > self._patience:
                 return rank, "silent"
-            limit = 20 * one.pulse.longest if one.pulse.noted >= 3 else STARTING
-            if is_next and one.idle > max(self._patience, limit):
+            # Twice: whoever waits in an all-reduce for one that is silent seems to be stuck too.
+            limit = max(2 * self._patience, 20 * one.pulse.longest if one.pulse.noted >= 3 else STARTING)
+            if is_next and one.idle > limit:
                 return rank, "stuck"
         return None
 

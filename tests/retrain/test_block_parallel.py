@@ -41,6 +41,8 @@ def assert_same(one: Path, other: Path, tolerance: float = 0.0) -> None:
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
     for expected_line, found_line in zip(*lines, strict=True):
         for key in expected_line.keys() - {"images_per_second"}:
+            if key.startswith(("idle/", "queue/", "sent_mib/")):  # of which one process has none
+                continue
             if tolerance == 0 or "loss" in key:
                 assert found_line[key] == pytest.approx(expected_line[key], rel=0, abs=1e-12 + 10 * tolerance)
 
@@ -63,7 +65,7 @@ CASES = {
     "a transformer": (2, VIT, "uniform:2:linear", ["--recipe.optimizer", "adamw", "--recipe.min-lr", "0"]),
     "mixup": (2, VGG, "uniform:2:aux1", ["--data.mixup", "0.4"]),
     "a batch in parts": (2, VGG, "uniform:2:aux1", ["--recipe.accumulate", "2"]),
-    "neuron groups": (3, ["--network", "vgg6a", "--width", "0.25"], "uniform:2:conv1c2f", ["--groups", "2"]),
+    "neuron groups": (3, RESNET, "uniform:2:conv1c2f", ["--groups", "2"]),
     "replay": (3, VGG, "uniform:3:aux1", ["--rule", "replay"]),
     "replay in parts": (2, VGG, "uniform:2:aux1", ["--rule", "replay", "--recipe.accumulate", "2"]),
     "gluing": (3, VGG, "uniform:3:aux1", ["--rule", "gluing"]),
@@ -96,9 +98,9 @@ def test_rows_shared_unevenly_between_stages(tmp_path: Path) -> None:
 
 
 def test_four_processes_in_float32(tmp_path: Path) -> None:
-    words = ["--network", "vgg6a", "--width", "0.25", "--decoupling", "uniform:2:aux2"]
-    calm = [*words, "--recipe.lr", "0.001", "--recipe.min-lr", "0"]  # or rounding grows from step to step
-    one, several = train(tmp_path / "one", *calm), train(tmp_path / "several", *calm, ranks=4)
+    # Without BatchNorm, which lets the rounding of its statistics grow from step to step.
+    words = [*VIT, "--decoupling", "uniform:2:linear", "--recipe.lr", "0.001", "--recipe.min-lr", "0"]
+    one, several = train(tmp_path / "one", *words), train(tmp_path / "several", *words, ranks=4)
     assert_same(one, several, tolerance=1e-6)
 
 
@@ -112,7 +114,8 @@ def test_nothing_is_sent_back_and_bf16_halves_the_bytes(tmp_path: Path) -> None:
     sent = {}
     for transfer in ("full", "bf16"):
         words = [*VGG, "--decoupling", "uniform:2:aux1", "--pipeline.transfer", transfer]
-        line = read_metrics(train(tmp_path / transfer, *words, ranks=2) / "metrics.jsonl")[1]
+        lines = read_metrics(train(tmp_path / transfer, *words, ranks=2) / "metrics.jsonl")
+        line = next(line for line in lines if line["step"] == 10)
         assert line["sent_mib/1"] == 0
         assert {"idle/0", "idle/1", "queue/1", "loss/1", "loss", "train_top1"} <= line.keys()
         sent[transfer] = line["sent_mib/0"]

@@ -1,0 +1,148 @@
+"""A process that dies, stalls, hangs or cannot write, among those that train blocks; and going on after it."""
+
+import re
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tests.forked import run
+from tests.script import (
+    SMALL,
+    chance,
+    command,
+    finish,
+    ranks_of,
+    start,
+    wait_until,
+    weights,
+)
+
+SCRIPT = "retrain_model.py"
+RANKS = 3
+OPTIONS = [
+    *SMALL,
+    *("--network", "vgg6a", "--width", "0.25", "--dropout", "0.3", "--decoupling", "uniform:3:aux1"),
+    *(
+        "--recipe.steps",
+        "600",
+        "--recipe.checkpoint-every",
+        "20",
+        "--recipe.lr",
+        "0.02",
+        "--parallel",
+        "blocks",
+    ),
+]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert run(SCRIPT, *OPTIONS, "--run", str(folder)).returncode == 0
+    return folder
+
+
+def begin(folder: Path, *options: str) -> tuple[subprocess.Popen[str], dict[int, psutil.Process]]:
+    """A run on several processes, some way from its start."""
+    process = start(command(SCRIPT, *OPTIONS, *options, "--run", str(folder), ranks=RANKS))
+    wait_until(lambda: bool(list(folder.glob("checkpoints/*.json"))), process)
+    found = {int(rank.environ()["RANK"]): rank for rank in ranks_of(process, SCRIPT)}
+    assert sorted(found) == list(range(RANKS))
+    return process, found
+
+
+def assert_goes_on(folder: Path, whole: Path, *options: str) -> None:
+    done = run(SCRIPT, *OPTIONS, *options, "--run", str(folder), ranks=RANKS)
+    assert done.returncode == 0, done.stderr
+    assert_same(folder, whole)
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    expected, found = weights(whole), weights(folder)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+def told(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What the run itself says of its end, and not its launcher."""
+    return [line for line in done.stderr.splitlines() if line.startswith(f"{SCRIPT}: ")]
+
+
+def test_a_killed_process_is_named(whole: Path, tmp_path: Path) -> None:
+    victim, folder = chance().randrange(RANKS), tmp_path / "run"
+    process, ranks = begin(folder)
+    ranks[victim].send_signal(signal.SIGKILL)
+    done = finish(process, timeout=60)
+    assert done.returncode != 0
+    (line,) = told(done)
+    assert f"rank {victim} (block {victim + 1} of 3, process {ranks[victim].pid} " in line
+    assert "was killed or crashed" in line
+    assert re.search(r"the last checkpoint is step \d+\. The same command continues from there\.$", line)
+    assert_goes_on(folder, whole)
+
+
+def test_a_hung_process_is_named_and_ended(whole: Path, tmp_path: Path) -> None:
+    victim, folder = chance().randrange(RANKS), tmp_path / "run"
+    process, ranks = begin(folder)
+    ranks[victim].send_signal(signal.SIGSTOP)
+    done = finish(process, timeout=60)  # with the patience that it has by default
+    assert done.returncode != 0
+    (line,) = told(done)
+    assert f"rank {victim} (block {victim + 1} of 3" in line
+    assert "has given no sign of life for 28 s" in line
+    assert not any(rank.is_running() for rank in ranks.values())
+    assert_goes_on(folder, whole)
+
+
+def test_a_stall_of_20_seconds_is_survived(whole: Path, tmp_path: Path) -> None:
+    victim, folder = chance().randrange(RANKS), tmp_path / "run"
+    process, ranks = begin(folder)
+    ranks[victim].send_signal(signal.SIGSTOP)
+    time.sleep(20)
+    ranks[victim].send_signal(signal.SIGCONT)
+    done = finish(process)
+    assert done.returncode == 0, done.stderr
+    assert not told(done)
+    assert_same(folder, whole)
+
+
+def test_a_disk_that_is_full_for_one_process(whole: Path, tmp_path: Path) -> None:
+    victim, folder = chance().randrange(RANKS), tmp_path / "run"
+    process, ranks = begin(folder)
+    ranks[victim].rlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    done = finish(process, timeout=60)
+    assert done.returncode == 1
+    (line,) = told(done)
+    assert f"rank {victim}" in line
+    assert "cannot write" in line
+    assert list((folder / "checkpoints").glob("step-*.json"))  # the last good one is there, and goes on
+    assert_goes_on(folder, whole)
+
+
+def test_a_signal_stops_all_at_one_step(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process, ranks = begin(folder)
+    for rank in ranks.values():
+        rank.send_signal(signal.SIGINT)
+    done = finish(process, timeout=60)
+    assert done.returncode != 0
+    (line,) = told(done)
+    assert re.search(r"stopped by SIGINT after step \d+; the last checkpoint is step \d+", line)
+    assert_goes_on(folder, whole)
+
+
+def test_a_loss_that_is_no_number_ends_all(tmp_path: Path) -> None:
+    words = [*OPTIONS, "--recipe.lr", "1e20", "--run", str(tmp_path / "run")]
+    done = run(SCRIPT, *words, ranks=RANKS)
+    assert done.returncode == 1
+    (line,) = told(done)
+    assert "is not a finite number" in line or "no numbers" in line
