@@ -1,4 +1,4 @@
-"""A process that dies, stalls, hangs or cannot write, among those that train blocks; and going on after it."""
+"""A process that dies, stalls, hangs or cannot write among those that train blocks, and how it goes on."""
 
 import re
 import resource
