@@ -77,7 +77,7 @@ def test_one_loss_per_block_and_the_last_is_the_networks(name: str, training: bo
     chain = small_chain(name)
     cuts = (1,) if chain.num_layers == 1 else (1, chain.num_layers - 1)
     net = decouple(chain, every(cuts, "aux1"), CLASSES, size_of(name)).train(training)
-    images, targets, _ = batch(size=size_of(name))
+    images, targets, *_ = batch(size=size_of(name))
     losses = net.losses(images, targets)
     assert [loss.shape for loss in losses] == [()] * len(net.blocks)
     assert torch.equal(losses[-1], F.cross_entropy(net(images), targets))
@@ -117,7 +117,7 @@ def test_the_last_loss_is_that_of_all_heads_with_cross_entropy() -> None:
     assert predsim == PredSim(0.99, CLASSES)  # which has none
     assert isinstance(infopro, InfoPro)
     assert infopro.smoothing == 0.1
-    images, targets, _ = batch()
+    images, targets, *_ = batch()
     losses = net.losses(images, targets)
     for k in (0, 1, 4):
         logits = net.all_logits(images)[k][0]
@@ -210,7 +210,7 @@ def test_a_users_own_head() -> None:
     assert isinstance(head, Own)
     assert head.arguments == ("peak", 32, 8, CLASSES)
     assert head.options == {"width": 0.25, "image_shape": (3, SIZE, SIZE)}
-    images, targets, _ = batch()
+    images, targets, *_ = batch()
     features = net.blocks[0].layers(images)
     expected = F.cross_entropy(head.fc(features.amax(dim=(2, 3))), targets)
     assert torch.equal(net.losses(images, targets)[0], expected)
@@ -253,7 +253,7 @@ def test_joined_it_is_one_block_with_the_same_layers(groups: int) -> None:
     whole = net.joined()
     assert whole.decoupling == Decoupling((), ())
     assert list(whole.blocks[0].layers) == [layer for block in net.blocks for layer in block.layers]
-    images, targets, _ = batch()
+    images, targets, *_ = batch()
     (loss,) = whole.losses(images, targets)
     assert torch.equal(loss, F.cross_entropy(net(images), targets))
     assert len(net.blocks) == 3  # nothing is taken away
@@ -356,7 +356,7 @@ def test_the_probe_of_infopro_contrast_teaches_itself_only() -> None:
 @pytest.mark.parametrize("groups", [1, 2])
 def test_losses_under_autocast_are_close_to_full_precision(head: str, groups: int) -> None:
     net = small_net(every((2, 4), head, groups)).float()
-    images, targets, _ = batch(rows=16)
+    images, targets, *_ = batch(rows=16)
     images = images.float()
     expected = net.losses(images, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):

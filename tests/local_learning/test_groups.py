@@ -102,7 +102,7 @@ NARROW = [
 def test_groups_are_narrow_networks_trained_apart(name: str, width: float, decoupling: Decoupling) -> None:
     net = small_net(decoupling, name, width=width, options=APART)
     chain = small_chain(name, width).train()  # with the weights that the net started from
-    images, targets, _ = batch()
+    images, targets, *_ = batch()
     heads = [copy.deepcopy(block.head) for block in net.blocks]
     losses = net.losses(images, targets)
     torch.autograd.backward(losses)
@@ -148,7 +148,7 @@ def test_groups_are_narrow_networks_trained_apart(name: str, width: float, decou
 @pytest.mark.parametrize("shared", [False, True])
 def test_one_group_is_no_group(shared: bool) -> None:
     block = small_net(Decoupling((3,), ("aux2",))).blocks[0]
-    images, targets, _ = batch()
+    images, targets, *_ = batch()
     layers, sizes = group_layers(list(block.layers), images, 1)
     heads = GroupedHeads([copy.deepcopy(block.head or nn.Identity())], sizes, shared=shared)
     alone = Block(layers, heads, Grouped(CrossEntropy(), 0.5)).train()
@@ -325,7 +325,7 @@ def test_the_released_diversity_has_twice_the_gradient(shared: bool) -> None:
 
 def test_a_blocks_loss_is_the_sum_over_groups_and_half_the_mean_cosine() -> None:
     net = small_net(Decoupling((8,), ("linear",), 4))
-    images, targets, _ = batch()
+    images, targets, *_ = batch()
     outcome = net.blocks[0](images, targets, images)
     expected = torch.stack([F.cross_entropy(logits, targets) for logits in outcome.logits]).sum()
     wrong = [(logits / 3).softmax(1) * (1 - F.one_hot(targets, CLASSES)) for logits in outcome.logits]

@@ -21,7 +21,7 @@ from retrain.forecast import (
     stage_forecast,
 )
 from retrain.placement import Placement
-from retrain.planning import placed
+from retrain.measuring import placed
 
 FREE = Conditions(batch_size=8, latency=0, bandwidth=1e30)
 
