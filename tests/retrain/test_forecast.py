@@ -20,8 +20,8 @@ from retrain.forecast import (
     forecast,
     stage_forecast,
 )
-from retrain.placement import Placement
 from retrain.measuring import placed
+from retrain.placement import Placement
 
 FREE = Conditions(batch_size=8, latency=0, bandwidth=1e30)
 
