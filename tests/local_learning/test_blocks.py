@@ -305,7 +305,7 @@ def test_infopros_weights_are_linear_over_depth(kind: str) -> None:
 def test_infopros_loss_is_that_of_the_image_with_pixels_in_0_to_1() -> None:
     mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
     net = decouple(small_chain(), every((2, 4), "infopro"), CLASSES, SIZE, mean=mean, std=std)
-    _, targets, _ = batch()
+    _, targets, *_ = batch()
     pixels = torch.rand(6, 3, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     images = torch.stack([(pixels[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
     inputs = images

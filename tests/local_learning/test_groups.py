@@ -184,7 +184,7 @@ def test_groups_of_one_are_the_greedy_net() -> None:
 
 def loss_of_group(block: Block, index: int, inputs: Tensor) -> Tensor:
     """What a group on a device of its own minimises: the others' outputs are constants that it is sent."""
-    _, targets, _ = batch()
+    _, targets, *_ = batch()
     outputs = block.read(block.layers(inputs))
     own = [logits if each == index else logits.detach() for each, logits in enumerate(outputs)]
     loss: Tensor = block.objective(own, targets, inputs)
@@ -193,7 +193,7 @@ def loss_of_group(block: Block, index: int, inputs: Tensor) -> Tensor:
 
 def check_isolation(block: Block, inputs: Tensor, *, alive: bool = True) -> None:
     """No group's loss reaches another group's slice; together these losses are the block's."""
-    _, targets, _ = batch()
+    _, targets, *_ = batch()
     heads = block.head
     assert isinstance(heads, GroupedHeads)
     groups = len(heads.sizes)
