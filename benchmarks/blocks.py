@@ -35,7 +35,7 @@ from typing import Any
 
 from local_learning.build import build_chain
 from local_learning.chain import Chain
-from local_learning.decoupling import Decoupling, load_decoupling, save_decoupling
+from local_learning.decoupling import Decoupling, load_decoupling
 from local_learning.profile import Costs, measure_costs
 from retrain.block_costs import load_block_costs
 from retrain.forecast import BlockCost, BlockCosts, Conditions, Line, backprop, forecast
@@ -130,12 +130,13 @@ def settle(asked: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
         return best_costs(chain, head, rows, asked)
 
     trunk = costs(asked.head, asked.batch_size)
-    decoupling = Decoupling.balanced(trunk.layers, trunk.heads, trunk.classifier, asked.blocks, asked.head)
-    if asked.decoupling:
-        decoupling = load_decoupling(asked.decoupling)
+    if not asked.decoupling:  # as the trainer chooses them
+        cuts = f"--decoupling balanced:{asked.blocks}:{asked.head} --parallel blocks --recipe.steps 1"
+        line = launched(asked.blocks, f"{script_of(asked)} --threads 1 {cuts}")
+        run([*line, "--run", str(folder / "chosen")])
+        asked.decoupling = str(folder / "chosen" / "decoupling.json")
+    decoupling = load_decoupling(asked.decoupling)
     asked.blocks = decoupling.num_blocks
-    asked.decoupling = str(folder / "decoupling.json")
-    save_decoupling(asked.decoupling, decoupling, asked.network, chain.num_layers)
     # Without heads, and with as many rows at a time as a pipeline has: its balance is another one.
     bare = costs("", max(2, asked.batch_size // 4))
     stages = Decoupling.balanced(bare.layers, bare.heads, bare.classifier, asked.blocks, asked.head)
@@ -165,13 +166,9 @@ def settle(asked: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
 
 def commands_of(asked: argparse.Namespace, stages: Sequence[int]) -> dict[str, list[str]]:
     """Of each case."""
-    share = f"--network {asked.network} --width {asked.width} --device {asked.device}"
-    script = f"retrain_model.py {share} --data.name shapes --data.image-size {asked.image_size}"
-    script += f" --data.train-size {TRAIN_SIZE} --data.test-size 100 --data.validation 0"
-    script += f" --recipe.lr 0.02 --recipe.steps {asked.steps} --recipe.log-every {asked.log_every}"
-    script += f" --recipe.checkpoint-every {asked.steps} --recipe.batch-size {asked.batch_size}"
+    script = f"{script_of(asked)} --recipe.steps {asked.steps} --recipe.log-every {asked.log_every}"
     asked.script = script
-    asked.worker = f"--module benchmarks.one_f_one_b {share} --image-size {asked.image_size}"
+    asked.worker = f"--module benchmarks.one_f_one_b {share_of(asked)} --image-size {asked.image_size}"
     worker = f"{asked.worker} --batch-size {asked.batch_size} --train-size {TRAIN_SIZE} --lr 0.02"
     worker += f" --steps {asked.steps} --warm-up {asked.log_every} --cuts {' '.join(map(str, stages))}"
     cut, ranks = f"--decoupling {asked.decoupling}", asked.blocks
@@ -187,6 +184,20 @@ def commands_of(asked: argparse.Namespace, stages: Sequence[int]) -> dict[str, l
         if count >= ranks and asked.batch_size % count == 0:
             found[f"1f1b, {count}"] = launched(ranks, f"{worker} --microbatches {count}")
     return {case: line for case, line in found.items() if case.split(",")[0] in asked.cases}
+
+
+def share_of(asked: argparse.Namespace) -> str:
+    """The options that both kinds of workers have."""
+    return f"--network {asked.network} --width {asked.width} --device {asked.device}"
+
+
+def script_of(asked: argparse.Namespace) -> str:
+    """What all cases of ours have in common."""
+    script = f"retrain_model.py {share_of(asked)} --data.name shapes --data.image-size {asked.image_size}"
+    script += f" --data.train-size {TRAIN_SIZE} --data.test-size 100 --data.validation 0"
+    return (
+        f"{script} --recipe.lr 0.02 --recipe.checkpoint-every 100000 --recipe.batch-size {asked.batch_size}"
+    )
 
 
 def launched(ranks: int, line: str) -> list[str]:

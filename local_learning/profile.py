@@ -20,6 +20,7 @@ from tools.cost import count_macs, saved_activation_bytes
 MEASURES = ("time", "macs", "memory")
 
 REPEATS = 5
+CORRECTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,13 @@ def balanced(
     image_chs: int = 3,
     batch_size: int = 32,
     costs_of: str | None = None,
+    blocks_cost: Callable[[Decoupling], Sequence[float]] | None = None,
 ) -> Decoupling:
     """The cuts by which the most expensive block, with its head, is cheapest.
 
-    `costs_of` is the head whose cost counts, where that is not `head`: empty for rules without heads.
+    `costs_of` is the head whose cost counts, where that is not `head`: empty for rules without heads. Layers
+    measured one by one do not quite add up to blocks: with `blocks_cost`, which measures whole ones, the
+    costs of the layers are corrected by it, until the cuts stay as they are.
     """
     costs = measure_costs(
         chain,
@@ -102,15 +106,36 @@ def balanced(
         image_chs=image_chs,
         batch_size=batch_size,
     )
-    return Decoupling.balanced(
-        costs.layers,
-        costs.heads,
-        costs.classifier,
-        num_blocks,
-        head,
-        groups=groups,
-        entry_costs=costs.entries,
-    )
+
+    def cut(layers: Sequence[float]) -> Decoupling:
+        return Decoupling.balanced(
+            layers, costs.heads, costs.classifier, num_blocks, head, groups=groups, entry_costs=costs.entries
+        )
+
+    found = cut(costs.layers)
+    return found if blocks_cost is None else _corrected(found, costs, cut, blocks_cost)
+
+
+def _corrected(
+    first: Decoupling,
+    costs: Costs,
+    cut: Callable[[Sequence[float]], Decoupling],
+    blocks_cost: Callable[[Decoupling], Sequence[float]],
+) -> Decoupling:
+    """The best of the cuts that are found when the layers' costs are made to add up to the blocks'."""
+    tried: dict[Decoupling, float] = {}
+    decoupling = first
+    while decoupling not in tried and len(tried) < CORRECTIONS:
+        measured = blocks_cost(decoupling)
+        tried[decoupling] = max(measured)
+        layers = list(costs.layers)
+        for block, seconds in zip(decoupling.blocks(len(layers)), measured, strict=True):
+            end = costs.heads[block.stop - 1] if block.stop < len(layers) else costs.classifier
+            factor = seconds / (sum(costs.layers[index] for index in block) + end)
+            for index in block:
+                layers[index] *= factor
+        decoupling = cut(layers)
+    return min(tried, key=lambda each: tried[each])
 
 
 def module_macs(net: DecoupledNet, image_shape: Sequence[int]) -> list[int]:

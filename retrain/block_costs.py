@@ -61,11 +61,8 @@ def measure_block_costs(
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), torch.enable_grad():
         torch.manual_seed(0)
-        batches = [_Batch.random(rows, subject, device, dtype) for rows in batch_sizes]
         bench = _Bench(subject.rule, make_optimizer, autocast)
-        blocks = []
-        for index, block in enumerate(net.blocks):
-            blocks.append(bench.measure(block, batches, first=index == 0, last=index == len(net.blocks) - 1))
+        blocks = bench.measure_all(net, [_Batch.random(rows, subject, device, dtype) for rows in batch_sizes])
         batches = [_Batch.random(rows, subject, device, dtype) for rows in batch_sizes]
         whole = bench.measure(net.joined().blocks[0], batches, first=True, last=True)
     on_gpu = device.type == "cuda"
@@ -78,6 +75,24 @@ def measure_block_costs(
         blocks=tuple(blocks),
         whole=whole,
     )
+
+
+def block_seconds(
+    net: DecoupledNet,
+    subject: Subject,
+    make_optimizer: MakeOptimizer,
+    *,
+    device: torch.device,
+    rows: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> list[float]:
+    """Seconds of a step of each block alone, on so many rows."""
+    dtype = next(net.parameters()).dtype
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
+        torch.manual_seed(0)
+        batches = [_Batch.random(count, subject, device, dtype) for count in (max(1, rows // 2), rows)]
+        found = _Bench(subject.rule, make_optimizer, autocast).measure_all(net, batches)
+    return [cost.passes.at(rows) + cost.update for cost in found]
 
 
 def save_block_costs(path: Path, costs: BlockCosts) -> None:
@@ -165,6 +180,14 @@ class _Bench:
     rule: str
     make_optimizer: MakeOptimizer
     autocast: Callable[[], AbstractContextManager[Any]]
+
+    def measure_all(self, net: DecoupledNet, batches: list[_Batch]) -> list[BlockCost]:
+        """The costs of every block."""
+        last = len(net.blocks) - 1
+        return [
+            self.measure(block, batches, first=index == 0, last=index == last)
+            for index, block in enumerate(net.blocks)
+        ]
 
     def measure(self, block: Block, batches: list[_Batch], *, first: bool, last: bool) -> BlockCost:
         """The costs of a block; the batches go on to its outputs."""

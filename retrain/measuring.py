@@ -5,7 +5,7 @@ from accelerate import Accelerator
 
 from local_learning.blocks import DecoupledNet
 from local_learning.decoupling import Decoupling
-from retrain.block_costs import Subject, measure_block_costs
+from retrain.block_costs import Subject, block_seconds, measure_block_costs
 from retrain.config import RetrainConfig
 from retrain.forecast import BlockCosts, Conditions, stage_forecast
 from retrain.placement import Placement, place_by
@@ -63,9 +63,7 @@ def measure_here(
     net: DecoupledNet, config: RetrainConfig, subject: Subject, accelerator: Accelerator
 ) -> BlockCosts:
     """Train each block a few steps on this process's device."""
-    small = subject.image_shape[1] <= 64
-    most = 128 if accelerator.device.type == "cuda" else 32 if small else 8
-    large = max(4, min(most, config.recipe.batch_size))
+    large = max(4, min(config.recipe.batch_size, _enough(subject, accelerator) // 4))
     return measure_block_costs(
         net.to(torch.float64 if config.precision == "fp64" else torch.float32),
         subject,
@@ -74,6 +72,26 @@ def measure_here(
         batch_sizes=(max(2, large // 4), large),
         autocast=accelerator.autocast,
     )
+
+
+def seconds_here(
+    net: DecoupledNet, config: RetrainConfig, subject: Subject, accelerator: Accelerator
+) -> list[float]:
+    """Seconds of a step of each block, alone on this process's device, on the rows of a batch."""
+    return block_seconds(
+        net.to(torch.float64 if config.precision == "fp64" else torch.float32),
+        subject,
+        lambda parameters: make_optimizer(config.recipe, parameters),
+        device=accelerator.device,
+        rows=min(config.recipe.batch_size // config.recipe.accumulate, _enough(subject, accelerator)),
+        autocast=accelerator.autocast,
+    )
+
+
+def _enough(subject: Subject, accelerator: Accelerator) -> int:
+    """Rows on which a measurement neither takes too long nor is all overhead."""
+    small = subject.image_shape[1] <= 64
+    return 512 if accelerator.device.type == "cuda" else 128 if small else 32
 
 
 def described(config: RetrainConfig) -> str:

@@ -1,9 +1,11 @@
 """From options to a network in blocks: the chain, where it is cut, and the weights it starts from."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from accelerate import Accelerator
 from torch import Tensor
 
 from local_learning.blocks import DecoupledNet, decouple
@@ -15,6 +17,7 @@ from local_learning.profile import balanced
 from local_learning.published import published
 from local_learning.requests import parse_request
 from retrain.config import RetrainConfig
+from retrain.measuring import seconds_here, subject_of
 from supernet.chains import network_name
 from tools.datasets import Data
 from tools.seeding import seed_globals
@@ -24,12 +27,17 @@ WITHOUT_HEADS = ("replay", "gluing")
 """Rules to which the heads are nothing but ballast."""
 
 
-def choose_decoupling(config: RetrainConfig, chain: Chain, data: Data) -> Decoupling:
-    """Where to cut the chain, as --decoupling and --groups ask."""
+def choose_decoupling(
+    config: RetrainConfig, chain: Chain, data: Data, accelerator: Accelerator | None = None
+) -> Decoupling:
+    """Where to cut the chain, as --decoupling and --groups ask.
+
+    With an accelerator times are its device's, and whole blocks' where these are to run in parallel.
+    """
     if not config.decoupling:
         return Decoupling((), ())
     try:
-        decoupling = _grouped(config, chain, _cuts(config, chain, data))
+        decoupling = _grouped(config, chain, _cuts(config, chain, data, accelerator))
         decoupling.blocks(chain.num_layers)  # a file's cuts may lie beyond the network
     except ValueError as error:
         what = str(error).removeprefix(f"{config.decoupling}: ")
@@ -71,7 +79,7 @@ def make_net(
     return net
 
 
-def _cuts(config: RetrainConfig, chain: Chain, data: Data) -> Decoupling:
+def _cuts(config: RetrainConfig, chain: Chain, data: Data, accelerator: Accelerator | None) -> Decoupling:
     request = parse_request(config.decoupling)
     if request.kind == "published":
         return published(network_name(config), request.num_blocks)
@@ -79,7 +87,7 @@ def _cuts(config: RetrainConfig, chain: Chain, data: Data) -> Decoupling:
         return Decoupling.uniform(chain.num_layers, request.num_blocks, request.head, groups=config.groups)
     if request.kind == "balanced":
         return balanced(
-            chain,
+            copy.deepcopy(chain).to(accelerator.device) if accelerator else chain,
             request.num_blocks,
             request.head,
             data.num_classes,
@@ -88,6 +96,7 @@ def _cuts(config: RetrainConfig, chain: Chain, data: Data) -> Decoupling:
             groups=config.groups,
             image_chs=data.channels,
             costs_of="" if config.chosen_rule in (*WITHOUT_HEADS, "backprop") else request.head,
+            blocks_cost=_measure_of(config, chain, data, accelerator) if accelerator else None,
         )
     found = read_decoupling(request.path)
     if found.num_layers not in (None, chain.num_layers):
@@ -96,6 +105,19 @@ def _cuts(config: RetrainConfig, chain: Chain, data: Data) -> Decoupling:
             f"{network_name(config)} has {chain.num_layers}"
         )
     return found.decoupling
+
+
+def _measure_of(
+    config: RetrainConfig, chain: Chain, data: Data, accelerator: Accelerator
+) -> Callable[[Decoupling], list[float]] | None:
+    """What measures whole blocks, where the slowest of them will set the pace."""
+
+    def blocks_cost(decoupling: Decoupling) -> list[float]:
+        net = make_net(config, copy.deepcopy(chain), decoupling, data)
+        return seconds_here(net, config, subject_of(config, chain.num_layers, decoupling, data), accelerator)
+
+    parallel = config.parallel == "blocks" and config.balance == "time" and config.groups == 1
+    return blocks_cost if parallel else None
 
 
 def _grouped(config: RetrainConfig, chain: Chain, decoupling: Decoupling) -> Decoupling:

@@ -151,7 +151,7 @@ def _costs(config: RetrainConfig, accelerator: Accelerator) -> BlockCosts:
     read = load_block_costs(path) if path and path.exists() else None
     data = _data(config)
     chain = chosen_chain(config, data.num_classes, data.image_size, data.channels)
-    decoupling = _measured_cuts(config, read) or choose_decoupling(config, chain, data)
+    decoupling = _measured_cuts(config, read) or choose_decoupling(config, chain, data, accelerator)
     subject = subject_of(config, chain.num_layers, decoupling, data)
     if read is not None:
         assert path is not None

@@ -152,7 +152,7 @@ def _settle_decoupling(
 
     def settle() -> None:
         if not run.has_begun:
-            decoupling = choose_decoupling(config, chain, data)
+            decoupling = choose_decoupling(config, chain, data, accelerator)
             save_decoupling(path, decoupling, network_name(config), chain.num_layers)
 
     if not config.decoupling:

@@ -78,13 +78,14 @@ class Sums:
 
     def unite(self, group: torch.distributed.ProcessGroup, device: torch.device) -> None:
         """Give every process the values of all; of what several measure, the mean."""
-        found: list[dict[str, Any]] = [{}] * torch.distributed.get_world_size(group)
-        torch.distributed.all_gather_object(found, self.state_dict(), group=group)
+        found: list[Any] = [None] * torch.distributed.get_world_size(group)
+        own = {name: total.cpu() for name, total in self.totals.items()}
+        torch.distributed.all_gather_object(found, (self.counts, own), group=group)
         totals: dict[str, list[Tensor]] = {}
-        for each in found:
-            self.counts |= each["counts"]
-            for name, total in each["totals"].items():
-                totals.setdefault(name, []).append(total.cpu())
+        for counts, theirs in found:
+            self.counts |= counts
+            for name, total in theirs.items():
+                totals.setdefault(name, []).append(total)
         self.totals = {name: torch.stack(several).mean(0).to(device) for name, several in totals.items()}
 
     def keep(self, names: Collection[str]) -> None:
