@@ -145,6 +145,8 @@ class RetrainConfig(FastOptions, NetworkChoice, RunOptions):
             raise ValueError(
                 "--plan: shares blocks among devices; it needs --decoupling, such as uniform:4:aux2"
             )
+        if self.parallel != "blocks" and self.pipeline.transfer != "full":
+            raise ValueError("--pipeline.transfer: rounds what --parallel blocks sends; leave it out without")
         if self.parallel != "blocks":
             return
         if self.chosen_rule == "backprop":

@@ -13,7 +13,7 @@ from local_learning.rules.engine import loss_name
 from retrain.config import RetrainConfig
 from retrain.crossing import Traffic
 from retrain.links import Links
-from retrain.measuring import conditions_of, measure_here, placed, subject_of
+from retrain.measuring import seconds_here, subject_of
 from retrain.placement import Placement, load_placement, place, save_placement
 from retrain.team import Team, team_of, whole_team
 from tools.checkpoint import latest_step
@@ -75,7 +75,7 @@ def block_crew(
 ) -> Crew:
     """Blocks on processes of their own, as the run's placement has it, which is made where there is none."""
     path = run.path / "placement.json"
-    on_main(accelerator, lambda: _settle_placement(path, net, config, data, accelerator))
+    on_main(accelerator, lambda: _settle_placement(path, net, config, data, run, accelerator))
     placement = load_placement(path)
     rank = accelerator.process_index
     team = team_of(placement, accelerator)
@@ -84,14 +84,18 @@ def block_crew(
         describe=lambda rank: _role(placement, rank),
         last_good=lambda: _last_good(run),
         patience=config.pipeline.patience,
+        early=len(net.blocks) + 2,  # in replay a block's first backward pass comes late, and may be compiled
     )
     links = Links(
         placement,
         rank,
-        config.recipe.batch_size // config.recipe.accumulate,
+        config.recipe.batch_size,
+        parts=config.recipe.accumulate,
         queue=config.pipeline.queue,
         rounded=config.pipeline.transfer == "bf16",
-        with_images=any(sees_images(block.objective) for block in net.blocks[team.own.stop :]),
+        with_images=any(
+            block.head is not None and sees_images(block.objective) for block in net.blocks[team.own.stop :]
+        ),
         vigil=vigil,
     )
     measured = measuring_ranks(placement, config.chosen_rule)
@@ -100,6 +104,7 @@ def block_crew(
         here=frozenset(name for name, ranks in measured.items() if rank in ranks),
         saves=team.speaks,
         control=team.control,
+        apart=len(placement.stages) * config.pipeline.queue,
         waiting=vigil.waiting,
     )
     return Crew(team, links, spread, vigil, _words(placement))
@@ -121,21 +126,30 @@ def measuring_ranks(placement: Placement, rule: str) -> dict[str, range]:
 
 
 def _settle_placement(
-    path: Path, net: DecoupledNet, config: RetrainConfig, data: Data, accelerator: Accelerator
+    path: Path,
+    net: DecoupledNet,
+    config: RetrainConfig,
+    data: Data,
+    run: Run,
+    accelerator: Accelerator,
 ) -> None:
     """Keep the run's placement where it is one for as many processes, or make one."""
-    count, num_blocks = accelerator.num_processes, len(net.blocks)
-    if path.exists():
+    count, num_blocks, recipe = accelerator.num_processes, len(net.blocks), config.recipe
+    if path.exists() and run.has_begun:
         kept = load_placement(path)
         if (kept.world_size, kept.num_blocks) == (count, num_blocks):
             return
-    batch_size, accumulate = config.recipe.batch_size, config.recipe.accumulate
-    if count == num_blocks:
-        placement = place([1.0] * count, count, batch_size=batch_size, accumulate=accumulate, apart=True)
-    else:
+    times = [1.0] * num_blocks
+    if count != num_blocks:
         subject = subject_of(config, net.chain().num_layers, net.decoupling, data)
-        costs = measure_here(net, config, subject, accelerator)
-        placement = placed(costs, count, conditions_of(config), apart=True)
+        times = seconds_here(net, config, subject, accelerator)
+    placement = place(times, count, batch_size=recipe.batch_size, accumulate=recipe.accumulate, apart=True)
+    rows = recipe.batch_size // placement.stages[0].copies
+    if (config.data.mixup or config.data.cutmix) and rows % 2:
+        raise ValueError(
+            f"--recipe.batch-size: mixup and cutmix pair images; {rows} in each process of the first block "
+            "is an odd number"
+        )
     save_placement(path, placement)
 
 

@@ -89,7 +89,7 @@ class Outlet:
         self._to, self._traffic, self._group = to, traffic, group
         self._limit, self._described, self._rounded = limit, described, rounded
         self._under_way: deque[tuple[list[Any], list[Tensor]]] = deque()
-        self._told = False
+        self._specs: list[tuple[torch.dtype, torch.Size, tuple[int, ...]]] = []
 
     def send(self, tensors: Sequence[Tensor]) -> None:
         """Start to send a message; waits while too many are under way."""
@@ -100,20 +100,24 @@ class Outlet:
             tensor.to(torch.bfloat16) if self._rounded and number == 0 else tensor
             for number, tensor in enumerate(dense)
         ]
+        specs = [(tensor.dtype, tensor.shape[1:], tensor.stride()[1:]) for tensor in dense]
+        assert self._described or self._specs in ([], specs), "a message unlike the one that told its shapes"
+        first, self._specs = not self._specs, specs
         kept, works = list(wire), []
         for rank, rows in self._to:
-            if not self._told or self._described:
+            if first or self._described:
                 header = _header(dense, wire, rows)
                 kept.append(header)
                 works.append(self._start(header, rank))
             works += [self._start(_matrix(tensor)[rows], rank) for tensor in wire]
-        self._told = True
         self._under_way.append((works, kept))
 
     def end(self) -> None:
-        """Say that no more described messages come."""
+        """Say that no more described messages come, and let go of those that were sent."""
         header = _header([], [], slice(0, 0)).to(_device(self._group))
         self._traffic.wait([self._start(header, rank) for rank, _ in self._to])
+        while self._under_way:
+            self._traffic.wait(self._under_way.popleft()[0])
 
     def _start(self, tensor: Tensor, rank: int) -> Any:
         self._traffic.sent(tensor)
@@ -131,10 +135,12 @@ class Inlet:
         *,
         ahead: int,
         described: bool = False,
+        counted: bool = False,
     ) -> None:
-        """`ahead`: for so many messages there is room before they are asked for."""
+        """`ahead`: for so many messages there is room before they are asked for; `counted`: the traffic tells
+        how many lie ready."""
         self._of, self._traffic, self._group = of, traffic, group
-        self._ahead, self._described = ahead, described
+        self._ahead, self._described, self._counted = ahead, described, counted
         self._specs: list[_Spec] = []
         self._posted: deque[tuple[list[Any], list[Tensor]]] = deque()
 
@@ -144,8 +150,9 @@ class Inlet:
             self._specs = self._hear()
         if not self._specs:
             return []
-        self._make_room(min(self._ahead, coming))
-        self._traffic.arrived(sum(all(w.is_completed() for w in works) for works, _ in self._posted))
+        self._make_room(min(max(1, self._ahead), coming))
+        if self._counted:
+            self._traffic.arrived(sum(all(w.is_completed() for w in works) for works, _ in self._posted))
         works, buffers = self._posted.popleft()
         self._traffic.wait(works)
         self._make_room(min(self._ahead, coming - 1))

@@ -119,9 +119,8 @@ class AccelerateEngine(Engine):
         model = self._accelerator.prepare_model(block, evaluation_mode=True)  # for the precision alone
         if self._team.copies == 1:
             return model
-        return nn.parallel.DistributedDataParallel(
-            model, process_group=self._team.group, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        options = self._accelerator.ddp_handler.to_kwargs()
+        return nn.parallel.DistributedDataParallel(model, process_group=self._team.group, **options)
 
     def _draw_anew(self, index: int) -> None:
         """Put the random generators where a block's next pass begins, wherever the blocks before it are.

@@ -8,6 +8,7 @@ from torch import Tensor
 from local_learning.rules.engine import Part
 from retrain.crossing import Inlet, Outlet, Peer, Traffic, peers
 from retrain.placement import Placement, Stage
+from tools.launch import SILENCE
 from tools.vigil import Vigil
 
 
@@ -23,12 +24,15 @@ class Links:
         rank: int,
         batch_size: int,
         *,
+        parts: int,
         queue: int,
         rounded: bool,
         with_images: bool,
         vigil: Vigil,
     ) -> None:
-        """`batch_size`: images of all processes in one message; `with_images`: blocks above want them too."""
+        """`batch_size`: images of all processes in a batch, which comes in so many `parts`, each a message;
+        `with_images`: blocks above want them too."""
+        batch_size //= parts
         self.traffic, self.waiting, self._vigil, self._step = Traffic(vigil.waiting), vigil.waiting, vigil, 0
         self._with_images = with_images
         index = placement.stage_of(rank)
@@ -37,23 +41,26 @@ class Links:
         above = placement.stages[index + 1] if index + 1 < len(placement.stages) else None
         copy = rank - own.ranks.start
         # Both ways over one communicator of NCCL's would wait for each other.
-        up, down = torch.distributed.new_group(), torch.distributed.new_group()
+        up, down = (torch.distributed.new_group(timeout=SILENCE) for _ in range(2))
+        # A receive of NCCL's that is posted ahead is a kernel, and holds up whatever waits for the device.
+        ahead = 0 if torch.distributed.get_backend(up) == "nccl" else queue
         self._from_below = self._to_below = self._from_above = self._to_above = None
         if below:
             of = peers(own, copy, below, batch_size)
-            self._from_below = Inlet(of, self.traffic, up, ahead=queue)
-            self._to_below = Outlet(of, self.traffic, down, limit=queue)
+            self._from_below = Inlet(of, self.traffic, up, ahead=ahead, counted=True)
+            # A step's signals are taken in the next one: all its parts must be able to be under way.
+            self._to_below = Outlet(of, self.traffic, down, limit=max(queue, parts))
         if above:
             to = peers(own, copy, above, batch_size)
             self._to_above = Outlet(to, self.traffic, up, limit=queue, rounded=rounded)
-            self._from_above = Inlet(to, self.traffic, down, ahead=1)
+            self._from_above = Inlet(to, self.traffic, down, ahead=0)
         self.pipes = min(stage.copies for stage in placement.stages)
         """So many evaluations run side by side, each through one copy of every stage."""
         self.pipe = copy
         self._evaluated_below = self._evaluated_above = None
         if below and copy < self.pipes:
             of = _pipe(copy, below)
-            self._evaluated_below = Inlet(of, self.traffic, up, ahead=1, described=True)
+            self._evaluated_below = Inlet(of, self.traffic, up, ahead=0, described=True)
         if above and copy < self.pipes:
             to = _pipe(copy, above)
             self._evaluated_above = Outlet(to, self.traffic, up, limit=2, described=True)

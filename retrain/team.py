@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from retrain.placement import Placement
+from tools.launch import SILENCE
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,12 @@ def whole_team(num_blocks: int, accelerator: Accelerator) -> Team:
 
 def team_of(placement: Placement, accelerator: Accelerator) -> Team:
     """This process's team; called on all processes, as it makes the groups by which they talk."""
-    control = torch.distributed.new_group(backend="gloo")
+    control = torch.distributed.new_group(backend="gloo", timeout=SILENCE)
     found = None
     for stage in placement.stages:
         # Every process takes part in making every group, its own or not.
-        group = torch.distributed.new_group(list(stage.ranks)) if stage.copies > 1 else None
+        several = stage.copies > 1
+        group = torch.distributed.new_group(list(stage.ranks), timeout=SILENCE) if several else None
         if accelerator.process_index in stage.ranks:
             place = accelerator.process_index - stage.ranks.start
             found = Team(stage.blocks, stage.copies, place, group, control)

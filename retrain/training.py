@@ -78,7 +78,6 @@ def train_network(
         },
     )
     crew = block_crew(net, config, data, run, accelerator) if in_blocks else whole_crew(net, accelerator)
-    supply = Supply(data, config, accelerator.device, crew)
     metadata = {
         "network": network_name(config),
         "classes": list(data.class_names),
@@ -95,7 +94,9 @@ def train_network(
         print(_heading(config, data, facts, num_steps, accelerator), flush=True)
         if crew.words:
             print(crew.words, flush=True)
-    with crew.watched(), contextlib.closing(supply):
+    # Neither the network as a whole nor a file of its weights is needed from here on.
+    del chain, weights
+    with crew.watched(), contextlib.closing(Supply(data, config, accelerator.device, crew)) as supply:
         job = Training(
             net,
             config,
@@ -113,8 +114,10 @@ def train_network(
         end = Loop(job, plan, run, accelerator, crew.spread).run(supply.batches)
 
         last = job.final_network
-        tensors = job.by_file_names(last)
-        on_main(accelerator, lambda: save_tensors(run.last_weights, tensors, metadata | {"step": num_steps}))
+        notes = metadata | {"step": num_steps}
+        with crew.waiting():
+            tensors = job.by_file_names(last)
+            on_main(accelerator, lambda: save_tensors(run.last_weights, tensors, notes))
         # The test set is looked at here, once, for the two networks that were decided without it.
         tested = {"last": job.measure(last, supply.test)}
         if validates:

@@ -1,7 +1,7 @@
 """What the processes of a run tell each other now and then: a wish to stop, a failure, what was measured.
 
 Processes that go in step hear the answer at once. Those of a pipeline are not at the same step at the same
-time, and waiting for the last one would empty it: they ask at one meeting and hear at the next.
+time, and waiting for the last one would empty it: they ask at one meeting and hear at a later one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +21,8 @@ class Meeting:
     """The largest of all processes' votes."""
     means: dict[str, float]
     """The mean of each value over the processes that measured it."""
-    pace: float
-    """This process's last vote, before it was outvoted: its seconds per step."""
+    pace: float = 0.0
+    """This process's own seconds per step."""
 
 
 class Council:
@@ -40,7 +40,7 @@ class Council:
         votes: Sequence[Tensor | float],
         means: Mapping[str, Tensor],
         counts: Mapping[str, int],
-    ) -> None:
+    ) -> Meeting:
         """Ask all processes; `counts` names all that is measured, with the number of processes that do so."""
         told = torch.stack(
             [torch.as_tensor(vote, device=self._device, dtype=torch.float64) for vote in votes]
@@ -57,12 +57,13 @@ class Council:
             works.append(self._reduce(told, torch.distributed.ReduceOp.MAX))
             if shares:
                 works.append(self._reduce(values, torch.distributed.ReduceOp.SUM))
-        meeting = Meeting(step, (), {}, float(votes[-1]))
+        meeting = Meeting(step, (), {})
         self._open.append((meeting, told, values, list(counts), works))
+        return meeting
 
-    def concluded(self, *, all_of_them: bool) -> Iterator[Meeting]:
-        """The meetings whose answers are to be heard now: all, or all but the one called last."""
-        while len(self._open) > (0 if all_of_them else 1):
+    def concluded(self, up_to: int) -> Iterator[Meeting]:
+        """The meetings up to that of a step, whose answers are to be heard now."""
+        while self._open and self._open[0][0].step <= up_to:
             meeting, told, values, names, works = self._open.pop(0)
             for work in works:
                 work.wait()

@@ -89,6 +89,8 @@ class Spread:
     """Whether this process's part of the state goes into checkpoints: of several with the same, one does."""
     control: torch.distributed.ProcessGroup
     """All processes, by a backend that works on CPU."""
+    apart: int
+    """How many steps the processes may be apart: what was asked is heard so many steps later."""
     waiting: Callable[[], AbstractContextManager[object]] = nullcontext
     """Entered wherever this process may wait for others."""
 
@@ -175,9 +177,8 @@ class Loop(Generic[BatchT]):
             )
             stopping = self._wish.signum and self._ranks == 1
             if logs or evaluates or saves or stopping or done >= next_check:
-                pace = watch.seconds / (done - logged_at)
-                with self._waiting():
-                    self._meet(done, pace, logs=logs, now=evaluates or saves or done == plan.num_steps)
+                at_once = evaluates or saves or done == plan.num_steps
+                self._meet(done, done - logged_at, logs=logs, at_once=at_once)
                 next_check = done + max(1, int(SECONDS_BETWEEN_CHECKS / self._slowest))
             watch.pause()
             if logs:
@@ -199,36 +200,40 @@ class Loop(Generic[BatchT]):
         bad = torch.where(torch.isfinite(losses.detach()).all(), self._plan.num_steps + 1, step)
         self._first_bad_step = torch.minimum(self._first_bad_step, bad)
 
-    def _meet(self, done: int, pace: float, *, logs: bool, now: bool) -> None:
+    def _meet(self, done: int, since: int, *, logs: bool, at_once: bool) -> None:
         """Agree with all ranks whether to go on, and on the values to write.
 
-        A spread job's ranks hear the outcome at their next meeting, unless they must know it now.
+        The watch has run for `since` steps. A spread job's ranks hear the outcome when all are sure to have
+        been here, unless they must know it at once.
         """
         means = self._sums.means() if logs else {}
         if logs:
             self._sums = Sums()
-        votes = (float(self._wish.signum), -self._first_bad_step, pace)
+        votes = (float(self._wish.signum), -self._first_bad_step, self._watch.seconds / since)
         counts = self._spread.measured if self._spread else dict.fromkeys(means, self._ranks)
-        self._council.call(done, votes, means, counts if logs else {})
-        self._hear(all_of_it=now or not self._spread)
+        meeting = self._council.call(done, votes, means, counts if logs else {})
+        meeting.pace = self._watch.seconds / since  # the device has done its part of these steps by now
+        self._hear(done if at_once or not self._spread else done - self._spread.apart, since)
 
-    def _hear(self, *, all_of_it: bool) -> None:
+    def _hear(self, up_to: int, since: int = 1) -> None:
         """Act on what was agreed."""
-        for meeting in self._council.concluded(all_of_them=all_of_it):
-            signum, bad_step, self._slowest = meeting.votes
-            if -bad_step <= self._plan.num_steps:
-                raise RunFailed(
-                    f"the loss at step {-bad_step:.0f} is not a finite number (learning rate "
-                    f"{self._job.rate(int(-bad_step)):g}); {self._advice()}",
-                    everyone=True,
-                )
-            self._agreed_signal = int(signum)
-            if meeting.means:
-                self._write_metrics(meeting)
+        with self._waiting():
+            for meeting in self._council.concluded(up_to):
+                if not self._spread:
+                    meeting.pace = self._watch.seconds / since
+                signum, bad_step, self._slowest = meeting.votes
+                if -bad_step <= self._plan.num_steps:
+                    raise RunFailed(
+                        f"the loss at step {-bad_step:.0f} is not a finite number (learning rate "
+                        f"{self._job.rate(int(-bad_step)):g}); {self._advice()}",
+                        everyone=True,
+                    )
+                self._agreed_signal = int(signum)
+                if meeting.means:
+                    self._write_metrics(meeting)
 
     def _stop(self, signum: int) -> NoReturn:
-        with self._waiting():
-            self._hear(all_of_it=True)
+        self._hear(self._position.step)
         self._save()
         name = signal.Signals(signum).name
         raise Interrupted(

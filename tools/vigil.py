@@ -56,7 +56,7 @@ class Pulse:
     waiting: bool = False
     what: str = ""
     noted: int = 0
-    longest: float = 0.0  # seconds between two notes of progress
+    longest: float = 0.0  # seconds of work between two notes of progress
     left: bool = False
 
 
@@ -99,15 +99,22 @@ class Watched:
 class Vigil:
     """Watches over all processes of torch's process group; all make one at the same time.
 
-    `describe(rank)` says what a rank does in the run, `last_good()` what is kept; a thread asks both.
+    `describe(rank)` says what a rank does in the run, `last_good()` what is kept; a thread asks both. The
+    first `early` steps may take long.
     """
 
     def __init__(
-        self, *, describe: Callable[[int], str], last_good: Callable[[], str], patience: float = 28.0
+        self,
+        *,
+        describe: Callable[[int], str],
+        last_good: Callable[[], str],
+        patience: float = 28.0,
+        early: int = 2,
     ) -> None:
         self._rank, self._ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._describe, self._last_good, self._patience = describe, last_good, patience
         self._watched = {rank: Watched() for rank in range(self._ranks)}
+        self._early, self._waited = early, 0.0
         self._pulse, self._next, self._peer = Pulse(), (self._rank + 1) % self._ranks, -1
         self._noted_at = self._left_at = self._looked_at = time.monotonic()
         self._store_lost, self._broken, self._unanswered = False, False, 0.0
@@ -131,18 +138,20 @@ class Vigil:
 
     def note(self, step: int) -> None:
         """Progress was made; from here on this rank works on a step."""
-        pulse, before, self._noted_at = self._pulse, self._noted_at, time.monotonic()
-        pulse.longest = max(pulse.longest, self._noted_at - before) if pulse.noted else 0.0
+        pulse, now = self._pulse, time.monotonic()
+        worked, self._noted_at, self._waited = now - self._noted_at - self._waited, now, 0.0
+        pulse.longest = max(pulse.longest, worked) if pulse.noted >= self._early else 0.0
         pulse.what, pulse.noted = f"step {step}", pulse.noted + 1
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Inside, this rank waits for others: that it makes no progress is not its fault."""
-        before, self._pulse.waiting = self._pulse.waiting, True
+        before, self._pulse.waiting, begun = self._pulse.waiting, True, time.monotonic()
         try:
             yield
         finally:
             self._pulse.waiting = before
+            self._waited += 0.0 if before else time.monotonic() - begun
 
     def explain(self, error: BaseException, peer: int | None = None) -> str:
         """Why communication (with a peer) failed; where a process is to blame, this one ends instead."""
@@ -243,7 +252,8 @@ class Vigil:
             if is_next and one.silent > self._patience:
                 return rank, "silent"
             # Twice: whoever waits in an all-reduce for one that is silent seems to be stuck too.
-            limit = max(2 * self._patience, 20 * one.pulse.longest if one.pulse.noted >= 3 else STARTING)
+            usual = 20 * one.pulse.longest if one.pulse.noted > self._early else STARTING
+            limit = max(2 * self._patience, min(usual, STARTING))
             if is_next and one.idle > limit:
                 return rank, "stuck"
         return None
