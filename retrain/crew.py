@@ -136,12 +136,14 @@ def _settle_placement(
 ) -> None:
     """Keep the run's placement where it is one for as many processes, or make one."""
     count, num_blocks = accelerator.num_processes, len(net.blocks)
+    groups = [len(block.head.sizes) if isinstance(block.head, GroupedHeads) else 1 for block in net.blocks]
     if path.exists():
         kept = load_placement(path)
-        if (kept.world_size, kept.num_blocks) == (count, num_blocks):
+        if (kept.world_size, kept.num_blocks) == (count, num_blocks) and all(
+            stage.groups in (1, groups[stage.blocks.start]) for stage in kept.stages
+        ):
             return
     batch_size, accumulate = config.recipe.batch_size, config.recipe.accumulate
-    groups = [len(block.head.sizes) if isinstance(block.head, GroupedHeads) else 1 for block in net.blocks]
     by_groups = place_groups(groups, count, top_is_bare=not net.blocks[-1].layers)
     if by_groups is not None:
         _insist_on_slices(net, groups, data, count)

@@ -48,6 +48,7 @@ class Training:
         recipe, team, links = config.recipe, crew.team, crew.links
         self._recipe, self._accelerator = recipe, accelerator
         self._team, self._links, self._num_steps, self._every = team, links, num_steps, evaluate_every
+        self._waiting = crew.waiting
         self._validation, self._keep = validation, keep
         self._names, self._votes, rates = file_names(net), votes(net), _rates(config, net)
         whole = {
@@ -225,7 +226,8 @@ class Training:
             "ema": self.ema.module.state_dict() if self.ema else {},
             "scaler": scaler.state_dict() if scaler else {},
         }
-        state = pieces.together(state)
+        with self._waiting():
+            state = pieces.together(state)
         state["optimizers"] = {k: pieces.numbered(k, named) for k, named in state["optimizers"].items()}
         return state
 

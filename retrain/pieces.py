@@ -83,7 +83,8 @@ def _numbered(named: Mapping[str, Any], order: Order) -> dict[str, Any]:
 
 
 def _rows(value: Any, rows: slice | None) -> Any:
-    return value[rows] if rows and isinstance(value, Tensor) and value.ndim else value
+    # A view would drag the whole tensor along whenever it is sent.
+    return value[rows].clone() if rows and isinstance(value, Tensor) and value.ndim else value
 
 
 def _on_cpu(state: Any) -> Any:

@@ -58,7 +58,7 @@ def team_of(placement: Placement, accelerator: Accelerator) -> Team:
             place = accelerator.process_index - stage.ranks.start
             if split:
                 own = stage.blocks if place == 0 else stage.blocks[:1]
-                found = Team(own, 1, 0, group, control, stage.groups, place, desk)
+                found = Team(own, group=group, control=control, groups=stage.groups, place=place, desk=desk)
             else:
                 found = Team(stage.blocks, stage.copies, place, group, control)
     assert found is not None, "a placement has a stage for every process"

@@ -1,6 +1,7 @@
 """Neuron groups on processes of their own train to the weights of one process that has them all."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from retrain.placement import load_placement
 from tests.forked import run, run_up_to
-from tests.script import SMALL, weights
+from tests.script import SMALL, chance, command, finish, ranks_of, start, wait_until, weights
 from tools.checkpoint import load_checkpoint
 from tools.meters import read_metrics
 
@@ -160,3 +161,19 @@ def test_what_cannot_be_apart_is_refused(options: list[str], complaint: str, tmp
     assert complaint in done.stderr
     assert "3 processes" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_group_that_is_gone_is_named(kind: signal.Signals, tmp_path: Path) -> None:
+    victim, folder = chance().randrange(4), tmp_path / "run"
+    options = [*SHORT, *GROUPS, *BLOCKS, "--recipe.steps", "6000", "--pipeline.patience", "8"]
+    process = start(command(SCRIPT, *options, "--run", str(folder), ranks=4))
+    wait_until(lambda: bool(list(folder.glob("checkpoints/*.json"))), process)
+    found = {int(rank.environ()["RANK"]): rank for rank in ranks_of(process, SCRIPT)}
+    found[victim].send_signal(kind)
+    done = finish(process, timeout=60)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith(f"{SCRIPT}: ")]
+    own = ("group 1 of block 1", "group 2 of block 1", "group 1 of block 2 and block 3", "group 2 of block 2")
+    assert f"rank {victim} ({own[victim]} of 3" in line
+    assert not any(rank.is_running() for rank in found.values())
