@@ -82,6 +82,11 @@ class Block(nn.Module):
         """The head's logits, one tensor per neuron group."""
         return _logits(self.read(features))
 
+    def judge(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The outputs, and the logits of every neuron group; none without a head."""
+        features = self.layers(inputs)
+        return features, () if self.head is None else self.logits(features)
+
 
 class DecoupledNet(nn.Module):
     """A chain cut into blocks; its output is that of the last block."""
@@ -113,9 +118,9 @@ class DecoupledNet(nn.Module):
         """The logits of every head that there is, from the first block to the classifier."""
         found, features = [], images
         for block in self.blocks:
-            features = block.layers(features)
-            if block.head is not None:
-                found.append(block.logits(features))
+            features, logits = block.judge(features)
+            if logits:
+                found.append(logits)
         return found
 
     def drop_heads(self) -> None:
@@ -123,11 +128,13 @@ class DecoupledNet(nn.Module):
         for block in self.blocks[:-1]:
             block.head = None
 
-    def keep_only(self, own: range) -> None:
-        """Let go of all other blocks, in whose places empty ones remain."""
+    def keep_only(self, own: range, first: Block | None = None) -> None:
+        """Let go of all other blocks, in whose places empty ones remain; `first` may replace the first."""
         for index in range(len(self.blocks)):
             if index not in own:
                 self.blocks[index] = Block((), None)  # type: ignore[index]  # it is a ModuleList
+        if first is not None:
+            self.blocks[own.start] = first  # type: ignore[index]
 
     def joined(self) -> "DecoupledNet":
         """The same layers as one block, which is trained by backpropagation."""

@@ -75,6 +75,20 @@ def diversity(
     class. With `stop_gradient` the second of a pair is a constant, as in the paper; in the released code
     it is not. One group gives 0.
     """
+    cosines_GB = _cosines(logits, targets, temperature, stop_gradient)
+    return cosines_GB.mean() / max(1, len(logits) - 1)
+
+
+def diversity_share(
+    index: int, logits: Sequence[Tensor], targets: Tensor, *, temperature: float = 3.0
+) -> Tensor:
+    """The part of `diversity` whose gradient reaches one group, where that stops; all shares add up to it."""
+    cosines_GB = _cosines(logits, targets, temperature, stop_gradient=True)
+    return cosines_GB[index].mean() / (len(logits) * max(1, len(logits) - 1))
+
+
+def _cosines(logits: Sequence[Tensor], targets: Tensor, temperature: float, stop_gradient: bool) -> Tensor:
+    """Of each group and image, the sum of its cosines to all other groups."""
     _insist_on_classes(targets, "diversity")
     # G groups, B images, N classes
     z_GBN = torch.stack([upcast(each) for each in logits])
@@ -84,8 +98,8 @@ def diversity(
     unit_GBN: Tensor = wrong_GBN / torch.linalg.vector_norm(wrong_GBN, dim=2, keepdim=True)
     second_GBN = unit_GBN.detach() if stop_gradient else unit_GBN
     others_GBN = second_GBN.sum(dim=0) - second_GBN
-    cosines_GB = (unit_GBN * others_GBN).sum(dim=2)
-    return cosines_GB.mean() / max(1, len(logits) - 1)
+    cosines_GB: Tensor = (unit_GBN * others_GBN).sum(dim=2)
+    return cosines_GB
 
 
 class Objective(Protocol):

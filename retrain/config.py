@@ -91,8 +91,8 @@ class RetrainConfig(FastOptions, NetworkChoice, RunOptions):
     """At each evaluation, also take the cosine between each layer's gradient and backpropagation's."""
     parallel: str = "data"
     """What several processes share: the rows of each batch (data), or the blocks (blocks), each of which is
-    trained where it is and hands its activations on; with more processes than blocks, also the rows. none
-    refuses several."""
+    trained where it is and hands its activations on; with more processes than blocks, also the rows, or,
+    with one process for each of the --groups of all blocks, these. none refuses several."""
     plan: bool = False
     """Train nothing: measure the blocks, and print how --cluster.devices would share them, how fast that
     would be, and what limits it."""

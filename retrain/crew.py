@@ -1,20 +1,25 @@
 """How the processes of a run share a network: all of it each, or blocks of it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from local_learning.blocks import DecoupledNet
+from local_learning.features import probe
+from local_learning.groups import GroupedHeads
 from local_learning.losses import sees_images
 from local_learning.rules.engine import loss_name
+from local_learning.slices import Exchange, Slice
 from retrain.config import RetrainConfig
 from retrain.crossing import Traffic
 from retrain.links import Links
 from retrain.measuring import seconds_here, subject_of
-from retrain.placement import Placement, load_placement, place, save_placement
+from retrain.placement import Placement, Stage, load_placement, place, place_groups, save_placement
+from retrain.siblings import Siblings
 from retrain.team import Team, team_of, whole_team
 from tools.checkpoint import latest_step
 from tools.datasets import Data
@@ -36,6 +41,8 @@ class Crew:
     spread: Spread | None = None
     vigil: Vigil | None = None
     """Over these processes."""
+    piece: Slice | None = None
+    """What this process has of its first block, where it has one neuron group of it."""
     words: str = ""
     """Who does what, for the user."""
 
@@ -97,6 +104,7 @@ def block_crew(
             block.head is not None and sees_images(block.objective) for block in net.blocks[team.own.stop :]
         ),
         vigil=vigil,
+        channels=_channels(net, team),
     )
     measured = measuring_ranks(placement, config.chosen_rule)
     spread = Spread(
@@ -107,7 +115,10 @@ def block_crew(
         apart=len(placement.stages) * config.pipeline.queue,
         waiting=vigil.waiting,
     )
-    return Crew(team, links, spread, vigil, _words(placement))
+    piece = None
+    if team.groups > 1:
+        piece = _slice(net, team.own.start, team.place, data, Siblings(team, links.traffic))
+    return Crew(team, links, spread, vigil, piece, _words(placement))
 
 
 def measuring_ranks(placement: Placement, rule: str) -> dict[str, range]:
@@ -116,10 +127,10 @@ def measuring_ranks(placement: Placement, rule: str) -> dict[str, range]:
     for stage in placement.stages:
         for index in stage.blocks:
             if rule == "greedy":
-                found[loss_name(index, count)] = stage.ranks
+                found[loss_name(index, count)] = stage.ranks_of(index)
             elif rule == "gluing" and index < count - 1:
                 found[f"gluing/{index + 1}"] = stage.ranks
-    found |= dict.fromkeys(("loss", "train_top1"), placement.stages[-1].ranks)
+    found |= dict.fromkeys(("loss", "train_top1"), placement.stages[-1].ranks_of(count - 1))
     for kind in Traffic.KINDS:
         found |= {f"{kind}/{rank}": range(rank, rank + 1) for rank in range(placement.world_size)}
     return found
@@ -135,10 +146,18 @@ def _settle_placement(
 ) -> None:
     """Keep the run's placement where it is one for as many processes, or make one."""
     count, num_blocks, recipe = accelerator.num_processes, len(net.blocks), config.recipe
+    groups = [len(block.head.sizes) if isinstance(block.head, GroupedHeads) else 1 for block in net.blocks]
     if path.exists() and run.has_begun:
         kept = load_placement(path)
-        if (kept.world_size, kept.num_blocks) == (count, num_blocks):
+        if (kept.world_size, kept.num_blocks) == (count, num_blocks) and all(
+            stage.groups in (1, groups[stage.blocks.start]) for stage in kept.stages
+        ):
             return
+    placement = place_groups(groups, count, top_is_bare=not net.blocks[-1].layers)
+    if placement is not None:
+        _insist_on_slices(net, groups, data, count)
+        save_placement(path, placement)
+        return
     times = [1.0] * num_blocks
     if count != num_blocks:
         subject = subject_of(config, net.chain().num_layers, net.decoupling, data)
@@ -153,9 +172,54 @@ def _settle_placement(
     save_placement(path, placement)
 
 
+def _insist_on_slices(net: DecoupledNet, groups: Sequence[int], data: Data, count: int) -> None:
+    """Refuse blocks whose neuron groups cannot be trained on processes of their own."""
+    try:
+        for index, number in enumerate(groups):
+            for place in range(number if number > 1 else 0):
+                _slice(net, index, place, data, _alone)
+    except ValueError as error:
+        raise ValueError(
+            f"--parallel blocks: {count} processes, one for each neuron group: {error}, or start "
+            f"{len(groups)} processes"
+        ) from None
+
+
+def _alone(own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    raise AssertionError("there is nobody to talk to yet")
+
+
+def _slice(net: DecoupledNet, index: int, place: int, data: Data, exchange: Exchange) -> Slice:
+    """One neuron group of a block, with the weights that it has in the network."""
+    reference = next(net.parameters())
+    features = reference.new_zeros(2, data.channels, data.image_size, data.image_size)
+    below = [layer for block in net.blocks[:index] for layer in block.layers]
+    return Slice(net.blocks[index], place, probe(below, features), exchange, first=len(below) + 1)
+
+
+def _channels(net: DecoupledNet, team: Team) -> slice | None:
+    """Which channels of its block's map a process has, if not all."""
+    heads = net.blocks[team.own.start].head
+    if team.groups == 1 or not isinstance(heads, GroupedHeads):
+        return None
+    start = sum(heads.sizes[: team.place])
+    return slice(start, start + heads.sizes[team.place])
+
+
 def _role(placement: Placement, rank: int) -> str:
-    blocks = placement.stages[placement.stage_of(rank)].blocks
-    return f"{_span('block', blocks.start + 1, blocks.stop)} of {placement.num_blocks}"
+    return f"{_part(placement.stages[placement.stage_of(rank)], rank)} of {placement.num_blocks}"
+
+
+def _part(stage: Stage, rank: int) -> str:
+    """What a process has."""
+    blocks = stage.blocks
+    if stage.groups == 1:
+        return _span("block", blocks.start + 1, blocks.stop)
+    place = rank - stage.ranks.start
+    group = f"group {place + 1} of block {blocks.start + 1}"
+    if place or len(blocks) == 1:
+        return group
+    return f"{group} and {_span('block', blocks.start + 2, blocks.stop)}"
 
 
 def _last_good(run: Run) -> str:
@@ -166,8 +230,11 @@ def _last_good(run: Run) -> str:
 def _words(placement: Placement) -> str:
     parts = []
     for stage in placement.stages:
-        blocks = _span("block", stage.blocks.start + 1, stage.blocks.stop)
-        parts.append(f"{blocks} on {_span('process', stage.ranks.start, stage.ranks.stop - 1)}")
+        if stage.groups > 1:
+            parts += [f"{_part(stage, rank)} on process {rank}" for rank in stage.ranks]
+            continue
+        ranks = _span("process", stage.ranks.start, stage.ranks.stop - 1)
+        parts.append(f"{_part(stage, stage.ranks.start)} on {ranks}")
     return "; ".join(parts)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from local_learning.blocks import DecoupledNet, Outcome
 from local_learning.rules.engine import Engine, Part
+from local_learning.slices import Slice
 from retrain.links import Links
 from retrain.team import Team
 from tools.seeding import seed_globals
@@ -97,9 +98,20 @@ class AccelerateEngine(Engine):
         optimizer = self.optimizers[index]
         if self._clip_norm:
             self._accelerator.unscale_gradients(optimizer)
-            nn.utils.clip_grad_norm_(self.net.blocks[index].parameters(), self._clip_norm)
+            self._clip(index)
         optimizer.step()
         optimizer.zero_grad()
+
+    def _clip(self, index: int) -> None:
+        """Limit the norm of a block's gradients, those of its other neuron groups included."""
+        block = self.net.blocks[index]
+        if not isinstance(block, Slice):
+            nn.utils.clip_grad_norm_(block.parameters(), self._clip_norm)
+            return
+        trained = [parameter for parameter in block.parameters() if parameter.grad is not None]
+        square = nn.utils.get_total_norm([each.grad for each in trained if each.grad is not None]).square()
+        torch.distributed.all_reduce(square, group=self._team.group)
+        nn.utils.clip_grads_with_norm_(trained, self._clip_norm, square.sqrt())
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         context: contextlib.AbstractContextManager[Any] = self._accelerator.autocast()
@@ -130,4 +142,6 @@ class AccelerateEngine(Engine):
         number = self._passes[index]
         self._passes[index] += 1
         if index or number:
-            seed_globals(self._seed, "pass", self._step, self._team.copy, index, number)
+            block = self.net.blocks[index]
+            group = (block.index,) if isinstance(block, Slice) else ()
+            seed_globals(self._seed, "pass", self._step, self._team.copy, index, number, *group)

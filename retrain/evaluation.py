@@ -62,10 +62,8 @@ def evaluate_in_stages(
         for features, targets, logits in source:
             with accelerator.autocast():
                 for index in team.own:
-                    block = network.blocks[index]
-                    features = block.layers(features)
-                    if block.head is not None:
-                        logits += _wide(block.logits(features))
+                    features, found_here = network.blocks[index].judge(features)
+                    logits += _wide(found_here)
             if team.own.stop < len(network.blocks):
                 links.pass_evaluated([features, targets, *([torch.stack(logits, 1)] if logits else [])])
                 continue

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from local_learning.alignment import gradient_alignment
 from local_learning.blocks import DecoupledNet, file_names
-from local_learning.rules.engine import Part, Rule
+from local_learning.rules.engine import Part, Rule, loss_name
 from local_learning.rules.gluing import Gluing
 from local_learning.rules.greedy import Greedy
 from local_learning.rules.replay import Replay
@@ -21,6 +21,7 @@ from retrain.config import RetrainConfig
 from retrain.crew import Crew
 from retrain.engine import AccelerateEngine
 from retrain.evaluation import evaluate, evaluate_in_stages, votes
+from retrain.pieces import Pieces, order_of
 from tools.batchnorm import SharedBatchNorm
 from tools.launch import on_main
 from tools.layout import use_channels_last
@@ -47,9 +48,15 @@ class Training:
         recipe, team, links = config.recipe, crew.team, crew.links
         self._recipe, self._accelerator = recipe, accelerator
         self._team, self._links, self._num_steps, self._every = team, links, num_steps, evaluate_every
+        self._waiting = crew.waiting
         self._validation, self._keep = validation, keep
         self._names, self._votes, rates = file_names(net), votes(net), _rates(config, net)
-        net.keep_only(team.own)
+        whole = {
+            index: order_of(make_optimizer(recipe, net.blocks[index].parameters()), net.blocks[index])
+            for index in team.own
+        }
+        net.keep_only(team.own, crew.piece)
+        self._pieces = Pieces(team, net, whole)
         self._shared_bn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if team.copies > 1 and config.sync_batchnorm:
             if accelerator.device.type == "cpu":
@@ -63,6 +70,10 @@ class Training:
             ModelEmaV3(net, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         )
         self._optimizers = [make_optimizer(recipe, net.blocks[index].parameters()) for index in team.own]
+        self._orders = [
+            order_of(optimizer, net.blocks[index])
+            for index, optimizer in zip(team.own, self._optimizers, strict=True)
+        ]
         # The last block's rate is everybody's to tell.
         clock = make_optimizer(recipe, [torch.nn.Parameter(torch.zeros(1))])
         scaled = [
@@ -122,6 +133,8 @@ class Training:
         if self._aligns:
             self._latest = parts[0]
         values = dict(report.losses)
+        if self._team.groups > 1:  # the mean over the groups' processes is then the block's loss
+            values[loss_name(self._team.own.start, self._engine.num_blocks)] *= self._team.groups
         if report.logits:
             values["train_top1"] = torch.stack(
                 [
@@ -164,6 +177,7 @@ class Training:
         own = {self._names[name]: tensor.cpu() for name, tensor in network.state_dict().items()}
         if not self._team.is_part:
             return own
+        own = self._pieces.together(own)
         all_of_them: list[dict[str, Tensor]] = [{}] * self._accelerator.num_processes
         main = self._accelerator.is_main_process
         torch.distributed.gather_object(
@@ -173,7 +187,8 @@ class Training:
 
     def load_from_file(self, network: DecoupledNet, tensors: Mapping[str, Tensor]) -> None:
         """Put tensors named as in files into a network of this job's shape."""
-        network.load_state_dict({name: tensors[self._names[name]] for name in network.state_dict()})
+        own = {name: tensors[self._names[name]] for name in network.state_dict()}
+        network.load_state_dict(self._pieces.own(own))
 
     def evaluate(self) -> Mapping[str, float]:
         """Validation metrics; the score is the top-1 of the network that will be saved."""
@@ -200,26 +215,31 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on."""
         self._share_buffers()
-        scaler = self._accelerator.scaler
-        return {
+        scaler, pieces = self._accelerator.scaler, self._pieces
+        optimizers = zip(self._team.own, self._optimizers, self._orders, strict=True)
+        state = {
             "network": self.net.state_dict(),
             "optimizers": {
-                index: optimizer.state_dict()
-                for index, optimizer in zip(self._team.own, self._optimizers, strict=True)
+                index: pieces.named(optimizer.state_dict(), order) for index, optimizer, order in optimizers
             },
             "rule": self._over_ranks(self._rule.state_dict(), self._gathered),
             "ema": self.ema.module.state_dict() if self.ema else {},
             "scaler": scaler.state_dict() if scaler else {},
         }
+        with self._waiting():
+            state = pieces.together(state)
+        state["optimizers"] = {k: pieces.numbered(k, named) for k, named in state["optimizers"].items()}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
-        _load_own(self.net, state["network"])
-        for index, optimizer in zip(self._team.own, self._optimizers, strict=True):
-            optimizer.load_state_dict(state["optimizers"][index])
+        pieces = self._pieces
+        _load_own(self.net, pieces.own(state["network"]))
+        for index, optimizer, order in zip(self._team.own, self._optimizers, self._orders, strict=True):
+            optimizer.load_state_dict(pieces.own_optimizer(index, state["optimizers"][index], order))
         self._rule.load_state_dict(self._over_ranks(state["rule"], self._own_rows))
         if self.ema:
-            _load_own(self.ema.module, state["ema"])
+            _load_own(self.ema.module, pieces.own(state["ema"]))
         if self._accelerator.scaler:
             self._accelerator.scaler.load_state_dict(state["scaler"])
 

@@ -19,15 +19,22 @@ Seconds = Callable[[range, int], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Neighbouring blocks on the same processes, which share the rows of the batch."""
+    """Neighbouring blocks on the same processes, which share the rows of the batch, or neuron groups."""
 
     blocks: range
     """Counted from 0."""
     ranks: range
+    groups: int = 1
+    """The neuron groups of the first block, each on a process of its own; other blocks are with group 1."""
 
     @property
     def copies(self) -> int:
-        return len(self.ranks)
+        return len(self.ranks) // self.groups
+
+    def ranks_of(self, block: int) -> range:
+        """Those that train one of its blocks."""
+        together = self.groups == 1 or block == self.blocks.start
+        return self.ranks if together else self.ranks[:1]
 
 
 @dataclass(frozen=True)
@@ -48,15 +55,24 @@ class Placement:
                         f"stage {number}: its {name} must begin with {start} and be one or more, "
                         f"without gaps, not {part}"
                     )
+            if stage.groups > 1 and stage.groups != len(stage.ranks):
+                raise ValueError(
+                    f"stage {number}: its {stage.groups} neuron groups must be on {stage.groups} ranks, "
+                    f"not {len(stage.ranks)}"
+                )
             blocks, ranks = stage.blocks.stop, stage.ranks.stop
 
     @classmethod
-    def of(cls, sizes: Sequence[tuple[int, int]]) -> "Placement":
-        """From each stage's number of blocks and number of processes."""
+    def of(cls, sizes: Sequence[tuple[int, int]], groups: Sequence[int] = ()) -> "Placement":
+        """From each stage's number of blocks and number of processes, and of neuron groups put apart."""
         blocks = pairwise(running_sums((size[0] for size in sizes), initial=0))
         ranks = pairwise(running_sums((size[1] for size in sizes), initial=0))
+        apart = groups or [1] * len(sizes)
         return cls(
-            tuple(Stage(blocks=range(*b), ranks=range(*r)) for b, r in zip(blocks, ranks, strict=True))
+            tuple(
+                Stage(blocks=range(*b), ranks=range(*r), groups=count)
+                for b, r, count in zip(blocks, ranks, apart, strict=True)
+            )
         )
 
     @property
@@ -129,6 +145,23 @@ def place_by(
     return Placement.of(best[1])
 
 
+def place_groups(groups: Sequence[int], world_size: int, *, top_is_bare: bool) -> Placement | None:
+    """The placement with every neuron group on a process of its own, where the processes are as many.
+
+    `groups` are those of each block; a block without has a process, too, but not the last one where it has
+    no layers (`top_is_bare`): that goes with the first group of the block below it.
+    """
+    if max(groups) == 1:
+        return None
+    apart = list(groups[:-1] if top_is_bare else groups)
+    if sum(apart) != world_size:
+        return None
+    sizes = [(1, count) for count in apart]
+    if top_is_bare:
+        sizes[-1] = (2, apart[-1])
+    return Placement.of(sizes, apart)
+
+
 def usable(
     num_blocks: int, most: int, *, batch_size: int, accumulate: int = 1, apart: bool = False
 ) -> list[int]:
@@ -147,7 +180,11 @@ def usable(
 
 def save_placement(path: str | Path, placement: Placement) -> None:
     """Write a placement."""
-    stages = [{"blocks": len(stage.blocks), "processes": stage.copies} for stage in placement.stages]
+    stages = [
+        {"blocks": len(stage.blocks), "processes": len(stage.ranks)}
+        | ({"groups": stage.groups} if stage.groups > 1 else {})
+        for stage in placement.stages
+    ]
     write_document(Path(path), "placement", 1, {"stages": stages})
 
 
@@ -161,13 +198,16 @@ def load_placement(path: str | Path) -> Placement:
     stages = read_document(path, "placement", 1).get("stages")
     if not isinstance(stages, list) or not stages:
         raise ValueError(f"{path}: 'stages' must be a list of one stage or more")
-    return Placement.of(
-        [(_count(path, stage, "blocks"), _count(path, stage, "processes")) for stage in stages]
-    )
+    sizes = [(_count(path, stage, "blocks"), _count(path, stage, "processes")) for stage in stages]
+    groups = [_count(path, stage, "groups", 1) for stage in stages]
+    try:
+        return Placement.of(sizes, groups)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def _count(path: Path, stage: Any, key: str) -> int:
-    value = stage.get(key) if isinstance(stage, dict) else None
+def _count(path: Path, stage: Any, key: str, default: int | None = None) -> int:
+    value = stage.get(key, default) if isinstance(stage, dict) else None
     if type(value) is not int or value < 1:
         raise ValueError(f"{path}: each stage needs '{key}', a whole number of at least 1, not {value!r}")
     return value

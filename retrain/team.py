@@ -1,4 +1,4 @@
-"""Where a process stands among the others: the blocks that it trains, and with whom."""
+"""Where a process stands among the others: the blocks or neuron groups that it trains, and with whom."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from tools.launch import SILENCE
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that train the same blocks, each on its rows of every batch."""
+    """The processes that train the same blocks, each on its rows of every batch, or one neuron group each."""
 
     own: range
     """The blocks, counted from 0."""
@@ -23,6 +23,12 @@ class Team:
     """They and nobody else; None where they are all there are, or one."""
     control: torch.distributed.ProcessGroup | None = None
     """All processes, by a backend that works on CPU; None where every process has all blocks."""
+    groups: int = 1
+    """Into so many neuron groups the first of the blocks is split, one for each process."""
+    place: int = 0
+    """Which of them is here."""
+    desk: torch.distributed.ProcessGroup | None = None
+    """The processes with these neuron groups, by a backend that works on CPU."""
 
     @property
     def is_part(self) -> bool:
@@ -32,7 +38,7 @@ class Team:
     @property
     def speaks(self) -> bool:
         """Whether this process answers for the team, where one does."""
-        return self.copy == 0
+        return self.copy == 0 and self.place == 0
 
 
 def whole_team(num_blocks: int, accelerator: Accelerator) -> Team:
@@ -46,10 +52,15 @@ def team_of(placement: Placement, accelerator: Accelerator) -> Team:
     found = None
     for stage in placement.stages:
         # Every process takes part in making every group, its own or not.
-        several = stage.copies > 1
-        group = torch.distributed.new_group(list(stage.ranks), timeout=SILENCE) if several else None
+        ranks, split = list(stage.ranks), stage.groups > 1
+        group = torch.distributed.new_group(ranks, timeout=SILENCE) if len(ranks) > 1 else None
+        desk = torch.distributed.new_group(ranks, backend="gloo", timeout=SILENCE) if split else None
         if accelerator.process_index in stage.ranks:
             place = accelerator.process_index - stage.ranks.start
-            found = Team(stage.blocks, stage.copies, place, group, control)
+            if split:
+                own = stage.blocks if place == 0 else stage.blocks[:1]
+                found = Team(own, group=group, control=control, groups=stage.groups, place=place, desk=desk)
+            else:
+                found = Team(stage.blocks, stage.copies, place, group, control)
     assert found is not None, "a placement has a stage for every process"
     return found

@@ -16,6 +16,7 @@ from retrain.placement import (
     load_placement,
     place,
     place_by,
+    place_groups,
     save_placement,
     usable,
 )
@@ -182,10 +183,44 @@ def test_every_rank_has_its_stage(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["format"] == "cleave/placement"
 
 
+GROUPED = [
+    # groups of each block, whether the last one has no layers, and the stages as blocks, ranks, groups
+    ((2, 2, 1), True, [(1, 2, 2), (2, 2, 2)]),
+    ((6, 12, 6, 1, 1), False, [(1, 6, 6), (1, 12, 12), (1, 6, 6), (1, 1, 1), (1, 1, 1)]),
+    ((1, 3, 1), True, [(1, 1, 1), (2, 3, 3)]),
+    ((3, 1), False, [(1, 3, 3), (1, 1, 1)]),
+    ((3, 1, 1), True, [(1, 3, 3), (2, 1, 1)]),
+]
+
+
+@pytest.mark.parametrize(("groups", "bare", "expected"), GROUPED)
+def test_neuron_groups_have_processes_of_their_own(
+    groups: tuple[int, ...], bare: bool, expected: list[tuple[int, int, int]], tmp_path: Path
+) -> None:
+    count = sum(size[1] for size in expected)
+    placement = place_groups(groups, count, top_is_bare=bare)
+    assert placement is not None
+    assert [(len(s.blocks), len(s.ranks), s.groups) for s in placement.stages] == expected
+    assert all(stage.copies == 1 for stage in placement.stages)
+    top, last = placement.num_blocks - 1, placement.stages[-1]
+    assert last.ranks_of(top) == (last.ranks[:1] if bare else last.ranks)
+    assert last.ranks_of(last.blocks.start) == last.ranks
+    path = tmp_path / "placement.json"
+    save_placement(path, placement)
+    assert load_placement(path) == placement
+    for other in (count - 1, count + 1):
+        assert place_groups(groups, other, top_is_bare=bare) is None
+
+
+def test_blocks_without_groups_are_not_placed_by_them() -> None:
+    assert place_groups((1, 1, 1), 3, top_is_bare=False) is None
+
+
 @pytest.mark.parametrize(
     "stages",
     [
         [],
+        [Stage(blocks=range(0, 1), ranks=range(0, 4), groups=2)],
         [Stage(blocks=range(0, 1), ranks=range(1, 2))],
         [Stage(blocks=range(0, 0), ranks=range(0, 1))],
         [Stage(blocks=range(0, 1), ranks=range(0, 1)), Stage(blocks=range(2, 3), ranks=range(1, 2))],
@@ -200,7 +235,8 @@ def test_stages_with_gaps_are_none(stages: list[Stage]) -> None:
 
 @pytest.mark.parametrize(
     "stages",
-    [[], 3, [{"blocks": 1}], [{"blocks": 0, "processes": 1}], [{"blocks": True, "processes": 1}], [1]],
+    [[], 3, [{"blocks": 1}], [{"blocks": 0, "processes": 1}], [{"blocks": True, "processes": 1}], [1]]
+    + [[{"blocks": 1, "processes": 4, "groups": groups}] for groups in (2, 0, "2", None)],
 )
 def test_a_file_that_is_wrong(tmp_path: Path, stages: object) -> None:
     path = tmp_path / "placement.json"
