@@ -25,7 +25,7 @@ from tools.checkpoint import latest_step
 from tools.datasets import Data
 from tools.failures import RunFailed, known_cause
 from tools.launch import on_main
-from tools.loop import Spread
+from tools.plan import Spread
 from tools.runs import Run
 from tools.signals import waiting_signals
 from tools.vigil import Vigil

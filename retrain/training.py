@@ -26,7 +26,8 @@ from tools.config import flatten, to_toml
 from tools.cost import count_macs, count_params
 from tools.datasets import Data, load_data
 from tools.launch import on_main
-from tools.loop import Loop, Plan, Position
+from tools.loop import Loop
+from tools.plan import Plan, Position
 from tools.runs import Run
 from tools.stage import in_run
 from tools.weights import read_weights, save_tensors

@@ -28,8 +28,9 @@ from tools.datasets import Data, load_data
 from tools.launch import on_main
 from tools.layout import use_channels_last
 from tools.loaders import TrainLoader, eval_batches, make_train_loader
-from tools.loop import Loop, Plan
+from tools.loop import Loop
 from tools.options import FREE
+from tools.plan import Plan
 from tools.runs import Run
 from tools.seeding import derive, seed_globals
 from tools.stage import in_run

@@ -30,10 +30,11 @@ from tools.datasets import Data, load_data
 from tools.launch import on_main
 from tools.layout import use_channels_last
 from tools.loaders import make_train_loader
-from tools.loop import Loop, Plan, Position
+from tools.loop import Loop
 from tools.meters import MetricsLog
 from tools.optim import make_optimizer, start_momentum
 from tools.options import FREE
+from tools.plan import Plan, Position
 from tools.runs import Run
 from tools.seeding import seed_globals
 from tools.stage import in_run

@@ -3,12 +3,11 @@
 A stage hands it a job (one step, one evaluation, its state) and a stream of batches; the loop owns all else.
 """
 
-import math
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, NoReturn, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,91 +18,15 @@ from tools.council import Council, Meeting
 from tools.failures import Interrupted, RunFailed, known_cause
 from tools.launch import on_every, on_main
 from tools.meters import MetricsLog, Progress, Stopwatch, Sums
+from tools.plan import Job, Plan, Position, Spread
 from tools.runs import Run
 from tools.seeding import seed_globals
 from tools.signals import Wish, waiting_signals
 
 BatchT = TypeVar("BatchT")
-BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
 Result = TypeVar("Result")
 
 SECONDS_BETWEEN_CHECKS = 1.0
-
-
-class Job(Protocol[BatchT_contra]):
-    """What a stage hands to the loop."""
-
-    def step(self, batch: BatchT_contra, step: int) -> Mapping[str, Tensor]:
-        """Make one update; return scalars of this process's part of the batch, "loss" among them.
-
-        All whose names begin with "loss" must be finite.
-        """
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step."""
-
-    def evaluate(self) -> Mapping[str, float]:
-        """Metrics over all processes; "score" is the one by which the best is kept, higher is better."""
-
-    def keep_best(self, step: int, score: float) -> None:
-        """Write the weights as they are now as the best so far; called on the first process.
-
-        Of a job that is spread over the processes, on every one of them.
-        """
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on besides the step's number."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved state."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long, and what happens how often; 0 never evaluates."""
-
-    num_steps: int
-    images_per_step: int
-    evaluate_every: int
-    checkpoint_every: int
-    log_every: int
-    seed: int
-    identity: Mapping[str, Any]
-    """What must be the same when a run is continued and no option says, such as the classes."""
-    cure: str = "A lower --recipe.lr, a warm-up (--recipe.warmup) or --recipe.clip-norm often cures this."
-    """What to try when a loss is no number."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """What the loop must know of a job that is spread: each process has a part of its state and its values.
-
-    The processes then are not at the same step at the same time, and agree without waiting for each other.
-    """
-
-    measured: Mapping[str, int]
-    """All values that a step has on some process, each with the number of processes that have it."""
-    here: frozenset[str]
-    """Those that this process has."""
-    saves: bool
-    """Whether this process's part of the state goes into checkpoints: of several with the same, one does."""
-    control: torch.distributed.ProcessGroup
-    """All processes, by a backend that works on CPU."""
-    apart: int
-    """How many steps the processes may be apart: what was asked is heard so many steps later."""
-    waiting: Callable[[], AbstractContextManager[object]] = nullcontext
-    """Entered wherever this process may wait for others."""
-
-
-@dataclass
-class Position:
-    """How far a run has come; saved with every checkpoint."""
-
-    step: int = 0
-    seconds: float = 0.0
-    best_step: int = 0
-    best_score: float = -math.inf
-    latest: dict[str, float] = field(default_factory=dict)
 
 
 class Loop(Generic[BatchT]):

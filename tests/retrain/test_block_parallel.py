@@ -68,6 +68,12 @@ CASES = {
     "neuron groups": (3, RESNET, "uniform:2:conv1c2f", ["--groups", "2"]),
     "replay": (3, VGG, "uniform:3:aux1", ["--rule", "replay"]),
     "replay in parts": (2, VGG, "uniform:2:aux1", ["--rule", "replay", "--recipe.accumulate", "2"]),
+    "replay in more parts than the queue holds": (
+        2,
+        VGG,
+        "uniform:2:aux1",
+        ["--rule", "replay", "--recipe.accumulate", "4", "--pipeline.queue", "1"],
+    ),
     "gluing": (3, VGG, "uniform:3:aux1", ["--rule", "gluing"]),
     "several blocks on a process": (2, VGG, "uniform:3:aux1", []),
     "replay with several blocks": (2, VGG, "uniform:4:aux1", ["--rule", "replay"]),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.checkpoint import load_checkpoint, save_checkpoint
+from tools.checkpoint import Written, load_checkpoint, save_checkpoint, save_part
 from tools.failures import RunFailed
 from tools.files import read_document, write_bytes, write_document
 
@@ -116,3 +116,45 @@ def test_documents_insist_on_format_and_version(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         read_document(path, "thing", 1)
+
+
+def parts_of(step: int, folder: Path) -> list[Written]:
+    return [
+        save_part(folder, step, rank, {"job": {"network": {f"block {rank}": torch.full((3,), rank)}}})
+        for rank in range(3)
+    ]
+
+
+def test_parts_become_one_state(tmp_path: Path) -> None:
+    for step in (5, 9, 12):
+        save_checkpoint(tmp_path, step, {"step": step}, parts_of(step, tmp_path))
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    step, state = found
+    assert (step, state["step"]) == (12, 12)
+    assert {name: int(value[0]) for name, value in state["job"]["network"].items()} == {
+        "block 0": 0,
+        "block 1": 1,
+        "block 2": 2,
+    }
+    assert len(list(tmp_path.iterdir())) == 2 * (2 + 3)  # of the oldest nothing is left
+
+
+def test_parts_without_their_checkpoint_do_not_count_and_go(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 5, {"step": 5}, parts_of(5, tmp_path))
+    parts_of(9, tmp_path)  # and then the machine went down
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    assert found[0] == 5
+    save_checkpoint(tmp_path, 8, {"step": 8}, parts_of(8, tmp_path))
+    assert not list(tmp_path.glob("step-00000009*"))
+
+
+def test_a_damaged_part_is_a_damaged_checkpoint(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 5, {"step": 5}, parts_of(5, tmp_path))
+    path = tmp_path / "step-00000005.part-1.pt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"step-00000005\.part-1\.pt is damaged"):
+        load_checkpoint(tmp_path)

@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tools.failures import Interrupted
-from tools.loop import Loop, Plan
+from tools.loop import Loop
 from tools.meters import read_metrics
+from tools.plan import Plan
 from tools.runs import Run
 
 
