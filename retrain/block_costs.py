@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from local_learning.blocks import Block, DecoupledNet
-from retrain.forecast import BlockCost, BlockCosts, Line
+from retrain.forecast import BlockCost, BlockCosts, Line, Subject
 from tools.batchnorm import frozen_statistics
 from tools.cost import saved_activation_bytes
 from tools.files import read_document, write_document
@@ -24,22 +24,6 @@ REPEATS = 5
 ENOUGH = 10.0
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """Of what the costs are; a file of other costs is of no use."""
-
-    network: str
-    rule: str
-    num_layers: int
-    cuts: tuple[int, ...]
-    heads: tuple[str, ...]
-    groups: tuple[int, ...]
-    image_shape: tuple[int, ...]
-    num_classes: int
-    optimizer: str
-    precision: str
 
 
 def measure_block_costs(

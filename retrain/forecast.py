@@ -61,8 +61,8 @@ class BlockCost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockCosts:
-    """Of all blocks of a network, and of the same layers under backpropagation."""
+class Subject:
+    """Of what the costs are; a file of other costs is of no use."""
 
     network: str
     rule: str
@@ -70,11 +70,16 @@ class BlockCosts:
     cuts: tuple[int, ...]
     heads: tuple[str, ...]
     groups: tuple[int, ...]
-    """Of each block."""
     image_shape: tuple[int, ...]
     num_classes: int
     optimizer: str
     precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockCosts(Subject):
+    """Of all blocks of a network, and of the same layers under backpropagation."""
+
     device: str
     threads: int
     batch_sizes: tuple[int, int]

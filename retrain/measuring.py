@@ -5,9 +5,9 @@ from accelerate import Accelerator
 
 from local_learning.blocks import DecoupledNet
 from local_learning.decoupling import Decoupling
-from retrain.block_costs import Subject, block_seconds, measure_block_costs
+from retrain.block_costs import block_seconds, measure_block_costs
 from retrain.config import RetrainConfig
-from retrain.forecast import BlockCosts, Conditions, stage_forecast
+from retrain.forecast import BlockCosts, Conditions, Subject, stage_forecast
 from retrain.placement import Placement, place_by
 from supernet.chains import network_name
 from tools.datasets import Data

@@ -16,14 +16,13 @@ from local_learning.blocks import DecoupledNet, decouple
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling
 from retrain.block_costs import (
-    Subject,
     check_subject,
     load_block_costs,
     measure_block_costs,
     save_block_costs,
 )
 from retrain.config import RetrainConfig
-from retrain.forecast import BlockCosts, Conditions, Line
+from retrain.forecast import BlockCosts, Conditions, Line, Subject
 from retrain.planning import plan, report
 from tests.local_learning.nets import small_chain
 from tests.script import SMALL
