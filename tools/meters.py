@@ -40,8 +40,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if "step" in entry:
             lines = latest.setdefault(entry["step"], [])
             # Names in common mean that the step was made again, maybe by another number of processes.
-            lines[:] = [line for line in lines if line.keys() & entry.keys() == {"step"}]
-            lines.append(entry)
+            again = [index for index, line in enumerate(lines) if line.keys() & entry.keys() != {"step"}]
+            place = again[0] if again else len(lines)
+            lines[:] = [line for index, line in enumerate(lines) if index not in again]
+            lines.insert(place, entry)
     return [line for step in sorted(latest) for line in latest[step]]
 
 

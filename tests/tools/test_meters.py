@@ -35,6 +35,17 @@ def test_the_later_line_of_a_step_counts(tmp_path: Path) -> None:
     ]
 
 
+def test_a_step_that_other_processes_made_again_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines: list[dict[str, float]] = [
+        {"step": 5, "loss": 3.0, "idle/0": 0.1, "idle/1": 0.0},
+        {"step": 5, "top1": 0.5},
+        {"step": 5, "loss": 2.0},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_metrics(path) == [{"step": 5, "loss": 2.0}, {"step": 5, "top1": 0.5}]
+
+
 def test_sums_go_through_a_checkpoint() -> None:
     sums = Sums()
     for value in (1.0, 2.5):
