@@ -1,6 +1,7 @@
 """A chain in blocks: layers, a head, and the loss by which they are trained apart from all others."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,8 @@ from local_learning.losses import (
     interpolate,
     logits_of,
 )
-from local_learning.options import LocalLosses
+from local_learning.options import LOSSES, LocalLosses
+from tools.plugins import takes
 
 
 class Outcome(NamedTuple):
@@ -183,7 +185,8 @@ def decouple(
 
     `last_loss` is the cross-entropy of the classifier and of all heads that have nothing else; `mean` and
     `std` are those by which the images were normalised, which InfoPro's decoder undoes. Heads start from
-    torch's global generator. `make` makes a head, in the way of `make_head`.
+    torch's global generator. `make` makes a head, in the way of
+    `local_learning.heads.make_head`.
 
     Raises:
         ValueError: where the decoupling does not fit the chain.
@@ -245,7 +248,11 @@ def _objective(
         return InfoPro(**weights, mean=mean, std=std, smoothing=plain.smoothing, over=plain.over)
     if kind == "infopro_contrast":
         return InfoProContrast(**weights, mean=mean, std=std, temperature=options.temperature)
-    return plain
+    own = LOSSES.own.get(options.loss)
+    if own is None:
+        return plain
+    recipe = {"smoothing": plain.smoothing, "over": plain.over}
+    return partial(own, **{name: value for name, value in recipe.items() if takes(own, name)})
 
 
 def _logits(outputs: object) -> tuple[Tensor, ...]:

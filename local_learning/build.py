@@ -1,20 +1,28 @@
 """Networks by name, as chains: those of the papers, and any timm model that can be traced."""
 
 import math
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import timm
+from torch import nn
 
 from local_learning.chain import Chain
 from local_learning.networks import resnet, vgg
 from local_learning.networks.init import initialise
 from local_learning.networks.mlp import build_mlp
-from local_learning.networks.traced import build_traced
+from local_learning.networks.traced import build_traced, split
 from tools.config import suggest
+from tools.plugins import ORIGIN, Registry, call, takes
 from tools.seeding import seed_globals
 
 NETWORKS = (*resnet.RESNETS, *vgg.VGGS, "mlp")
 """The papers' networks. Beside them, "timm/<model name>" is any timm model."""
+
+BUILDERS: Registry[Callable[..., Chain | nn.Module]] = Registry("network", NETWORKS)
+"""These, and a user's own with what builds them."""
+
+register_network = BUILDERS.register
 
 
 def build_chain(
@@ -36,7 +44,9 @@ def build_chain(
     of the papers' networks, `stem` says whether a ResNet's stem is part of layer 1 (SEDONA) or a layer (DGL,
     InfoPro), and `init` chooses their Kaiming initialisation (SEDONA: fan_in; DGL, InfoPro
     and GN-DGL: fan_out); timm models have their own. `drop_path` and `pretrained` are for timm models,
-    `dropout` for those networks that have one. Timm models hold for this image size only.
+    `dropout` for those networks that have one. Timm models hold for this image size only. What was registered
+    by `@register_network(name)` is called with those of the options that it takes, and gives a Chain, an
+    nn.Sequential whose last module is the classifier, or a module that can be traced as timm's are.
 
     Raises:
         ValueError: in one line, for an unknown name or an option that the network does not have.
@@ -49,6 +59,12 @@ def build_chain(
         raise ValueError(f"init is {init!r}; it must be fan_in or fan_out")
 
     check_name(name)
+    if name in BUILDERS.own:
+        images = {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}
+        rates = {"dropout": dropout, "drop_path": drop_path}
+        return _own(
+            name, images, {"width": width, "init": init, "stem": stem, "pretrained": pretrained} | rates
+        )
     if stem == "unit" and name not in resnet.RESNETS:
         raise ValueError(f"stem: only the ResNets have one that can be a layer of its own; {name} has not")
     if name.startswith("timm/"):
@@ -82,12 +98,32 @@ def build_chain(
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is neither one of the papers' networks nor, behind timm/, a model of timm."""
-    if name in NETWORKS or (name.startswith("timm/") and timm.is_model(name.removeprefix("timm/"))):
+    """Refuse a name that is no network of the papers or of the user's, nor, behind timm/, a model of timm."""
+    if name in BUILDERS or (name.startswith("timm/") and timm.is_model(name.removeprefix("timm/"))):
         return
-    hint = suggest(name, [*NETWORKS, *(f"timm/{model}" for model in timm.list_models())])
-    hint = hint or f"; the networks are {', '.join(NETWORKS)} and timm/<model name>"
-    raise ValueError(f"network '{name}' is unknown{hint}")
+    hint = suggest(name, [*BUILDERS, *(f"timm/{model}" for model in timm.list_models())])
+    hint = hint or f"; the networks are {', '.join(BUILDERS)} and timm/<model name>."
+    raise ValueError(f"network '{name}' is unknown{hint} {ORIGIN}")
+
+
+def _own(name: str, images: dict[str, int], options: dict[str, Any]) -> Chain:
+    """The network that a user's function builds, which need not have options that it has no use for."""
+    builder = BUILDERS.own[name]
+    defaults = build_chain.__kwdefaults__ or {}
+    for option, value in options.items():
+        if value != defaults[option] and not takes(builder, option):
+            raise ValueError(f"{option}: {name} does not take it; leave it at {defaults[option]}")
+    model = call(builder, **images, **options)
+    if isinstance(model, Chain):
+        return model
+    if isinstance(model, nn.Sequential) and len(model) > 1:
+        return Chain(list(model)[:-1], model[-1])
+    if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
+        return split(model, name, (images["in_chs"], images["image_size"], images["image_size"]))
+    raise ValueError(
+        f"what builds {name} gave a {type(model).__name__}; it must give a Chain, an nn.Sequential that ends "
+        "in the classifier, or a module with forward_features and forward_head"
+    )
 
 
 def _build(

@@ -1,7 +1,7 @@
 """Where a network is cut, and what gives the loss at each cut. Free of torch."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Integral
@@ -11,6 +11,7 @@ from typing import Any
 from local_learning.balance import balanced_cuts
 from tools.config import suggest
 from tools.files import read_document, write_document
+from tools.plugins import Registry
 
 HEAD_KINDS = (
     "aux1",
@@ -25,6 +26,9 @@ HEAD_KINDS = (
     "linear",
 )
 """The heads of the papers. A decoupling may name others."""
+
+HEADS: Registry[Callable[..., Any]] = Registry("head", HEAD_KINDS)
+"""These, and a user's own with what builds them."""
 
 
 @dataclass(frozen=True)

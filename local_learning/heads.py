@@ -14,11 +14,13 @@ from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from local_learning.decoupling import HEAD_KINDS
+from local_learning.decoupling import HEADS
 from local_learning.expansion import Expansion
 from local_learning.networks.init import initialise
 from local_learning.relu_mean import ReluMean
-from tools.config import suggest
+from tools.plugins import call
+
+register_head = HEADS.register
 
 
 def make_head(
@@ -30,11 +32,12 @@ def make_head(
     width: float = 1.0,
     image_shape: tuple[int, int, int] = (3, 32, 32),
 ) -> nn.Module:
-    """Build the head called `kind`, one of HEAD_KINDS, for maps of `in_chs` channels and `in_size` pixels.
+    """Build the head called `kind`, ours or registered, for maps of `in_chs` channels and `in_size` pixels.
 
     `width` scales the hidden channels that the papers give as numbers; those that follow the map do not
     need it. `image_shape` is what the InfoPro heads reconstruct. Initial weights are Kaiming normal from
-    torch's global generator.
+    torch's global generator. What was registered by `@register_head(kind)` is called with the first three
+    and those of the others that it takes.
 
     Raises:
         ValueError: for an unknown kind, or a number below 1.
@@ -51,14 +54,21 @@ def make_head(
         "conv1c2f": partial(_conv1c2f, in_chs, 2 * in_chs, 2, _scaled(128, width), num_classes),
         "linear": partial(_linear, in_chs, num_classes),
     }
-    if kind not in builders:
-        raise ValueError(f"head '{kind}' is unknown{suggest(kind, HEAD_KINDS)}")
-    head = builders[kind]()
+    if kind in HEADS.own:
+        head: nn.Module = call(
+            HEADS.own[kind], in_chs, in_size, num_classes, width=width, image_shape=image_shape
+        )
+    elif kind in builders:
+        head = builders[kind]()
+    else:
+        raise ValueError(f"head '{kind}' is unknown{HEADS.hint(kind)}")
     initialise(head)
     return head
 
 
 class PredSimOutput(NamedTuple):
+    """What PredSim's two losses look at."""
+
     logits: Tensor
     similarity: Tensor
     """The map whose pairwise similarities within a batch the similarity loss compares."""
@@ -88,6 +98,8 @@ class PredSimHead(nn.Module):
 
 
 class InfoProOutput(NamedTuple):
+    """What InfoPro's two losses look at."""
+
     logits: Tensor
     reconstruction: Tensor
     """The image before the sigmoid."""
@@ -108,6 +120,8 @@ class InfoProHead(nn.Module):
 
 
 class InfoProContrastOutput(NamedTuple):
+    """What InfoPro's two losses look at with contrast for cross-entropy, and logits that teach nothing."""
+
     logits: Tensor
     """Of a probe: their gradient does not reach the features."""
     reconstruction: Tensor

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from local_learning.options import LOSSES
+
+register_loss = LOSSES.register
+
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0, over: str = "all") -> Tensor:
     """Cross-entropy, with a share of the target spread evenly over all classes or over the `others`.
@@ -110,13 +114,13 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """For heads that return logits."""
+    """For heads that return logits, whatever else they return."""
 
     smoothing: float = 0.0
     over: str = "all"
 
-    def __call__(self, outputs: Tensor, targets: Tensor, images: Tensor) -> Tensor:
-        return cross_entropy(outputs, targets, smoothing=self.smoothing, over=self.over)
+    def __call__(self, outputs: Any, targets: Tensor, images: Tensor) -> Tensor:
+        return cross_entropy(logits_of(outputs), targets, smoothing=self.smoothing, over=self.over)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,23 @@
 """The options of local losses and of gluing; free of torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tools.config import check_choice, check_range, flag
+from tools.plugins import Registry
+
+LOSSES: Registry[Callable[..., Any]] = Registry("loss", ("cross_entropy",))
+"""Losses of heads that have none of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalLosses:
-    """The losses of heads that have more than cross-entropy."""
+    """The losses of heads."""
 
+    loss: str = "cross_entropy"
+    """Of heads that have no loss of their own (predsim, infopro, infopro_contrast have): cross_entropy, or
+    your own. The classifier's is cross-entropy in any case."""
     similarity: float = 0.99
     """PredSim: share of similarity matching in the loss; the rest is cross-entropy."""
     reconstruction: tuple[float, float] = (5.0, 5.0)
@@ -26,6 +35,7 @@ class LocalLosses:
     """GN-DGL's stop-gradient variant: each group's head sees the other groups' features too, detached."""
 
     def __post_init__(self) -> None:
+        LOSSES.check("--local.loss", self.loss)
         check_range("--local.similarity", self.similarity, 0, 1)
         _check_ends("--local.reconstruction", self.reconstruction)
         _check_ends("--local.prediction", self.prediction)

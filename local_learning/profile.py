@@ -9,15 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from local_learning.blocks import DecoupledNet
+from local_learning.blocks import Block, DecoupledNet
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling
 from local_learning.features import as_map, layout_of, map_shape
 from local_learning.groups import GroupedHeads
 from local_learning.heads import make_head
 from tools.cost import count_macs, saved_activation_bytes
-
-MEASURES = ("time", "macs", "memory")
 
 REPEATS = 5
 CORRECTIONS = 4
@@ -161,6 +159,33 @@ def module_macs(net: DecoupledNet, image_shape: Sequence[int]) -> list[int]:
                     found.append(math.ceil(trunk * size / sum(sizes)) + count_macs(head, seen.shape[1:]))
             case head:
                 found.append(trunk + count_macs(head, inputs.shape[1:]))
+    return found
+
+
+def kept_bytes(net: DecoupledNet, image_shape: Sequence[int]) -> list[int]:
+    """Bytes that each block's pass keeps for going backward, for one image, without autocast.
+
+    The net is left as it is.
+    Blocks that learn one after the other need the largest at once, backpropagation its only one.
+    """
+    reference = next(net.parameters())
+    count = 2  # BatchNorm of a map of one pixel refuses a single image
+    found = []
+    devices = [reference.device] if reference.is_cuda else []
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        images = torch.randn(count, *image_shape, device=reference.device, dtype=reference.dtype)
+        targets = torch.zeros(count, dtype=torch.long, device=reference.device)
+        inputs = images
+        for block in net.blocks:
+            own, outputs = copy.deepcopy(block).train(), images
+
+            def learn(own: Block = own, inputs: Tensor = inputs) -> None:
+                nonlocal outputs
+                loss, outputs = own.loss(inputs, targets, images)
+                torch.autograd.backward(loss)
+
+            found.append(math.ceil(saved_activation_bytes(learn) / count))
+            inputs = outputs.detach()
     return found
 
 

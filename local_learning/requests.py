@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from local_learning.decoupling import HEAD_KINDS
+from local_learning.decoupling import HEADS
 from tools.config import suggest
 
 OPTION = "--decoupling"
@@ -70,8 +70,8 @@ def _num_blocks(text: str, number: str) -> int:
 
 
 def _check_head(head: str) -> None:
-    if head not in HEAD_KINDS:
-        raise ValueError(f"{OPTION}: head '{head}' is unknown{suggest(head, HEAD_KINDS)}")
+    if head not in HEADS:
+        raise ValueError(f"{OPTION}: head '{head}' is unknown{HEADS.hint(head)}")
 
 
 def _check_file(text: str, prefix: str) -> None:
@@ -91,7 +91,7 @@ def _forms() -> str:
 
 
 def _heads() -> str:
-    return f"one of {', '.join(HEAD_KINDS)}"
+    return f"one of {', '.join(HEADS)}"
 
 
 def _example(kind: str) -> str:

@@ -27,7 +27,7 @@ class Exchange(Protocol):
 
 
 class HeadOfSlice(nn.Module):
-    """One of the heads of `GroupedHeads`, with the name that it has there."""
+    """One of the heads of `local_learning.groups.GroupedHeads`, with the name that it has there."""
 
     def __init__(self, heads: GroupedHeads, index: int) -> None:
         super().__init__()
@@ -105,10 +105,11 @@ class Slice(Block):
 def slice_layers(
     layers: nn.Sequential, inputs: Tensor, sizes: Sequence[int], index: int, *, first: int = 1
 ) -> tuple[nn.Sequential, dict[str, slice]]:
-    """A copy of one group's part of layers that `group_layers` made, and which rows its tensors are.
+    """A copy of one group's part of a block's layers, and which rows its tensors are.
 
-    `sizes` are the groups' output channels. What reads the whole map keeps some of its outputs; a grouped
-    convolution keeps some of its groups; what has a number per channel keeps some of these.
+    `local_learning.groups.group_layers` made them; `sizes` are the groups' output channels. What reads the
+    whole map keeps some of its outputs; a grouped convolution keeps some of its groups; what has a number
+    per channel keeps some of these.
 
     Raises:
         ValueError: if a group cannot run by itself; the message names the layer.

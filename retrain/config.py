@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from local_learning.options import GluingOptions, LocalLosses
 from local_learning.requests import parse_request
 from supernet.chosen import NetworkChoice
-from tools.config import check_choice, check_range
+from tools.config import check_choice, check_idle, check_range
 from tools.data import DataConfig
 from tools.options import FREE, FastOptions, RunOptions
 from tools.recipes import Recipe
@@ -59,7 +59,7 @@ class ClusterOptions:
 
     def __post_init__(self) -> None:
         for count in self.devices:
-            check_range("--cluster.devices", count, 1)
+            check_range("--cluster.devices", count, 1, 1_000_000)
         check_range("--cluster.speed", self.speed, 0, open_low=True)
         check_range("--cluster.bandwidth", self.bandwidth, 0, open_low=True)
         check_range("--cluster.latency", self.latency, 0)
@@ -75,7 +75,8 @@ class RetrainConfig(FastOptions, NetworkChoice, RunOptions):
     """Leave the classifier as initialised when --weights come from a set of other classes."""
     decoupling: str = ""
     """Where to cut and with which heads: a decoupling.json, uniform:K:HEAD, balanced:K:HEAD or published:K
-    for K blocks. Heads: aux1 to aux4, mlp_sr, predsim, infopro, infopro_contrast, conv1c2f, linear."""
+    for K blocks. Heads: aux1 to aux4, mlp_sr, predsim, infopro, infopro_contrast, conv1c2f, linear,
+    and your own."""
     rule: str = ""
     """How the blocks learn: backprop (the cuts are ignored), greedy, replay (Features Replay) or gluing
     (BlockProp). By default greedy with --decoupling, backprop without."""
@@ -130,12 +131,23 @@ class RetrainConfig(FastOptions, NetworkChoice, RunOptions):
             raise ValueError(f"--rule: {self.rule} needs --decoupling, such as uniform:4:aux2")
         elif self.alignment:
             raise ValueError("--alignment: compares the gradients of blocks; it needs --decoupling")
+        elif self.local.loss != "cross_entropy":
+            raise ValueError("--local.loss: judges the heads of blocks; it needs --decoupling")
         elif self.groups > 1:
             raise ValueError("--groups: splits the blocks of a --decoupling, such as uniform:4:conv1c2f")
+        elif self.uneven_groups or self.balance != "time":
+            option = "--uneven-groups" if self.uneven_groups else "--balance"
+            raise ValueError(f"{option}: is about the blocks of a --decoupling; leave it out without")
+        else:
+            check_idle("local", self.local, (), "a training without --decoupling")
+        if self.chosen_rule != "gluing":
+            check_idle("gluing", self.gluing, (), f"--rule {self.chosen_rule}")
         if self.chosen_rule == "gluing" and self.precision in ("bf16", "fp16"):
             raise ValueError(
                 f"--precision: gluing variables move by less than {self.precision} can tell; use fp32"
             )
+        if self.local.loss != "cross_entropy" and self.chosen_rule != "greedy":
+            raise ValueError(f"--local.loss: {self.chosen_rule} trains no heads; leave it out, or --rule")
         if self.gluing.cache and self.chosen_rule == "gluing":
             self._check_cache()
 
@@ -165,6 +177,8 @@ class RetrainConfig(FastOptions, NetworkChoice, RunOptions):
             )
         if self.pipeline.transfer == "bf16" and self.chosen_rule == "gluing":
             raise ValueError("--pipeline.transfer: gluing variables move by less than bf16 tells; use full")
+        if self.local.loss != "cross_entropy" and self.chosen_rule != "greedy":
+            raise ValueError(f"--local.loss: {self.chosen_rule} trains no heads; leave it out, or --rule")
         if self.gluing.cache and self.chosen_rule == "gluing":
             raise ValueError(
                 "--gluing.cache: keeps all gluing variables in one process; not with --parallel blocks"

@@ -11,7 +11,8 @@ from retrain.team import Team
 
 
 class Siblings:
-    """What a process hears from those with the other groups: an `Exchange` of slices and logits."""
+    """What a process hears from those with the other groups: a `local_learning.slices.Exchange` of slices,
+    and of logits."""
 
     def __init__(self, team: Team, traffic: Traffic) -> None:
         self._team, self._traffic = team, traffic

@@ -13,7 +13,7 @@ from torch import Tensor
 from local_learning.blocks import DecoupledNet
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling, load_decoupling, save_decoupling
-from local_learning.profile import module_macs
+from local_learning.profile import kept_bytes, module_macs
 from local_learning.published import is_tied
 from retrain.config import FREE_IN_RETRAINING, RetrainConfig
 from retrain.crew import block_crew, whole_crew
@@ -62,6 +62,11 @@ def train_network(
     decoupling = _settle_decoupling(config, chain, data, run, accelerator)
     net = make_net(config, chain, decoupling, data, weights)
     facts = _facts(net, decoupling, (data.channels, data.image_size, data.image_size))
+    facts |= {"test_images": len(data.test), "processes": accelerator.num_processes}
+    if accelerator.is_main_process and all(block.head is not None for block in net.blocks):
+        # Replay and gluing keep other things; and a head of one's own that takes no two images may yet train.
+        with contextlib.suppress(ValueError, RuntimeError):
+            facts["kept_bytes"] = kept_bytes(net, (data.channels, data.image_size, data.image_size))
     num_steps = recipe.num_steps(len(data.train) / recipe.batch_size)
     validates = len(data.validation) > 0
     plan = Plan(
@@ -166,7 +171,7 @@ def _settle_decoupling(
 
 
 def _facts(net: DecoupledNet, decoupling: Decoupling, shape: tuple[int, ...]) -> dict[str, Any]:
-    """What the network costs, in inference and, where it is cut, its busiest module in training."""
+    """What the network costs: in inference, and its busiest module where it is cut."""
     facts: dict[str, Any] = {"params": count_params(net.chain()), "macs": None}
     with contextlib.suppress(ValueError):  # an operator that cannot be counted is no reason not to train
         facts["macs"] = count_macs(net.chain(), shape)

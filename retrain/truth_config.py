@@ -36,7 +36,7 @@ class TruthConfig(RetrainConfig):
     def __post_init__(self) -> None:
         check_range("--networks", self.networks, 1)
         check_range("--max-macs", self.max_macs, 0)
-        check_range("--repeats", self.repeats, 1)
+        check_range("--repeats", self.repeats, 1, 1000)
         check_range("--jobs", self.jobs, 1)
         self._check_together()
         if self.parallel == "blocks" or self.plan:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
@@ -27,6 +27,7 @@ from tools.datasets import Data, load_data
 from tools.failures import Interrupted, RunFailed, known_cause
 from tools.files import write_bytes
 from tools.launch import launch
+from tools.plugins import load
 from tools.runs import Run
 
 SECONDS_BETWEEN_CLAIMS = 0.2
@@ -48,9 +49,14 @@ class Ending:
     signum: int = 0
 
 
-def work(
-    config: TruthConfig, environment: Mapping[str, str], teller: "connection.Connection[object, object]"
-) -> None:
+class Teller(Protocol):
+    """The end of a pipe to the process that is told."""
+
+    def send(self, obj: object, /) -> None:
+        """Tell it this."""
+
+
+def work(config: TruthConfig, environment: Mapping[str, str], teller: Teller) -> None:
     """Train what nobody else trains, and tell how it ended; the target of a process."""
     _mind_parent()
     # Ctrl-C reaches every process of a terminal; those at work notice it in their loop.
@@ -61,6 +67,7 @@ def work(
     run, current = Run(Path(config.run)), ""
     try:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            load(config.plugins)
             data: Data | None = None
             plan = read_plan(run)
             for trial in _claimed(run, plan.trials):

@@ -104,7 +104,7 @@ class ArchitectureSearchConfig(RunOptions):
     max_macs: float = 0.0
     """No more multiply-accumulates than these (FLOPs in the papers' sense); 0: no limit."""
     max_params: float = 0.0
-    """No more parameters; 0: no limit."""
+    """No more parameters than these; 0: no limit."""
     max_latency: float = 0.0
     """No more milliseconds for a batch, by the table of --costs; 0: no limit."""
     max_activations: float = 0.0
@@ -127,7 +127,7 @@ class ArchitectureSearchConfig(RunOptions):
         if not self.supernet:
             raise ValueError("--supernet: name the run of a supernet, or its weights file")
         check_choice("--method", self.method, METHODS)
-        check_range("--population", self.population, 2)
+        check_range("--population", self.population, 2, 1_000_000)
         check_range("--generations", self.generations, 0)
         for name in ("max_macs", "max_params", "max_latency", "max_activations"):
             check_range(f"--{name.replace('_', '-')}", getattr(self, name), 0)

@@ -219,10 +219,13 @@ def _others(config: ArchitectureSearchConfig, run: Run, space: Space) -> dict[st
     mine = read_document(run.path / "scoring.json", "scoring", 1)
     for name in config.compare:
         other = Path(name)
-        found[name] = read_evaluations(other / "evaluations.jsonl", space)
+        try:
+            found[name] = read_evaluations(other / "evaluations.jsonl", space)
+            theirs = read_document(other / "scoring.json", "scoring", 1) if found[name] else {}
+        except ValueError as error:
+            raise ValueError(f"--compare: {error}") from None
         if not found[name]:
             raise ValueError(f"--compare: there are no scores in '{name}'")
-        theirs = read_document(other / "scoring.json", "scoring", 1)
         for key in ("supernet_sha256", "validation_images", "calibration_images"):
             if theirs.get(key) != mine[key]:
                 raise ValueError(f"--compare: the scores in '{name}' are of another {what(key)}")

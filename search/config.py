@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from local_learning.decoupling import HEADS
 from supernet.chosen import NetworkChoice
 from tools.config import check_choice, check_range
 from tools.data import DataConfig
@@ -9,7 +10,7 @@ from tools.options import RunOptions
 from tools.recipes import Recipe
 
 SEARCHABLE = ("aux1", "aux2", "aux3", "aux4", "mlp_sr", "conv1c2f", "linear")
-"""The heads that can be mixed: those that give logits and nothing else."""
+"""Our heads that can be mixed: those that give logits and nothing else. A user's own must be like them."""
 
 SEDONA_2021 = "sedona-2021"
 
@@ -27,9 +28,9 @@ class SearchOptions:
     weight_decay: float = 1e-6
     """Weight decay of alpha and beta."""
     beta1: float = 0.9
-    """First beta of Adam."""
+    """Decay of the mean of gradients in this Adam."""
     beta2: float = 0.999
-    """Second beta of Adam."""
+    """Decay of the mean of their squares."""
     validation_batch: int = 1024
     """Validation images in each update."""
     statistics: str = "running"
@@ -43,7 +44,7 @@ class SearchOptions:
     snapshots: int = 50
     """Weights to start inner optimisation from, the best of pretraining (N); with 1 there is no sampling."""
     keep_snapshots_on: str = "host"
-    """host (memory), device, or disk."""
+    """Where these weights are kept: host (memory), device, or disk."""
     keep_graphs: int = 1
     """Inner steps, counted from the last, whose graph is kept instead of made again; all but the first cost
     memory and save time."""
@@ -87,7 +88,7 @@ class SearchOptions:
         for name in ("evaluate_every", "checkpoint_every", "log_every"):
             check_range(f"--search.{name.replace('_', '-')}", getattr(self, name), 1)
         check_range("--search.slack", self.slack, 1)
-        check_range("--search.controls", self.controls, 0)
+        check_range("--search.controls", self.controls, 0, 1000)
         if not self.show:
             raise ValueError("--search.show: name one number of blocks or more")
         for blocks in self.show:
@@ -106,13 +107,13 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
 
     run: str = "runs/sedona"
     network: str = "resnet50"
-    """resnet18/34/50/101/152, resnet32, resnet110, vgg19, vgg6a, or timm/<model name>."""
+    """resnet18/34/50/101/152, resnet32, resnet110, vgg19, vgg6a, timm/<model name>, or your own."""
     weights: str = ""
     """Start from the trunk in this weights file: one of ours, or one with the timm model's own names."""
     precision: str = "fp32"
     """fp32, or fp64 to compare two ways exactly."""
     heads: tuple[str, ...] = ("aux1", "aux2", "aux3", "aux4")
-    """The kinds of head to choose from: of aux1 to aux4, mlp_sr, conv1c2f, linear."""
+    """The kinds of head to choose from: of aux1 to aux4, mlp_sr, conv1c2f, linear, and your own."""
     search: SearchOptions = field(default_factory=SearchOptions)
     data: DataConfig = field(default_factory=lambda: DataConfig(validation=0.4))
     recipe: Recipe = field(default_factory=_recipe)
@@ -122,7 +123,7 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
         self.check_run(precisions=("fp32", "fp64"))
         self.check_network()
         for kind in self.heads:
-            check_choice("--heads", kind, SEARCHABLE)
+            HEADS.check("--heads", kind, among=SEARCHABLE)
         if len(set(self.heads)) != len(self.heads) or not self.heads:
             raise ValueError("--heads: name one kind or more, each once")
         self._check_recipe()

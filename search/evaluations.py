@@ -1,5 +1,6 @@
 """Scores as a file: evaluations.jsonl, a line for each architecture that was ever scored."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,9 @@ def append_evaluations(path: Path, scored: Sequence[Scored], costs: Mapping[str,
 def read_evaluations(path: Path, space: Space) -> list[Scored]:
     """What was scored, in its order; torn lines are passed over, of equal architectures the first counts."""
     found: dict[Architecture, Scored] = {}
-    for entry in read_lines(path) if path.exists() else ():
+    for entry in read_lines(path) if path.is_file() else ():
         score = entry.get("score")
-        if "choices" not in entry or not isinstance(score, int | float):
+        if "choices" not in entry or not isinstance(score, int | float) or not math.isfinite(score):
             raise ValueError(f"{path}: a line must have choices and a score, not {entry}")
         architecture = listed(path, entry["choices"], space)
         found.setdefault(architecture, Scored(architecture, float(score)))

@@ -10,11 +10,12 @@ import numpy as np
 from accelerate import Accelerator
 
 from search.ranking_config import RankReportConfig, names
-from search.ranking_modules import told_of
+from search.ranking_modules import budget, told_of
 from search.ranking_report import ranking_sections
-from search.ranking_runs import cuts, searches, trained
+from search.ranking_runs import cuts, searches
 from search.ranking_statistics import Ranked, gather, statistics
 from search.ranking_supernets import Answers, ask
+from search.ranking_trained import trained
 from search.ranking_words import verdict
 from search.tables import Table, read_table, table_file
 from supernet.documents import find_space
@@ -62,7 +63,7 @@ def _report(config: RankReportConfig, run: Run, accelerator: Accelerator) -> Non
             sign = -1 if config.truth_is_loss else 1
             repeats = sign * truth.repeats(networks)
             ranked = gather(space, networks, repeats, scores, seed=config.seed, negated=negated)
-        _write(config, run, ranked, answers, truth, space, others or [])
+        _write(config, run, ranked, answers, truth, space, others or ([], []))
 
     on_main(accelerator, write)
 
@@ -78,14 +79,16 @@ def _tables(config: RankReportConfig, space: Space) -> tuple[Table, dict[str, Ta
     return truth, tables
 
 
-def _others(config: RankReportConfig, space: Space | None, truth: Table | None) -> list[Section]:
-    """What other runs have to say."""
+def _others(
+    config: RankReportConfig, space: Space | None, truth: Table | None
+) -> tuple[list[Section], list[str]]:
+    """What other runs have to say, at length and in a sentence each."""
     told = [
         searches(config.search, space, truth, lower=config.truth_is_loss),
         cuts(config.cuts),
         trained(config.trained, config.cuts),
     ]
-    return [section for section in told if section is not None]
+    return [section for section, _ in told if section], [line for _, lines in told for line in lines]
 
 
 def _space(config: RankReportConfig) -> Space:
@@ -151,18 +154,20 @@ def _write(
     answers: Mapping[str, Answers],
     truth: Table | None,
     space: Space | None,
-    others: list[Section],
+    others: tuple[list[Section], list[str]],
 ) -> None:
     """The report, and the same numbers as JSON and CSV."""
     sections: list[Section] = []
-    said: list[str] = []
+    said = others[1]
     found: dict[str, Any] = {}
     if ranked is not None:
         found = statistics(ranked, resamples=config.resamples, seed=config.seed)
         strategies = {name: each.config.strategy for name, each in answers.items() if each.config}
-        said = verdict(found, strategies)
+        budgets = [f"{name}: {budget(each)}" for name, each in answers.items() if each.config]
+        told = ["How the supernets were trained: " + "; ".join(budgets) + "."] if budgets else []
+        said = verdict(found, strategies, [*told, *others[1]])
         sections += ranking_sections(ranked, found, answers)
-    sections += others
+    sections += others[0]
     origin = _origin(config, answers, truth)
     options: list[Part] = [facts(origin), Text("The options, as in config.toml:"), Lines(to_toml(config))]
     sections.append(Section("Where this comes from", options))
@@ -171,7 +176,7 @@ def _write(
         if ranked is not None and space is not None
         else "Searches and trainings, side by side"
     )
-    report = Report(title, _subtitle(ranked, truth, space), said, sections)
+    report = Report(title, _subtitle(ranked, truth, space, config.truth_note), said, sections)
     write_report(run.path / "report.html", report)
     content = {"verdict": said, "ranking": found or None, "supernets": {}, "tables": as_data(sections)}
     content["supernets"] = {name: told_of(each, ranked) for name, each in answers.items()}
@@ -182,9 +187,10 @@ def _write(
     print("\n".join([*said, f"report {run.path / 'report.html'}"]), flush=True)
 
 
-def _subtitle(ranked: Ranked | None, truth: Table | None, space: Space | None) -> str:
+def _subtitle(ranked: Ranked | None, truth: Table | None, space: Space | None, note: str) -> str:
     if ranked is None or truth is None or space is None:
         return ""
+    note = f"The truth: {note}." if note else ""
     merged = f", of which {truth.merged:,} were networks that others were already" if truth.merged else ""
     repeats = len(ranked.truth)
     times = f"; the truth has {repeats} trainings of each" if repeats > 1 else ""
@@ -192,7 +198,7 @@ def _subtitle(ranked: Ranked | None, truth: Table | None, space: Space | None) -
         times += f" that all have ({truth.most_repeats(ranked.networks)} of some)"
     return (
         f"{len(ranked.networks):,} different networks of {space.name}; the table has {truth.rows:,} "
-        f"architectures{merged}{times}."
+        f"architectures{merged}{times}.{' ' * bool(note)}{note}"
     )
 
 
@@ -201,11 +207,13 @@ def _origin(config: RankReportConfig, answers: Mapping[str, Answers], truth: Tab
     origin = dict(provenance())
     if truth is not None:
         file = table_file(Path(config.truth), "--truth")
-        origin["truth"] = f"{file}, column {truth.column}, SHA-256 {sha256(file)[:16]}"
+        note = f"; {config.truth_note}" if config.truth_note else ""
+        origin["truth"] = f"{file}, column {truth.column}, SHA-256 {sha256(file)[:16]}{note}"
     for option in ("search", "cuts", "trained"):
         for name, path in names(*getattr(config, option)).items():
             file = path / "results.json" if (path / "results.json").exists() else path / "truth.jsonl"
-            origin[f"{option} {name}"] = f"{path}, SHA-256 of {file.name} {sha256(file)[:16]}"
+            kept = f"{path}, options in its config.toml" if (path / "config.toml").exists() else f"{path}"
+            origin[f"{option} {name}"] = f"{kept}, SHA-256 of {file.name} {sha256(file)[:16]}"
     for name, (option, path) in config.sources().items():
         if option != "supernet":
             file = table_file(path, f"--{option}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from search.architecture_config import ScoringOptions
 from supernet.config import check_shift_images
-from tools.config import check_range
+from tools.config import check_range, flag
 from tools.data import DataConfig
 from tools.options import RunOptions
 
@@ -38,7 +38,9 @@ class RankReportConfig(RunOptions):
     """More scores, by higher is better: runs of search_architecture.py, or .csv or .jsonl of choices
     and scores."""
     losses: tuple[str, ...] = ()
-    """The same, by lower is better."""
+    """More scores, by lower is better; files and runs like those of --scores."""
+    truth_note: str = ""
+    """How the truth was made, in a few words, for the report."""
     truth_is_loss: bool = False
     """The lower a number of the truth is, the better."""
     space: str = ""
@@ -52,7 +54,7 @@ class RankReportConfig(RunOptions):
     shift_images: int = 1000
     """Validation images on which the modules of each layer are compared; 0: they are not."""
     resamples: int = 2000
-    """Resamples behind each interval."""
+    """How often the networks are drawn anew for each interval; more make its ends steadier."""
     search: tuple[str, ...] = ()
     """Also tell of these runs of search_architecture.py."""
     cuts: tuple[str, ...] = ()
@@ -71,7 +73,7 @@ class RankReportConfig(RunOptions):
         check_range("--uncalibrated", self.uncalibrated, 0)
         check_range("--snapshots", self.snapshots, 0)
         check_shift_images("--shift-images", self.shift_images)
-        check_range("--resamples", self.resamples, 100)
+        check_range("--resamples", self.resamples, 100, 1_000_000)
         if self.networks == 1:
             raise ValueError("--networks: a ranking needs two networks or more")
         if self.uncalibrated and self.scoring.statistics == "supernet":
@@ -93,6 +95,11 @@ class RankReportConfig(RunOptions):
             raise ValueError("--space: name the space of the choices; no supernet says it")
         if self.supernet and self.space:
             raise ValueError("--space: the supernet says it; leave it out")
+        for option in ("space", "truth_is_loss"):
+            if getattr(self, option) and not self.truth:
+                raise ValueError(f"{flag(option)}: is about --truth; name one, or leave it out")
+        if self.uncalibrated and not self.supernet:
+            raise ValueError("--uncalibrated: scores networks of a --supernet; name one, or leave it out")
         self.sources()
         for option in ("search", "cuts", "trained"):
             _named(f"--{option}", getattr(self, option))

@@ -142,8 +142,8 @@ def matrix_figure(matrix: Numbers, names: Sequence[str]) -> Figure:
         axes.text(
             column + 0.5, row + 0.5, number(float(value)), ha="center", va="center", color=colour, fontsize=5
         )
-    axes.set_xticks(np.arange(count) + 0.5, [str(place) for place in range(1, count + 1)])
-    axes.set_yticks(np.arange(count) + 0.5, [f"{name}  {place}" for place, name in enumerate(names, 1)])
+    axes.set_xticks(np.arange(count) + 0.5, [str(place) for place in range(count)])
+    axes.set_yticks(np.arange(count) + 0.5, [f"{name}  {place}" for place, name in enumerate(names)])
     return figure
 
 
@@ -188,14 +188,36 @@ def layers_figure(values: Mapping[str, Sequence[float]], label: str, paint: Mapp
 
 
 def courses_figure(
-    courses: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, paint: Mapping[str, str]
+    courses: Mapping[str, Sequence[tuple[float, float]]],
+    xlabel: str,
+    ylabel: str,
+    paint: Mapping[str, str],
+    *,
+    steps: bool = False,
 ) -> Figure:
-    """Something over something, by run."""
+    """Something over something, by run; with `steps` it stays until the next point."""
     figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
     axes = figure.subplots()
+    style: dict[str, Any] = {"ms": 2.5, "lw": 1.2, "drawstyle": "steps-post" if steps else "default"}
     for place, (name, points) in enumerate(courses.items()):
         colour = paint.get(name, COLOURS[place % len(COLOURS)])
-        axes.plot(*zip(*points, strict=True), "o-", ms=2.5, lw=1.2, color=colour, label=short(name))
+        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=short(name), **style)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    _legend(figure, axes)
+    return figure
+
+
+def costs_figure(points: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str) -> Figure:
+    """What was scored, over what it costs; the best of each search is ringed."""
+    figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
+    axes = figure.subplots()
+    for place, (name, each) in enumerate(points.items()):
+        colour = COLOURS[place % len(COLOURS)]
+        crowded = len(each) > MOST_POINTS
+        axes.plot(
+            *zip(*each, strict=True), ".", ms=4, mew=0, color=colour, label=short(name), rasterized=crowded
+        )
+        axes.plot(*max(each, key=lambda point: point[1]), "o", ms=7, mfc="none", mec=INK, mew=0.9)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     _legend(figure, axes)
     return figure

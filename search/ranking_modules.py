@@ -27,6 +27,13 @@ def trained_by(answers: Answers) -> str:
     return f"{config.strategy} by {config.objective}, {steps:,} steps of {config.recipe.batch_size}"
 
 
+def budget(answers: Answers) -> str:
+    """The same, with its seconds and its seed."""
+    seconds = answers.results.get("training_seconds")
+    seed = f", seed {answers.config.seed}" if answers.config else ""
+    return trained_by(answers) + (f" in {seconds:,.0f} s" if seconds else "") + seed
+
+
 def shift_section(answers: Mapping[str, Answers]) -> Section:
     """How differently modules of one layer see (LWSL, Figs. 2, 4 and 5)."""
     told = {name: each for name, each in answers.items() if each.shift is not None}
@@ -133,7 +140,7 @@ def course_section(ranked: Ranked, answers: Mapping[str, Answers]) -> Section:
     likeness = {
         name: [(line["step"], _likeness(line["outputs"])) for line in each.shift_course]
         for name, each in answers.items()
-        if each.shift_course
+        if len(each.shift_course) > 1
     }
     truth = dict(zip(ranked.networks, ranked.mean, strict=True))
     taus = {}

@@ -18,18 +18,27 @@ from tools.pictures import house_style
 from tools.ranking import kendall_tau
 from tools.report import Drawings, Part, Row, Section, Table, Text, drawing
 
+SAID = {
+    "spos": "a random network in each step",
+    "fair": "in each step as many networks as a layer has operations, so that each learns once",
+    "greedy": "layer by layer, each by a loss of its own behind it (LWSL, layer-wise supernet learning)",
+    "nongreedy": "layer by layer, each by the loss behind it and the next one (LWSL, layer-wise "
+    "supernet learning)",
+}
+"""What strategies of ours are, in few words."""
+
 
 def ranking_sections(
     ranked: Ranked, found: Mapping[str, Any], answers: Mapping[str, Answers]
 ) -> list[Section]:
     """From the picture to remember to what is behind it."""
-    sections = [_overview(ranked, found), _tables(ranked, found, answers), _scatters(ranked, found)]
+    sections = [_overview(ranked, found, answers), _tables(ranked, found, answers), _scatters(ranked, found)]
     if answers:
         sections += [shift_section(answers), memory_section(answers), course_section(ranked, answers)]
     return [section for section in sections if section.parts]
 
 
-def _overview(ranked: Ranked, found: Mapping[str, Any]) -> Section:
+def _overview(ranked: Ranked, found: Mapping[str, Any], answers: Mapping[str, Answers]) -> Section:
     ceiling = "; dashed: one more training of each network; dotted: a perfect score" * (found["repeats"] > 1)
     with house_style():
         taus = drawing(
@@ -43,7 +52,18 @@ def _overview(ranked: Ranked, found: Mapping[str, Any]) -> Section:
             "If the k best by score are trained and the best of them is kept: how far it is behind the best "
             f"network there is, in {_points(ranked)}.",
         )
-    return Section("At a glance", [Drawings([taus, regret])])
+    words = (
+        "Each network has a score, such as its accuracy with a supernet's shared weights, and a truth, its "
+        "accuracy when trained alone. Kendall's tau is 1 where scores order networks as the truth does, 0 by "
+        "chance, and -1 the wrong way round. An architecture has one digit for each layer: which of the "
+        "space's "
+        "operations stands there, from 0."
+    )
+    strategies = [each.config.strategy for each in answers.values() if each.config]
+    said = [f"{name}: {SAID[name]}" for name in dict.fromkeys(strategies) if name in SAID]
+    if said:
+        words += " A supernet trains all of them at once, with shared weights. " + "; ".join(said) + "."
+    return Section("At a glance", [Text(words), Drawings([taus, regret])])
 
 
 def _points(ranked: Ranked) -> str:
@@ -61,7 +81,8 @@ def _tables(ranked: Ranked, found: Mapping[str, Any], answers: Mapping[str, Answ
         cells += [number(each[key]) for key in ("spearman", "weighted_tau", "partial_tau_given_macs")]
         for key in ("tau_in_true_best", "tau_in_predicted_best"):
             cells += [number(each[key][part]) for part in PARTS]
-        rows.append(Row(cells, _style(name, found)))
+        if name != "chance":
+            rows.append(Row(cells, _style(name, found)))
     told = ", ".join(found["lower_is_better"])
     negated = f" (negated, since lower was better: {told})" if told else ""
     parts: list[Part] = [
@@ -85,10 +106,13 @@ def _tables(ranked: Ranked, found: Mapping[str, Any], answers: Mapping[str, Answ
             _style(name, found),
         )
         for name, each in found["scores"].items()
+        if name != "chance"  # one order drawn by chance may be lucky
     ]
     caption = (
         "P@k: which part of the k best by score is among the k best in truth. BR@k: the true rank of the "
-        "best of the k best by score. regret@k: how far that one is behind the best there is."
+        "best of the k best by score. regret@k: how far that one is behind the best there is. Of the "
+        "latter two "
+        "lower is better."
     )
     parts.append(Table(columns, rows, caption))
     rows = [
@@ -100,7 +124,9 @@ def _tables(ranked: Ranked, found: Mapping[str, Any], answers: Mapping[str, Answ
             Table(
                 ["difference of taus", "value [95 %]", "p (Holm)", ""],
                 rows,
-                "Paired: both scores on the same resampled networks.",
+                "Paired: both scores on the same resampled networks. Intervals are of one difference "
+                "alone, p values "
+                "adjusted for all: an interval without 0 may go with 'not told apart'.",
             )
         )
     parts += _recalibrated(ranked, answers)
@@ -166,9 +192,10 @@ def _scatters(ranked: Ranked, found: Mapping[str, Any]) -> Section:
         drawn = [
             drawing(
                 scatter_figure(ranked, name, paint.get(name, "#8A8A8A"), found["scores"][name]["tau"]),
-                f"{name}: each network's truth over its score; ringed: those that no cheaper one beats.",
+                f"{name}: each network's truth over its score; ringed: no network with fewer MACs has a "
+                f"higher truth.",
             )
-            for name in [*ranked.asked, "MACs", "depth"]
+            for name in [*ranked.asked, "MACs", "params", "depth"]
             if name in found["scores"]
         ]
     return Section("Score against truth", [Drawings(drawn)])

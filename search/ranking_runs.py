@@ -1,228 +1,228 @@
-"""What other runs have to say in a report: searches, searches for cuts, trained networks."""
+"""What searches have to say in a report: those for architectures, and those for cuts."""
 
-import statistics
-import tomllib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax
+from scipy.stats import chi2
 
 from search.evaluations import best_so_far
 from search.ranking_config import names
-from search.ranking_figures import courses_figure
-from search.ranking_words import interval, number
-from search.records import Relaxation, load_relaxation
+from search.ranking_figures import costs_figure, courses_figure
+from search.ranking_words import finished, percent, percent_points, reading
+from search.records import load_relaxation
 from search.tables import Table as Truth
 from supernet.space import Architecture, Space
-from tools.files import read_document
 from tools.jsonl import read_lines
 from tools.pictures import house_style
-from tools.ranking import kendall_tau
 from tools.report import Drawing, Drawings, Lines, Part, Row, Section, Table, Text, drawing, inline
 
+UNITS = {
+    "macs": "{:,.0f} MACs",
+    "params": "{:,.0f} params",
+    "latency_ms": "{:g} ms",
+    "activations_mib": "{:g} MiB",
+}
+"""How limits are written."""
 SHOWN = 5
 """Networks of each search that are listed."""
 
 
+class _Known(NamedTuple):
+    """What the truth says of a network."""
+
+    value: float
+    rank: int
+    among: int
+    """The networks that are ranked."""
+    best: float
+    mean: float
+    error: float
+    """By which such a value is uncertain, as trainings of one network differ; nan with one training of "
+    "each."""
+
+
 def searches(
     asked: tuple[str, ...], space: Space | None, truth: Truth | None, *, lower: bool
-) -> Section | None:
-    """The best of searches for architectures, with their truth where it is known, and their courses."""
-    rows, courses = [], {}
-    means = {who: float(np.mean(values)) for who, values in truth.values.items()} if truth else {}
+) -> tuple[Section | None, list[str]]:
+    """The best of searches for architectures, with what the truth says of them; a line on each."""
+    rows, courses, lines = [], {}, []
+    points: dict[str, list[tuple[float, float]]] = {}
     for name, path in names(*asked).items():
-        results = _results(path, "search", "search_architecture.py", "front")
-        for entry in results["best"][:SHOWN]:
-            found = Architecture(tuple(entry["choices"]))
-            known, rank = None, 0
-            if space is not None and results["space"] == space.name:
-                known = means.get(space.canonical(found))
-            if known is not None:
-                rank = 1 + sum(each < known if lower else each > known for each in means.values())
-            cells = [name, entry["architecture"], f"{entry['score']:.4f}", f"{entry['macs'] / 1e6:,.1f}"]
-            cells += [
-                f"{entry['params'] / 1e6:,.2f}",
-                f"{known:.4g}" if lower and known is not None else percent(known),
-                f"{rank:,} of {len(means):,}" if rank else "-",
-            ]
-            rows.append(Row(cells))
-        scores = [float(line["score"]) for line in read_lines(path / "evaluations.jsonl") if "score" in line]
-        best = best_so_far(scores)
-        steps = [at for at in range(len(best)) if at in (0, len(best) - 1) or best[at] > best[at - 1]]
-        courses[name] = [(at + 1, best[at]) for at in steps]
+        with reading("search", path):
+            results = finished(path, "search", "search_architecture.py", "front")
+            ours = space if space is not None and results["space"] == space.name else None
+            for number, entry in enumerate(results["best"][:SHOWN]):
+                found = Architecture(tuple(entry["choices"]))
+                known = _known(found, ours, truth, lower=lower)
+                cells = [name, entry["architecture"], f"{entry['score']:.4f}", f"{entry['macs'] / 1e6:,.2f}"]
+                cells.append(f"{entry['params'] / 1e6:,.3f}")
+                cells += (
+                    [_worth(known.value, lower), f"{known.rank:,} of {known.among:,}"]
+                    if known
+                    else ["-", "-"]
+                )
+                rows.append(Row(cells))
+                if number == 0:
+                    limits = results.get("limits", {})
+                    within = _known(found, ours, truth, lower=lower, limits=limits)
+                    lines.append(_said(name, results, entry, limits, within, truth is not None, lower))
+            scored = [line for line in read_lines(path / "evaluations.jsonl") if "score" in line]
+            points[name] = [(line["macs"] / 1e6, line["score"]) for line in scored if "macs" in line]
+            if not scored or not results["best"]:
+                raise ValueError("it has no scores")
+            best = best_so_far([float(line["score"]) for line in scored])
+            steps = [at for at in range(len(best)) if at in (0, len(best) - 1) or best[at] > best[at - 1]]
+            courses[name] = [(at + 1, best[at]) for at in steps]
     if not rows:
-        return None
+        return None, []
     columns = ["search", "architecture", "score", "million MACs", "million params", "truth", "true rank"]
     with house_style():
-        figure = courses_figure(courses, "networks scored", "best score so far", {})
-        course = drawing(figure, "The best score found after so many networks were scored.")
-    return Section("What searches found", [Table(columns, rows), Drawings([course])])
-
-
-def cuts(asked: tuple[str, ...]) -> Section | None:
-    """What searches for cuts learned: shares, cuts by number of blocks, figures."""
-    parts: list[Part] = []
-    for name, path in names(*asked).items():
-        results = _results(path, "cuts", "search_decoupling.py", "decouplings")
-        relaxation = load_relaxation(path / "relaxation.json")
-        about = f"{name}: {relaxation.network}, {len(relaxation.alpha) + 1} layers, heads "
-        parts.append(Text(about + ", ".join(relaxation.head_kinds) + "."))
-        rows = [
-            Row([blocks, ", ".join(map(str, each["cuts"])), ", ".join(each["heads"])])
-            for blocks, each in list(results["decouplings"].items())[:8]
-        ]
-        parts.append(
-            Table(["blocks", "cut after layers", "heads"], rows, f"{name}: where to cut", words=True)
-        )
-        if results.get("words"):
-            parts.append(Lines("\n".join(results["words"])))
-        figures = [path / "preferences.svg", *sorted(path.glob("structure-*.svg"))]
         drawn = [
-            Drawing(f"{name}: {file.stem}", svg=inline(file.read_text(encoding="utf-8"), file.stem))
-            for file in figures
-            if file.exists()
+            drawing(
+                costs_figure({name: each for name, each in points.items() if each}, "million MACs", "score"),
+                "Every network that was scored, by what it costs; ringed: the best of each search.",
+            ),
+            drawing(
+                courses_figure(courses, "networks scored", "best score so far", {}, steps=True),
+                "The best score found after so many networks were scored.",
+            ),
         ]
-        if drawn:
-            parts.append(Drawings(drawn, long=True))
-    return Section("Where gradients should stop", parts) if parts else None
+    caption = "Scores are with the supernet's weights; the truth is of the same networks trained alone."
+    parts: list[Part] = [*map(Text, lines), Table(columns, rows, caption), Drawings(drawn)]
+    return Section("What searches found", parts), lines
 
 
-def trained(asked: tuple[str, ...], searched: tuple[str, ...]) -> Section | None:
-    """What networks reach alone, whole or in blocks, and accuracy by the number of blocks."""
-    rows, by_blocks, parts = [], dict[str, list[tuple[float, float]]](), list[Part]()
+def cuts(asked: tuple[str, ...]) -> tuple[Section | None, list[str]]:
+    """What searches for cuts learned: shares, cuts by number of blocks, figures, and a sentence on each."""
+    parts: list[Part] = []
+    lines = []
     for name, path in names(*asked).items():
-        if (path / "truth.jsonl").exists():
-            parts += _truth_of_cuts(name, path, searched)
-            continue
-        results = _results(path, "trained", "retrain_model.py", "test")
-        options = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
-        blocks = len(results.get("cuts", ())) + 1
-        last = results["test"]["last"]
-        rows.append(
-            Row(
-                [
-                    name,
-                    _network(path, options),
-                    str(blocks),
-                    ", ".join(map(str, results.get("cuts", ()))) or "-",
-                    percent(last["top1"]),
-                    percent(last.get("last_two_top1")),
-                    f"{results['macs'] / 1e6:,.1f}" if results["macs"] else "-",
-                    f"{results['params'] / 1e6:,.2f}",
-                    f"{results['steps']:,}",
-                    f"{results['training_seconds']:,.0f}",
-                ]
-            )
-        )
-        by_blocks.setdefault(_network(path, options), []).append((blocks, 100 * last["top1"]))
-    if rows:
-        columns = ["run", "network", "blocks", "cut after", "test top-1", "last two heads", "million MACs"]
-        columns += ["million params", "steps", "seconds"]
-        parts.insert(0, Table(columns, rows, "After the last step; the test set was looked at once."))
-        courses = {who: sorted(points) for who, points in by_blocks.items() if len(points) > 1}
-        if courses:
-            with house_style():
-                figure = courses_figure(courses, "blocks", "test top-1, %", {})
-                parts.insert(1, Drawings([drawing(figure, "Accuracy by the number of blocks.")]))
-    return Section("Trained alone", parts) if parts else None
-
-
-def percent(value: float | None) -> str:
-    """An accuracy, whether it is a fraction or in percent already."""
-    if value is None:
-        return "-"
-    return f"{100 * value if 0 <= value <= 1 else value:.2f} %"
-
-
-def preference(relaxation: Relaxation, cuts_: list[int], heads: list[str]) -> float:
-    """The log probability of a structure by alpha and beta: cut here, not there, and with these heads."""
-    total = 0.0
-    chosen = dict(zip(cuts_, heads, strict=True))
-    for layer, (alpha, beta) in enumerate(zip(relaxation.alpha, relaxation.beta, strict=True), start=1):
-        total += float(log_softmax(alpha)[0 if layer in chosen else 1])
-        if layer in chosen:
-            total += float(log_softmax(beta)[relaxation.head_kinds.index(chosen[layer])])
-    return total
-
-
-class _Cut(NamedTuple):
-    """One way to cut one network."""
-
-    network: str
-    places: tuple[int, ...]
-    heads: tuple[str, ...]
-    groups: str
-
-
-def _truth_of_cuts(name: str, path: Path, searched: tuple[str, ...]) -> list[Part]:
-    """Decouplings of one network by their accuracy, and what searches for cuts thought of them."""
-    found: dict[_Cut, list[float]] = {}
-    called: dict[_Cut, str] = {}
-    for line in read_lines(path / "truth.jsonl"):
-        if "cuts" not in line:
-            raise ValueError(f"--trained: '{path}' is a truth of architectures; give it as --truth")
-        key = _Cut(
-            str(line["network"]), tuple(line["cuts"]), tuple(line["heads"]), str(line.get("groups", 1))
-        )
-        found.setdefault(key, []).append(float(line["accuracy"]))
-        called[key] = str(line.get("name", ""))
-    thoughts = {
-        other: _thoughts(load_relaxation(where / "relaxation.json"), list(found))
-        for other, where in names(*searched).items()
-    }
-    thoughts = {other: each for other, each in thoughts.items() if each}
-    rows = []
-    for key, values in sorted(found.items(), key=lambda pair: -statistics.fmean(pair[1])):
-        spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        cells = [called[key], key.network, str(len(key.places) + 1), ", ".join(map(str, key.places))]
-        cells += [", ".join(key.heads), key.groups, f"{100 * statistics.fmean(values):.2f}{spread} %"]
-        cells += [str(len(values)), *(f"{each[key]:.2f}" for each in thoughts.values())]
-        rows.append(Row(cells))
-    columns = ["", "network", "blocks", "cut after", "heads", "groups", "test top-1", "trainings"]
-    columns += [f"log p by {other}" for other in thoughts]
-    parts: list[Part] = [Table(columns, rows, f"{name}: which cut is better?")]
-    for other, each in thoughts.items():
-        for blocks in sorted({len(key.places) + 1 for key in found}):
-            same = [key for key in found if len(key.places) + 1 == blocks]
-            values = [statistics.fmean(found[key]) for key in same]
-            if len(same) >= 4 and np.ptp(values) and np.ptp([each[key] for key in same]):
-                tau = kendall_tau([each[key] for key in same], values)
-                parts.append(
-                    Text(
-                        f"{other} orders the {len(same)} decouplings in {blocks} blocks with tau "
-                        f"{interval(tau._asdict())} (p = {number(tau.p_value, 3)})."
-                    )
+        with reading("cuts", path):
+            results = finished(path, "cuts", "search_decoupling.py", "decouplings")
+            relaxation = load_relaxation(path / "relaxation.json")
+            layers = len(relaxation.alpha) + 1
+            lines.append(_where(name, relaxation.network, layers, results["decouplings"]))
+            parts.append(Text(lines[-1]))
+            parts.append(
+                Text(
+                    "A cut after a layer lets no gradient pass: the layers up to it are a block, which "
+                    f"learns from a head of its own, one of {', '.join(relaxation.head_kinds)}. For each "
+                    "layer the search learns a share for a cut (alpha) and for each head (beta), by what "
+                    "lowers the validation loss some steps later; K blocks take the K - 1 largest shares. "
+                    "A share over .5 wants a cut. Whether other cuts are better only trainings can tell."
                 )
-    return parts
+            )
+            rows = [
+                Row([blocks, ", ".join(map(str, each["cuts"])), ", ".join(each["heads"])])
+                for blocks, each in list(results["decouplings"].items())[:8]
+            ]
+            parts.append(
+                Table(["blocks", "cut after layers", "heads"], rows, f"{name}: where to cut", words=True)
+            )
+            figures = [path / "preferences.svg", *sorted(path.glob("structure-*.svg"))]
+            drawn = [
+                Drawing(f"{name}: {_figure(file)}", svg=inline(file.read_text(encoding="utf-8"), file.stem))
+                for file in figures
+                if file.exists()
+            ]
+            if drawn:
+                parts.append(Drawings(drawn, long=True))
+            if results.get("words"):
+                parts.append(Text("How sure the search is, in its own words:"))
+                parts.append(Lines("\n".join(results["words"])))
+    return (Section("Where gradients should stop", parts) if parts else None), lines
 
 
-def _thoughts(relaxation: Relaxation, keys: list[_Cut]) -> dict[_Cut, float]:
-    """Nothing where the search was of another network or of other heads."""
-    layers = len(relaxation.alpha)
-    for key in keys:
-        strange = any(cut > layers for cut in key.places) or not set(key.heads) <= set(relaxation.head_kinds)
-        if strange or key.network != relaxation.network:
-            return {}
-    return {key: preference(relaxation, list(key.places), list(key.heads)) for key in keys}
+def _known(
+    who: Architecture,
+    space: Space | None,
+    truth: Truth | None,
+    *,
+    lower: bool,
+    limits: Mapping[str, float] | None = None,
+) -> _Known | None:
+    """What the truth says of a network, ranked among those within limits on MACs and params."""
+    if truth is None or space is None:
+        return None
+    means = {each: float(np.mean(values)) for each, values in truth.values.items()}
+    value = means.get(space.canonical(who))
+    if value is None:
+        return None
+    count = {"macs": space.macs, "params": space.params}
+    kept = {name: most for name, most in (limits or {}).items() if name in count}
+    others = [mean for each, mean in means.items() if all(count[name](each) <= kept[name] for name in kept)]
+    better = sum(other < value if lower else other > value for other in others)
+    best = min(others) if lower else max(others)
+    trainings = [values for values in truth.values.values() if len(values) > 1]
+    error = math.nan
+    if trainings:
+        # The median, as a few networks that hardly train vary a hundred times as much as all others.
+        within = [np.var(values, ddof=1) / _median_share(len(values) - 1) for values in trainings]
+        error = math.sqrt(float(np.median(within)) / len(truth.values[space.canonical(who)]))
+    return _Known(value, 1 + better, len(others), best, float(np.mean(others)), error)
 
 
-def _results(path: Path, option: str, script: str, key: str) -> Mapping[str, Any]:
-    """What a finished run found."""
-    file = path / "results.json"
-    if not file.exists():
-        raise ValueError(f"--{option}: '{path}' is no finished run of {script}: it has no results.json")
-    results = read_document(file, "results", 1)
-    if key not in results:
-        raise ValueError(f"--{option}: '{path}' is not a run of {script}")
-    return results
+def _median_share(degrees: int) -> float:
+    """What the median of a variance's estimates is, in units of the variance."""
+    return float(chi2.median(degrees)) / degrees
 
 
-def _network(path: Path, options: Mapping[str, Any]) -> str:
-    file = path / "architecture.json"
-    if not options.get("architecture") or not file.exists():
-        return str(options.get("network", ""))
-    document = read_document(file, "architecture", 1)
-    space = document["space"] if isinstance(document["space"], str) else document["space"].get("name", "own")
-    return f"{space}/{Architecture(tuple(document['choices']))}"
+def _worth(value: float, lower: bool) -> str:
+    return f"{value:.4g}" if lower else percent(value)
+
+
+def _said(
+    name: str,
+    results: Mapping[str, Any],
+    entry: Mapping[str, Any],
+    limits: Mapping[str, float],
+    known: _Known | None,
+    has_truth: bool,
+    lower: bool,
+) -> str:
+    told = [UNITS[limit].format(most) for limit, most in limits.items() if limit in UNITS]
+    limit = f" of at most {' and '.join(told)}" if told else ""
+    said = (
+        f"The search {name!r} ({results['method']}) scored {results['evaluations']:,} networks{limit}; "
+        f"its best is {entry['architecture']}, score {entry['score']:.4f}, {entry['macs'] / 1e6:,.2f} "
+        "million MACs"
+    )
+    if known:
+        among = f"the {known.among:,} networks that the truth has"
+        if {"macs", "params"} & limits.keys():
+            among += " within limits on " + " and ".join(
+                key for key in ("MACs", "params") if key.lower() in limits
+            )
+        noise = ""
+        if not math.isnan(known.error):
+            points = f"{known.error:.2g}" if lower else percent_points(known.error, known.value)
+            noise = f" (uncertain by {points}, as trainings differ)"
+        return (
+            f"{said}. In the truth it has {_worth(known.value, lower)}{noise}: rank {known.rank:,} of "
+            f"{among}, "
+            f"of which the best has {_worth(known.best, lower)} and the mean is {_worth(known.mean, lower)}."
+        )
+    return said + (", of which the truth knows nothing." if has_truth else ".")
+
+
+def _where(name: str, network: str, layers: int, decouplings: Mapping[str, Any]) -> str:
+    """The cuts into few blocks, in words."""
+    told = [
+        f"in {blocks} blocks after {', '.join(f'{cut} ({head})' for cut, head in pairs)}"
+        for blocks, each in list(decouplings.items())[:3]
+        for pairs in [list(zip(each["cuts"], each["heads"], strict=True))]
+    ]
+    places = "; ".join(told)
+    return (
+        f"The search {name!r} cuts {network}, of {layers} layers, {places} (in brackets the head at a cut)."
+    )
+
+
+def _figure(file: Path) -> str:
+    """What a figure of a search for cuts shows."""
+    if file.stem == "preferences":
+        return "shares of cuts and heads by layer, and their course"
+    return f"the network in {file.stem.rpartition('-')[2]} blocks"

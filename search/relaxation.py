@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from local_learning.chain import Chain
+from local_learning.decoupling import HEADS
 from local_learning.features import as_map, layout_of, map_shape, probe
 from local_learning.heads import make_head
 from local_learning.losses import cross_entropy
 from search.config import SEARCHABLE
 from search.discretisation import discretise
 from search.mixture import mixed_logits
-from tools.config import suggest
 
 __all__ = ["Gradients", "RelaxedNet", "discretise"]
 
@@ -70,7 +70,10 @@ class RelaxedNet(nn.Module):
             features = probe([layer], features)
             self._layouts.append(layout_of(features.shape))
             chs, size = map_shape(features.shape)
-            made = (make_head(kind, chs, size, num_classes, width=chain.width) for kind in head_kinds)
+            made = [make_head(kind, chs, size, num_classes, width=chain.width) for kind in head_kinds]
+            for kind, head in zip(head_kinds, made, strict=True):
+                if kind in HEADS.own:
+                    _check_logits(kind, head, torch.zeros(2, chs, size, size), num_classes)
             self.heads.append(nn.ModuleList(made))
         self.heads.to(reference.device, reference.dtype)
         count = chain.num_layers - 1
@@ -184,10 +187,17 @@ def check_kinds(head_kinds: Sequence[str]) -> None:
     if not head_kinds:
         raise ValueError("head_kinds: name at least one kind of head")
     for kind in head_kinds:
-        if kind not in SEARCHABLE:
-            raise ValueError(f"head_kinds: '{kind}' cannot be searched{suggest(kind, SEARCHABLE)}")
+        if kind not in (*SEARCHABLE, *HEADS.own):
+            raise ValueError(f"head_kinds: '{kind}' cannot be searched{HEADS.hint(kind, SEARCHABLE)}")
     if len(set(head_kinds)) < len(head_kinds):
         raise ValueError("head_kinds: a kind is there twice")
+
+
+def _check_logits(kind: str, head: nn.Module, features: Tensor, num_classes: int) -> None:
+    """Refuse a head of the user's own that gives anything but logits."""
+    outputs: object = probe([head], features)
+    if not isinstance(outputs, Tensor) or outputs.shape != (len(features), num_classes):
+        raise ValueError(f"head '{kind}' cannot be searched: it must give logits and nothing else")
 
 
 def _gradients(

@@ -241,11 +241,14 @@ def _snapshots_of(run: Path, config: DecouplingSearchConfig, num_steps: int) -> 
     found = load_checkpoint(run / PRETRAINING / "checkpoints")
     if found is None:
         raise ValueError(f"{option}: there is no pretraining in '{run}'")
-    text = (run / "config.toml").read_text("utf-8")
+    try:
+        text = (run / "config.toml").read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{option}: cannot read the options of '{run}': {error}") from None
     theirs = flatten(from_toml(DecouplingSearchConfig, text, source=str(run / "config.toml")))
     mine = flatten(config)
     kept = {name for name in mine if not name.startswith("search.")} | {"search.compat"}
-    kept -= FREE | {"recipe.log_every", "recipe.checkpoint_every"}
+    kept -= FREE | {"recipe.log_every", "recipe.checkpoint_every", "plugins"}
     differing = [
         f"{flag(name)} ({theirs[name]!r} there)"
         for name in mine
@@ -253,6 +256,7 @@ def _snapshots_of(run: Path, config: DecouplingSearchConfig, num_steps: int) -> 
     ]
     if differing:
         raise ValueError(f"{option}: '{run}' was pretrained with other options: {', '.join(differing)}")
+    Run(run).check_plugins(config)
     step, state = found
     if step != num_steps:
         raise ValueError(f"{option}: the pretraining in '{run}' has come to step {step} of {num_steps}")

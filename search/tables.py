@@ -60,10 +60,10 @@ def read_table(path: Path, space: Space, *, option: str, lower: bool = False) ->
         for who, entry in entries:
             architecture = _architecture(who, space)
             rows.setdefault(architecture, []).extend(_numbers(entry, column, who))
-    except ValueError as error:
+    except OSError as error:
+        raise ValueError(f"{option}: cannot read '{file}': {error.strerror}") from None
+    except (ValueError, RecursionError, csv.Error) as error:
         raise ValueError(f"{option}: '{file}': {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{option}: cannot read '{file}': {error}") from None
     found: dict[Architecture, list[tuple[float, ...]]] = {}
     for architecture, numbers in rows.items():
         said = found.setdefault(space.canonical(architecture), [])

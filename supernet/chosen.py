@@ -10,7 +10,7 @@ class NetworkChoice:
     """A network by name, or an architecture of a space."""
 
     network: str = "resnet18"
-    """resnet18/34/50/101/152, resnet32, resnet110, vgg19, vgg6a, mlp, or timm/<model name>."""
+    """resnet18/34/50/101/152, resnet32, resnet110, vgg19, vgg6a, mlp, timm/<model name>, or your own."""
     architecture: str = ""
     """Take the network that this architecture.json describes instead, such as one that a search found."""
     width: float = 1.0

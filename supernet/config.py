@@ -36,7 +36,7 @@ class RecordOptions:
     """Batch size for which each candidate's latency is measured at the end; 0: it is not."""
 
     def __post_init__(self) -> None:
-        check_range("--records.probes", self.probes, 0)
+        check_range("--records.probes", self.probes, 0, 1000)
         check_range("--records.validation-images", self.validation_images, 0)
         check_range("--records.calibration-images", self.calibration_images, 2)
         check_range("--records.calibration-batch", self.calibration_batch, 2)
@@ -65,11 +65,12 @@ class SupernetConfig(FastOptions, RunOptions):
 
     run: str = "runs/supernet"
     space: str = "nas_bench_macro"
-    """lwsl_table1, lwsl_fit, cream, nas_bench_macro, tiny, or the .toml or .json file of your own space."""
+    """lwsl_table1, lwsl_fit, cream, nas_bench_macro, tiny, your own, or the .toml or .json file of one."""
     strategy: str = "spos"
-    """spos (single paths), fair (strict fairness), greedy or nongreedy (layer by layer, LWSL)."""
+    """spos (single paths), fair (strict fairness), greedy or nongreedy (both layer by layer, LWSL),
+    or your own."""
     objective: str = "cross_entropy"
-    """cross_entropy, or infonce (two views of each image, no labels)."""
+    """What is trained for: cross_entropy, or infonce (two views of each image, no labels)."""
     weights: str = ""
     """Start from the weights of another supernet of this space."""
     tail_steps: int = 0
@@ -87,7 +88,7 @@ class SupernetConfig(FastOptions, RunOptions):
         self.check_fast()
         if not self.space:
             raise ValueError("--space: name a preset or a file")
-        check_choice("--strategy", self.strategy, STRATEGIES)
+        STRATEGIES.check("--strategy", self.strategy)
         check_choice("--objective", self.objective, OBJECTIVES)
         check_range("--tail-steps", self.tail_steps, 0)
         self._check_recipe()
@@ -101,13 +102,15 @@ class SupernetConfig(FastOptions, RunOptions):
     @property
     def trains_tail_apart(self) -> str:
         """What the strategy leaves untrained: fc, tail or nothing."""
-        if self.strategy in ("greedy", "nongreedy") and self.layerwise.last_decoder == "local":
+        if self.strategy not in _USED["paths"] and self.layerwise.last_decoder == "local":
             return "tail"
         return "fc" if self.objective == "infonce" else ""
 
     def _check_idle(self) -> None:
         """Refuse options that this strategy or objective does not look at."""
         for group, used in _USED.items():
+            if group != "contrast" and self.strategy in STRATEGIES.own:
+                continue  # nobody here knows what it looks at
             mine = used.get(self.strategy, used.get(self.objective, ()))
             who = f"--strategy {self.strategy} by --objective {self.objective}"
             check_idle(group, getattr(self, group), mine, who)

@@ -2,16 +2,17 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from supernet.layers import Op, Style, parse_op
-from supernet.presets import PRESETS, preset
+from supernet.presets import PRESETS, SPACES, preset
 from supernet.space import Architecture, Fixed, Layer, Space, stage
 from supernet.tail import Tail
 from tools.config import suggest
 from tools.files import check_format, read_document, write_document
+from tools.plugins import call
 
 SPACE, ARCHITECTURE, VERSION = "space", "architecture", 1
 
@@ -19,14 +20,15 @@ Plain = TypeVar("Plain", Style, Tail)
 
 
 def find_space(name: str, *, num_classes: int, image_size: int, in_chs: int = 3) -> Space:
-    """The preset of this name, or the space that a .toml or .json file describes, for these images."""
+    """The space of this name, or the one that a .toml or .json file describes, for these images."""
     if name in PRESETS:
         return preset(name, num_classes=num_classes, image_size=image_size, in_chs=in_chs)
+    if name in SPACES.own:
+        images = {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}
+        return replace(call(SPACES.own[name], **images), name=name)
     path = Path(name)
     if path.suffix not in (".toml", ".json"):
-        raise ValueError(
-            f"space '{name}' is unknown{suggest(name, list(PRESETS))}; or name a .toml or .json file"
-        )
+        raise ValueError(f"space '{name}' is unknown{SPACES.hint(name)}, or name a .toml or .json file")
     description = read_space_file(path)
     try:
         return space_from(
@@ -45,7 +47,7 @@ def read_space_file(path: Path) -> dict[str, Any]:
         description = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
     if "format" in description or "version" in description:
         check_format(path, description, SPACE, VERSION)

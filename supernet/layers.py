@@ -21,7 +21,8 @@ from timm.models._efficientnet_blocks import (
 )
 from torch import Tensor, nn
 
-from tools.config import check_choice, check_range, suggest
+from tools.config import check_choice, check_range
+from tools.plugins import Registry
 
 ACTIVATIONS = ("relu", "relu6", "silu", "swish", "gelu", "hard_swish", "leaky_relu")
 
@@ -242,14 +243,20 @@ KINDS: dict[str, Callable[..., Op]] = {
     "shuffle": Shuffle,
     "shufflex": functools.partial(Shuffle, xception=True),
 }
+OPERATIONS: Registry[Callable[..., Op]] = Registry("operation", KINDS, form="[A-Za-z][A-Za-z0-9]*")
+"""These, and a user's own."""
+
+register_op = OPERATIONS.register
+
 _NUMBERS = {"k": ("kernel", int), "e": ("exp", float), "se": ("se", float)}
 
 
 def parse_op(text: str) -> Op:
     """The operation that a text names; `str` of it is that text in its shortest form."""
     kind, *words = text.split("_", 1)
-    if kind not in KINDS:
-        raise ValueError(f"operation '{text}' is unknown{suggest(kind, list(KINDS))}")
+    if kind not in OPERATIONS:
+        raise ValueError(f"operation '{text}' is unknown{OPERATIONS.hint(kind)}")
+    maker = OPERATIONS.own.get(kind) or KINDS[kind]
     values: dict[str, Any] = {}
     rest = words[0] if words else ""
     while rest:
@@ -276,7 +283,7 @@ def parse_op(text: str) -> Op:
     if values.get("exp", 1) == 0:
         raise ValueError(f"operation '{text}': e must be over 0")
     try:
-        return KINDS[kind](**values)
+        return maker(**values)
     except TypeError:
         raise ValueError(f"operation '{text}': {kind} does not have all of these numbers") from None
 

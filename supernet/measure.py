@@ -92,19 +92,24 @@ def save_measured(path: Path, measured: Measured) -> None:
 def load_measured(path: Path) -> Measured:
     """Read a table."""
     document: dict[str, Any] = read_document(path, KIND, VERSION)
-    fields = {name: document.get(name) for name in Measured.__dataclass_fields__}
+    fields: dict[str, Any] = {name: document.get(name) for name in Measured.__dataclass_fields__}
+    kinds = {"space": str, "device": str, "date": str, "threads": int, "batch_size": int}
+    for name, kind in kinds.items():
+        if type(fields[name]) is not kind:
+            raise ValueError(f"{path}: {name} must be of type {kind.__name__}, not {fields[name]!r}")
     for name in ("seconds", "saved_bytes"):
-        if not isinstance(fields[name], list):
-            raise ValueError(f"{path}: {name} is missing")
-        fields[name] = tuple(map(tuple, document[name]))
-    tables = (
-        [[document.get("fixed_seconds"), document.get("fixed_bytes")]],
-        *map(fields.get, ("seconds", "saved_bytes")),
-    )
-    for value in (value for table in tables for row in table or () for value in row):
+        rows = fields[name]
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise ValueError(f"{path}: {name} must be a list of lists, one for each layer")
+        fields[name] = tuple(map(tuple, rows))
+    times = ((fields["fixed_seconds"],), *fields["seconds"])
+    sizes = ((fields["fixed_bytes"],), *fields["saved_bytes"])
+    for value in (value for row in (*times, *sizes) for value in row):
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{path}: a cost is {value!r}; it must be a finite number")
-    return Measured(**fields)  # type: ignore[arg-type]
+    if any(value < 0 for row in times for value in row):
+        raise ValueError(f"{path}: a time is less than 0")
+    return Measured(**fields)
 
 
 def _cost(

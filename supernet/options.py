@@ -1,10 +1,13 @@
 """How supernets are trained, in options; free of torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tools.config import check_choice, check_range
+from tools.plugins import Registry
 
-STRATEGIES = ("spos", "fair", "greedy", "nongreedy")
+STRATEGIES: Registry[Callable[..., Any]] = Registry("strategy", ("spos", "fair", "greedy", "nongreedy"))
 OBJECTIVES = ("cross_entropy", "infonce")
 
 

@@ -32,7 +32,13 @@ class EndToEnd(Strategy):
             self.decoders.append(self._ending)
         self._optimize(optimizer, [net.stem, net.layers, self._ending])
 
-    def _path_loss(self, features: Tensor, path: Architecture, targets: Tensor) -> Tensor:
+    def begin(self, images: Tensor) -> Tensor:
+        """The stem's output."""
+        with self.engine.precision():
+            return self.net.begin(images)
+
+    def path_loss(self, features: Tensor, path: Architecture, targets: Tensor) -> Tensor:
+        """Forward from the stem's output and backward, without an update; the loss of one path."""
         with self.engine.precision():
             outputs = self._ending(self.net.middle(features, path))
             loss = self.objective.loss(outputs, targets)
@@ -77,9 +83,7 @@ class SinglePath(EndToEnd):
 
     def step(self, images: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
         task = self.objective.task(images, targets, step)
-        with self.engine.precision():
-            features = self.net.begin(task.images)
-        loss = self._path_loss(features, self.path(step), task.targets)
+        loss = self.path_loss(self.begin(task.images), self.path(step), task.targets)
         self.engine.update(self.optimizers[0])
         return {"loss": loss}
 
@@ -113,7 +117,7 @@ class StrictFairness(EndToEnd):
         task = self.objective.task(images, targets, step)
         paths = self.paths(step)
         stem = SharedStem(self.net, task.images, self.engine)
-        losses = [self._path_loss(stem.features, path, task.targets) for path in paths]
+        losses = [self.path_loss(stem.features, path, task.targets) for path in paths]
         scale = 1 / len(paths) if self.options.shared_scale == "mean" else 1.0
         stem.backward(scale)
         if scale != 1:

@@ -6,6 +6,7 @@ from supernet.layers import Conv, DepthwiseSeparable, MBConv, Op, Projection, Sk
 from supernet.space import Fixed, Layer, Space, stage
 from supernet.tail import Tail
 from tools.config import check_choice
+from tools.plugins import Registry
 
 Maker = Callable[[int, int, int], Space]
 SIX = tuple(MBConv(kernel, exp, 0.25) for kernel in (3, 5, 7) for exp in (4, 6))
@@ -119,3 +120,8 @@ PRESETS: dict[str, Maker] = {
     "nas_bench_macro": _nas_bench_macro,
     "tiny": _tiny,
 }
+
+SPACES: Registry[Callable[..., Space]] = Registry("space", PRESETS)
+"""These, and a user's own with what makes them."""
+
+register_space = SPACES.register

@@ -1,16 +1,13 @@
 """A trained supernet as a file: its weights, and the space they belong to."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-
 from supernet.documents import space_from, space_to
 from supernet.space import Space
 from supernet.supernet import Supernet
-from tools.weights import load_weights, read_weights, save_weights
+from tools.weights import load_weights, read_notes, read_weights, save_weights
 
 SNAPSHOTS = "snapshots"
 
@@ -49,7 +46,7 @@ def load_supernet(path: Path, *, label: str = "--supernet") -> Supernet:
     file = weights_file(path)
     tensors = read_weights(file, label=label)
     net = Supernet(supernet_space(path, label=label))
-    load_weights(net, tensors, source=file)
+    load_weights(net, tensors, source=file, label=label)
     return net
 
 
@@ -65,17 +62,7 @@ def supernet_space(path: Path, *, label: str = "--supernet") -> Space:
 def supernet_notes(path: Path, *, label: str = "--supernet") -> dict[str, Any]:
     """What is written beside the weights: the space, and what `save_supernet` was given."""
     file = weights_file(path)
-    if not file.is_file():
-        raise ValueError(f"{label}: there is no file '{file}'")
-    try:
-        with safetensors.safe_open(file, "pt") as opened:
-            notes = {
-                name: json.loads(text)
-                for name, text in (opened.metadata() or {}).items()
-                if name not in ("format", "version")
-            }
-    except (json.JSONDecodeError, safetensors.SafetensorError):
-        notes = {}
-    if "space" not in notes:
+    notes = read_notes(file, label=label)
+    if not isinstance(notes.get("space"), dict) or not isinstance(notes.get("config", ""), str):
         raise ValueError(f"{label}: '{file}' holds weights, but not those of a supernet")
     return notes

@@ -12,7 +12,16 @@ from supernet.sampling import sample, stream
 from supernet.strategy import MakeOptimizer, Strategy
 from supernet.supernet import Supernet
 from tools.batchnorm import frozen_statistics
-from tools.config import check_choice
+from tools.plugins import call
+
+register_strategy = STRATEGIES.register
+
+_OURS: dict[str, type[Strategy]] = {
+    "spos": SinglePath,
+    "fair": StrictFairness,
+    "greedy": Greedy,
+    "nongreedy": NonGreedy,
+}
 
 
 def make_strategy(
@@ -26,33 +35,26 @@ def make_strategy(
     paths: PathOptions | None = None,
     layerwise: LayerwiseOptions | None = None,
 ) -> Strategy:
-    """The strategy called spos, fair, greedy or nongreedy.
+    """The strategy called spos, fair, greedy or nongreedy, or what was registered by this name.
 
     Without an objective it is cross-entropy, without an engine plain PyTorch. New weights of decoders come
-    from torch's global generator.
+    from torch's global generator. `options` are `layerwise` for what derives from Greedy, otherwise `paths`.
     """
-    check_choice("--strategy", name, STRATEGIES)
-    objective = objective or CrossEntropy(num_classes=net.space.num_classes)
-    engine = engine or Engine()
-    if name in ("spos", "fair"):
-        whole = SinglePath if name == "spos" else StrictFairness
-        return whole(
-            net,
-            optimizer=optimizer,
-            seed=seed,
-            objective=objective,
-            engine=engine,
-            options=paths or PathOptions(),
-        )
-    by_layer = Greedy if name == "greedy" else NonGreedy
-    return by_layer(
+    STRATEGIES.check("--strategy", name)
+    maker = STRATEGIES.own.get(name) or _OURS[name]
+    by_layer = isinstance(maker, type) and issubclass(maker, Greedy)
+    strategy = call(
+        maker,
         net,
         optimizer=optimizer,
         seed=seed,
-        objective=objective,
-        engine=engine,
-        options=layerwise or LayerwiseOptions(),
+        objective=objective or CrossEntropy(num_classes=net.space.num_classes),
+        engine=engine or Engine(),
+        options=(layerwise or LayerwiseOptions()) if by_layer else (paths or PathOptions()),
     )
+    if not isinstance(strategy, Strategy) or not strategy.optimizers:
+        raise ValueError(f"--strategy {name}: must make a Strategy that has an optimiser or more")
+    return strategy
 
 
 class TailTraining(Strategy):

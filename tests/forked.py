@@ -19,6 +19,7 @@ from typing import Any
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
+        "retrain.export",
         "retrain.training",
         "retrain.truth",
         "search.architectures",

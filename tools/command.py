@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from tools.config import parse
+from tools import plugins
+from tools.config import given, parse
 from tools.failures import Interrupted, RunFailed
 
 Config = TypeVar("Config")
@@ -22,6 +23,7 @@ def main(cls: type[Config], run: Callable[[Config], None], description: str | No
     Exit codes: 2 for a user's mistake, 1 for a run that cannot go on, 128 + signal for an interrupted one.
     """
     try:
+        plugins.load_asked(*given(sys.argv[1:], "plugins"))
         run(parse(cls, sys.argv[1:], prog=Path(sys.argv[0]).name, description=description or ""))
     except ValueError as error:
         if not is_ours(error):
@@ -30,6 +32,13 @@ def main(cls: type[Config], run: Callable[[Config], None], description: str | No
         _leave(str(error), 2, speaks=os.environ.get("LOCAL_RANK", "0") == "0")
     except RunFailed as error:
         _leave(str(error), 1, speaks=not error.everyone or _rank() == 0)
+    except MemoryError as error:
+        reason = f" ({error})" if str(error) else ""
+        _leave(
+            f"out of memory{reason}; where images fill it, --data.train-size takes fewer of them and "
+            "--data.loader stream keeps them in their files",
+            1,
+        )
     except Interrupted as error:
         _leave(str(error), 128 + error.signum, speaks=_rank() == 0)
     except KeyboardInterrupt:
@@ -40,7 +49,8 @@ def is_ours(error: ValueError) -> bool:
     """A ValueError of our own code is for the user; from anywhere else it is a bug to be seen whole."""
     frames = traceback.extract_tb(error.__traceback__)
     raised_in = Path(frames[-1].filename).resolve() if frames else HOUSE
-    return raised_in.is_relative_to(HOUSE) and "site-packages" not in raised_in.parts
+    ours = raised_in.is_relative_to(HOUSE) and "site-packages" not in raised_in.parts
+    return ours and not plugins.is_plugin(raised_in)
 
 
 def _rank() -> int:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import json
 import math
 import re
@@ -22,6 +23,15 @@ import tyro
 Config = TypeVar("Config")
 
 CONFIG_FLAG = "--config"
+
+_PLAINLY = {
+    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not a whole number",
+    r"could not convert string to float: (.*)": r"\1 is not a number",
+    r"Could not (?:find valid parse for|parse) arguments:? \[(.*?)\].*": r"takes numbers, which \1 are not",
+    r"^Missing value for argument '(.*)'. Expected (\d+) values?.*": r"\1: the value is missing; it takes \2",
+    r"^Unrecognized options: (.*)": r"\1: belongs to no option; every value follows one that takes it",
+}
+"""What tyro says, and how we say it."""
 
 
 def parse(cls: type[Config], arguments: Sequence[str], *, prog: str, description: str) -> Config:
@@ -50,14 +60,33 @@ def parse(cls: type[Config], arguments: Sequence[str], *, prog: str, description
         raise ValueError(_one_line(said.getvalue()) + (f" (with {path})" if path else "")) from None
 
 
+def given(arguments: Sequence[str], name: str) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """The words for an option: those of the flags (None without it), and those of the file of `--config`."""
+    path, flags = _split_config_flag(arguments)
+    from_flags: tuple[str, ...] | None = None
+    for index, argument in enumerate(flags):
+        first, equals, value = argument.partition("=")
+        if first == flag(name):
+            if from_flags is not None:
+                raise ValueError(f"{first}: give it once, with all its values behind it")
+            rest = itertools.takewhile(lambda word: not word.startswith("-"), flags[index + 1 :])
+            from_flags = (*([value] if equals else []), *rest)
+    words = _table(_read(path), path).get(name, ()) if path else ()
+    from_file = tuple(word for word in words if isinstance(word, str)) if isinstance(words, list) else ()
+    return from_flags, from_file
+
+
 def to_toml(config: Any) -> str:
     """The whole config as TOML; `from_toml` gives it back equal."""
     return "\n".join(_toml_lines(config, "")).lstrip("\n") + "\n"
 
 
-def from_toml(cls: type[Config], text: str, *, source: str) -> Config:
-    """The config that a TOML text describes; what it leaves out keeps its default."""
-    return _build(cls, _table(text, source), "", source, _checked)
+def from_toml(cls: type[Config], text: str, *, source: str, checked: bool = True) -> Config:
+    """The config that a TOML text describes; what it leaves out keeps its default.
+
+    Not `checked`, it may name files that are gone: notes of what was once done.
+    """
+    return _build(cls, _table(text, source), "", source, _checked if checked else _unchecked)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -164,12 +193,17 @@ def _one_line(boxed: str) -> str:
     lines = [re.sub(r"^│\s?(.*?)\s*│$", r"\1", line) for line in boxed.splitlines()]
     body: list[str] = []
     for line in lines[1:]:
-        if line.startswith(("─", "╰")):
-            break
+        if line.strip().startswith(("─", "╰", "---")):  # the last where a terminal has no such signs
+            if body:
+                break
+            continue
         body.append(line.strip())
     text = " ".join(part for part in body if part)
     text = re.sub(r"^Error parsing ([\w.\-]+): (--)", r"\2", text)
-    return re.sub(r"^Error parsing (?=--)", "", text)
+    text = re.sub(r"^Error parsing (?=--)", "", text)
+    for said, meant in _PLAINLY.items():
+        text = re.sub(said, meant, text)
+    return text
 
 
 def _toml_lines(config: Any, prefix: str) -> Iterator[str]:
@@ -199,7 +233,7 @@ def _toml_value(value: Any) -> str:
 def _table(text: str, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{source}: not valid TOML: {error}") from None
 
 

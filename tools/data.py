@@ -3,6 +3,7 @@
 Nothing here imports torch, so that options are read, checked and explained without waiting for it.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -109,6 +110,17 @@ KNOWN_SETS = {
 }
 
 POLICY = r"(rand|original|originalr|v0|v0r|3a)(-\w[\w.]*)*"
+MOST = {
+    "image_size": 10_000,
+    "num_classes": 1_000_000,
+    "train_size": 1_000_000_000,
+    "test_size": 1_000_000_000,
+    "workers": 1000,
+    "color_jitter": 10,
+    "mixup": math.inf,
+    "cutmix": math.inf,
+}
+"""The most that these may be; more would only end in want of memory, or never."""
 STREAM_ONLY = ("color_jitter", "auto_augment", "erase")
 
 
@@ -170,18 +182,8 @@ class DataConfig:
         check_choice("--data.loader", self.loader, ("auto", "device", "stream"))
         check_choice("--data.augment", self.augment, ("none", "standard"))
         check_choice("--data.pad-mode", self.pad_mode, ("zero", "reflect"))
-        for field in (
-            "image_size",
-            "num_classes",
-            "train_size",
-            "test_size",
-            "workers",
-            "crop_pad",
-            "cutout",
-        ):
-            check_range(_option(field), getattr(self, field), 0)
-        for field in ("color_jitter", "mixup", "cutmix"):
-            check_range(_option(field), getattr(self, field), 0)
+        for field, high in MOST.items():
+            check_range(_option(field), getattr(self, field), 0, high)
         if self.auto_augment and not re.fullmatch(POLICY, self.auto_augment):
             raise ValueError(
                 f"--data.auto-augment: unknown policy '{self.auto_augment}'; "
@@ -203,6 +205,8 @@ class DataConfig:
             raise ValueError(f"--data.loader: device does not do {self._stream_only}; leave it at auto")
         if self.loader == "device" and self.name == "imagenet":
             raise ValueError("--data.loader: imagenet does not fit in memory; leave it at auto")
+        for field in ("crop_pad", "cutout"):
+            check_range(_option(field), getattr(self, field), 0, self.size)
         if self.pad_mode == "reflect" and self.crop_pad >= self.size:
             raise ValueError(
                 f"--data.crop-pad: {self.crop_pad} pixels of an image of {self.size} cannot be reflected"

@@ -48,7 +48,7 @@ def read_document(path: Path, kind: str, version: int) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     check_format(path, document, kind, version)
     assert isinstance(document, dict)

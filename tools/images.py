@@ -91,6 +91,7 @@ def list_images(folder: Path, classes: Sequence[str], inner: str = "") -> Folder
 
 
 def from_names(root: Path, names: Sequence[str], labels: Sequence[int]) -> FolderImages:
+    """Images by their names under a folder, none of which is opened yet."""
     return FolderImages(root, np.array([os.fsencode(name) for name in names]), torch.tensor(labels))
 
 

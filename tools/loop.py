@@ -147,7 +147,7 @@ class Loop(Generic[BatchT]):
                 signum, bad_step, self._slowest = meeting.votes
                 if -bad_step <= self._plan.num_steps:
                     raise RunFailed(
-                        f"the loss at step {-bad_step:.0f} is not a finite number (learning rate "
+                        f"the loss at step {abs(bad_step):.0f} is not a finite number (learning rate "
                         f"{self._job.rate(int(-bad_step)):g}); {self._advice()}",
                         everyone=True,
                     )

@@ -37,7 +37,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     latest: dict[int, list[dict[str, Any]]] = {}
     for entry in read_lines(path):
-        if "step" in entry:
+        if type(entry.get("step")) is int:
             lines = latest.setdefault(entry["step"], [])
             # Names in common mean that the step was made again, maybe by another number of processes.
             again = [index for index, line in enumerate(lines) if line.keys() & entry.keys() != {"step"}]

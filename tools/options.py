@@ -17,11 +17,13 @@ class RunOptions:
     seed: int = 0
     """Decides all that is random: initialisation, splits, order, augmentation, what is drawn."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """Where to compute: cpu, cuda, or auto, which takes cuda where there is any."""
     precision: str = "fp32"
     """fp32; mixed precision in bf16 or (on CUDA) fp16; or fp64, to compare two ways exactly."""
     threads: int = 0
     """CPU threads of each process; 0 shares the cores between the processes of a machine."""
+    plugins: tuple[str, ...] = ()
+    """Python files with parts of your own, whose names are then valid beside ours (docs/your_own.md)."""
     trackers: tuple[str, ...] = ()
     """Also report to these of Accelerate's trackers, such as tensorboard."""
 
@@ -32,7 +34,7 @@ class RunOptions:
         check_range("--seed", self.seed, 0)
         check_choice("--device", self.device, ("auto", "cpu", "cuda"))
         check_choice("--precision", self.precision, precisions)
-        check_range("--threads", self.threads, 0)
+        check_range("--threads", self.threads, 0, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +44,12 @@ class FastOptions:
     compile: bool = False
     """Compile the network with torch.compile, a supernet candidate by candidate."""
     compile_mode: str = "default"
-    """default, reduce-overhead (CUDA graphs) or max-autotune."""
+    """What torch.compile goes for: default, reduce-overhead (CUDA graphs) or max-autotune."""
     sync_batchnorm: bool = True
     """Take BatchNorm statistics over all processes' parts of the batch, so that n give the numbers of one."""
 
     def check_fast(self) -> None:
-        """Refuse what is unknown."""
+        """Refuse what is unknown, or would not be looked at."""
         check_choice("--compile-mode", self.compile_mode, ("default", "reduce-overhead", "max-autotune"))
+        if self.compile_mode != "default" and not self.compile:
+            raise ValueError("--compile-mode: goes with --compile; leave it out without")

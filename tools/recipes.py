@@ -29,9 +29,9 @@ class Recipe:
     nesterov: bool = False
     """Nesterov's form of momentum, for sgd."""
     beta1: float = 0.9
-    """First beta of adam and adamw."""
+    """Decay of the mean of gradients in adam and adamw."""
     beta2: float = 0.999
-    """Second beta of adam and adamw, decay of the squares in rmsprop."""
+    """Decay of the mean of their squares in adam and adamw, and in rmsprop."""
     eps: float = 1e-8
     """Term that keeps adam, adamw and rmsprop from dividing by zero."""
     weight_decay: float = 1e-4
@@ -67,7 +67,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check_range("--recipe.steps", self.steps, 0)
         check_range("--recipe.epochs", self.epochs, 0, open_low=self.steps == 0)
-        check_range("--recipe.batch-size", self.batch_size, 1)
+        check_range("--recipe.batch-size", self.batch_size, 1, 1_000_000)
         check_range("--recipe.accumulate", self.accumulate, 1)
         if self.batch_size % self.accumulate:
             raise ValueError(

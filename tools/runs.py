@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from tools.config import flag, flatten, from_toml, to_toml
 from tools.failures import RunFailed
 from tools.files import read_document, write_bytes, write_document
+from tools.plugins import digests
 
 LOCK_PATIENCE_S = 60.0
 
@@ -29,6 +30,7 @@ class Run:
         self.best_weights = path / "best.safetensors"
         self.results_path = path / "results.json"
         self.evaluations_path = path / "evaluations.jsonl"
+        self.plugins_path = path / "plugins.json"
         self._lock: TextIO | None = None
 
     def open(self, config: Any, *, free: Collection[str]) -> None:
@@ -55,8 +57,11 @@ class Run:
         # Until the first checkpoint nothing depends on the options: a mistake may be mended in place.
         if self.config_path.exists() and self.has_begun:
             self._compare(config, free)
+            if "plugins" not in free:
+                self.check_plugins(config)
         if not self.results_path.exists():
             write_bytes(self.config_path, to_toml(config).encode())
+            self._keep_plugins(config)
 
     @property
     def has_begun(self) -> bool:
@@ -85,12 +90,20 @@ class Run:
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Mark the run as finished."""
-        write_document(self.results_path, "results", 1, results)
+        try:
+            write_document(self.results_path, "results", 1, results)
+        except ValueError:  # JSON has no such numbers
+            raise RunFailed(
+                "the training has diverged: the weights are finite, but losses by them are not; start a new "
+                "run with a lower --recipe.lr"
+            ) from None
 
     def _compare(self, config: Any, free: Collection[str]) -> None:
         text = self.config_path.read_text("utf-8", errors="replace")
         old = flatten(from_toml(type(config), text, source=str(self.config_path)))
         new = flatten(config)
+        # Of plug-ins it is what they say that counts, not where they lie.
+        free = {*free, "plugins"}
         differing = [name for name in new if name not in free and old[name] != new[name]]
         if differing:
             listed = ", ".join(f"{flag(name)} (was {old[name]!r}, is {new[name]!r})" for name in differing)
@@ -98,6 +111,31 @@ class Run:
                 f"--run: '{self.path}' was made with other options: {listed}; "
                 "give those again to continue it, or name a new folder"
             )
+
+    def check_plugins(self, config: Any) -> None:
+        """Refuse to go on with other files of the user's own parts than those that are on record."""
+        if not self.plugins_path.exists():
+            return
+        before: dict[str, str] = read_document(self.plugins_path, "plugins", 1)["sha256"]
+        now = digests(getattr(config, "plugins", ()))
+        if sorted(before.values()) == sorted(now.values()):
+            return
+        names = {name for name in now if now[name] not in before.values()}
+        names |= {name for name in before if before[name] not in now.values()}
+        words = {(True, True): "has changed", (True, False): "is not given any more"}
+        told = [f"'{name}' {words.get((name in before, name in now), 'is new')}" for name in sorted(names)]
+        raise ValueError(
+            f"--plugins: since '{self.path}' began, {', '.join(told)}; give what it began with, or name a "
+            f"new folder (to go on all the same, remove {self.plugins_path})"
+        )
+
+    def _keep_plugins(self, config: Any) -> None:
+        """Put on record by which files of the user's own parts the run is made."""
+        found = digests(getattr(config, "plugins", ()))
+        if found:
+            write_document(self.plugins_path, "plugins", 1, {"sha256": found})
+        else:
+            self.plugins_path.unlink(missing_ok=True)
 
     def _take_lock(self, lock: TextIO) -> None:
         """Wait a while for a process that is just ending here; two must never write one run."""

@@ -30,6 +30,10 @@ class Wish:
             name = signal.Signals(signum).name
             raise Interrupted(signum, f"stopped by {name}; {what_is_kept}, and the same command continues")
 
+    def note(self, signum: int) -> None:
+        """Take it as if this signal had come."""
+        self._noted = self._noted or signum
+
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self._noted == signal.SIGINT == signum:  # asked twice: at once
             raise KeyboardInterrupt

@@ -10,6 +10,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from tools import plugins
+from tools.checkpoint import all_finite
 from tools.files import write_bytes
 
 KIND, VERSION = "cleave/weights", "1"
@@ -23,6 +25,8 @@ def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, Any]) -> 
 def save_tensors(path: Path, named: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write named tensors as weights."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    if made_with := plugins.loaded():
+        metadata = {**metadata, "plugins": made_with}
     notes = {"format": KIND, "version": VERSION} | {key: json.dumps(value) for key, value in metadata.items()}
     data = safetensors.torch.save(tensors, notes)
     write_bytes(path, data)
@@ -46,8 +50,30 @@ def read_weights(path: Path, *, label: str = "--weights") -> dict[str, Tensor]:
     return loaded
 
 
+def read_notes(path: Path, *, label: str = "--weights") -> dict[str, Any]:
+    """What is written beside the weights of a safetensors file of ours; nothing of another's."""
+    if not path.is_file():
+        raise ValueError(f"{label}: there is no file '{path}'")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            notes = file.metadata() or {}
+        read = {key: json.loads(text) for key, text in notes.items() if key not in ("format", "version")}
+    except OSError as error:
+        raise ValueError(f"{label}: cannot read '{path}': {error.strerror or error}") from None
+    except (json.JSONDecodeError, RecursionError, safetensors.SafetensorError):
+        return {}
+    noted = read.get("plugins", {})
+    plugins.check_noted(noted if isinstance(noted, dict) else {}, label, path)
+    return read
+
+
 def load_weights(
-    module: nn.Module, tensors: Mapping[str, Tensor], *, source: Path, skip: tuple[str, ...] = ()
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: Path,
+    skip: tuple[str, ...] = (),
+    label: str = "--weights",
 ) -> None:
     """Put tensors into a module by name; names under a prefix of `skip` stay as initialised."""
     own = {name: value for name, value in module.state_dict().items() if not name.startswith(skip or "\n")}
@@ -59,15 +85,17 @@ def load_weights(
         if names:
             first = ", ".join(sorted(names)[:3])
             raise ValueError(
-                f"--weights: '{source}' does not fit the network: it {complaint} {first}"
+                f"{label}: '{source}' does not fit the network: it {complaint} {first}"
                 f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
             )
     for name, value in own.items():
         if value.shape != given[name].shape:
             raise ValueError(
-                f"--weights: '{source}' does not fit the network: {name} has shape "
+                f"{label}: '{source}' does not fit the network: {name} has shape "
                 f"{tuple(given[name].shape)}, the network's is {tuple(value.shape)}"
             )
+        if not all_finite(given[name]):
+            raise ValueError(f"{label}: '{source}' holds what is not a finite number, in {name}")
     module.load_state_dict(given, strict=not skip)
 
 

@@ -316,4 +316,5 @@ def reads_mode(module: nn.Module) -> bool:
 
 
 def is_notrace(module: nn.Module) -> bool:
+    """Whether timm says of the module's class that no graph must look into it."""
     return isinstance(module, tuple(get_notrace_modules()))  # type: ignore[no-untyped-call]

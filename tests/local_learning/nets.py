@@ -65,11 +65,6 @@ def gradients_by_backprop(net: DecoupledNet, part: Part) -> list[list[Tensor]]:
     return found
 
 
-def parameters_of(net: DecoupledNet) -> list[list[Tensor]]:
-    """Each block's parameters, copied."""
-    return [[parameter.detach().clone() for parameter in block.parameters()] for block in net.blocks]
-
-
 def equal_to(one: Sequence[Tensor], other: Sequence[Tensor], tolerance: float = 0.0) -> bool:
     """Whether two lists of tensors are equal, or close in relation to the size of each tensor.
 

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 import weakref
 from dataclasses import replace
 from itertools import combinations, pairwise
@@ -14,12 +15,13 @@ from torch.nn import functional as F
 
 from local_learning import profile
 from local_learning.blocks import DecoupledNet, decouple
+from local_learning.build import build_chain
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling
 from local_learning.groups import GroupedHeads
 from local_learning.heads import make_head
 from local_learning.options import LocalLosses
-from local_learning.profile import Costs, balanced, measure_costs, module_macs
+from local_learning.profile import Costs, balanced, kept_bytes, measure_costs, module_macs
 from tests.local_learning.nets import CLASSES, SIZE, batch, small_chain, small_net
 from tools.cost import count_macs, saved_activation_bytes
 
@@ -307,3 +309,38 @@ def test_counting_leaves_the_net_as_it_was() -> None:
     module_macs(net, (3, SIZE, SIZE))
     assert [each.training for each in net.modules()] == modes
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("head", ["aux1", "predsim", "infopro"])
+def test_kept_bytes_are_what_training_keeps(head: str) -> None:
+    chain = build_chain("resnet18", num_classes=10, image_size=16, width=0.125)
+    shape, count = (3, 16, 16), 2
+    whole = decouple(chain, Decoupling((), ()), 10, 16)
+    halves = decouple(chain, Decoupling.uniform(chain.num_layers, 2, head), 10, 16)
+    images, targets = torch.randn(count, *shape), torch.randint(10, (count,))
+    for net in (whole, halves):
+        found = kept_bytes(net, shape)
+        assert len(found) == len(net.blocks)
+
+        def train(net: DecoupledNet = net) -> None:
+            inputs = images
+            for block in net.train().blocks:
+                loss, outputs = block.loss(inputs, targets, images)
+                torch.autograd.backward(loss)
+                inputs = outputs.detach()
+
+        assert max(found) == math.ceil(saved_activation_bytes(train) / count)
+    if head == "aux1":  # a decoder keeps more than the layers that are spared
+        assert max(kept_bytes(halves, shape)) < kept_bytes(whole, shape)[0]
+
+
+def test_looking_at_what_is_kept_leaves_the_net_as_it_was() -> None:
+    net = small_net(Decoupling((3,), ("aux1",)))
+    before = copy.deepcopy(net.state_dict())
+    torch.manual_seed(1)
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    kept_bytes(net, (3, SIZE, SIZE))
+    assert torch.equal(torch.rand(3), drawn)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())

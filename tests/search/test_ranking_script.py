@@ -285,7 +285,7 @@ def test_other_runs_are_told_of(home: Path, tmp_path: Path) -> None:
     for words in (
         "What searches found",
         "Where gradients should stop",
-        "Trained alone",
+        "Trained here, in one piece and in blocks",
         "which cut is better?",
     ):
         assert words in page
@@ -295,9 +295,11 @@ def test_other_runs_are_told_of(home: Path, tmp_path: Path) -> None:
     assert "90.50 ± 0.71 %" in page
     assert "cuts orders the 4 decouplings in 2 blocks with tau" in page
     tables = json.loads((folder / "report.json").read_text())["tables"]
-    assert {"What searches found", "Where gradients should stop", "Trained alone"} <= {
-        t["section"] for t in tables
-    }
+    assert {
+        "What searches found",
+        "Where gradients should stop",
+        "Trained here, in one piece and in blocks",
+    } <= {t["section"] for t in tables}
     (cut,) = (table for table in tables if table["caption"] == "truth: which cut is better?")
     assert [row[3] for row in cut["rows"]] == ["2", "3", "1", "1"]
     log_p = [float(row[8]) for row in cut["rows"]]

@@ -114,11 +114,12 @@ def test_the_verdict_says_what_the_numbers_say() -> None:
         return found, verdict(found, strategies)
 
     found, lines = told({"good": good, "poor": poor}, {"good": "nongreedy", "poor": "spos"})
-    assert lines[0].startswith("good ranks best: tau .")
+    assert lines[0].startswith("good ranks best of the 2 asked for: tau .")
     assert "which is beaten" in lines[0]
     assert "good ranks better than poor" in lines[1]
-    assert "good less poor" in lines[2]
-    assert "here better" in lines[2]
+    assert lines[2].startswith("Beside what needs no supernet: good is above ")
+    assert "good less poor" in lines[3]
+    assert "here better" in lines[3]
     turned = difference(found, "poor", "good")
     assert turned["value"] == -difference(found, "good", "poor")["value"]
     assert turned["low"] <= turned["value"] <= turned["high"]

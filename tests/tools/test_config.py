@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrain.config import RetrainConfig
+from tests.scripts import SCRIPTS, config_of
 from tools.config import check_range, flatten, from_toml, parse, to_toml
 
 ANY_FLOAT = st.floats(allow_nan=False)
@@ -94,7 +95,7 @@ def test_flatten_names_values_as_the_options_are_named() -> None:
     ("arguments", "says"),
     [
         (["--cuont", "3"], "unknown option '--cuont'; did you mean '--count'?"),
-        (["--count", "many"], "--count: invalid literal"),
+        (["--count", "many"], "--count: 'many' is not a whole number"),
         (["--inner.rate", "-1"], "--inner.rate: -1 is out of range; it must be at least 0"),
         (["--count"], "--count"),
         (["stray"], "stray"),
@@ -132,14 +133,15 @@ def test_a_mistake_in_the_file_names_file_and_key(tmp_path: Path, text: str, say
     assert says in str(caught.value)
 
 
-def test_help_is_complete_and_does_not_import_torch() -> None:
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_complete_and_does_not_import_torch(script: str) -> None:
     code = (
-        "import sys; sys.argv = ['retrain_model.py', '--help']\n"
+        f"import sys; sys.argv = ['{script}', '--help']\n"
         "import runpy\n"
-        "try: runpy.run_path('retrain_model.py', run_name='__main__')\n"
+        f"try: runpy.run_path('{script}', run_name='__main__')\n"
         "finally: assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for name in flatten(RetrainConfig()):
+    for name in flatten(config_of(script)()):
         assert f"--{name.replace('_', '-')}" in done.stdout
