@@ -1,0 +1,18 @@
+"""Export a trained network for use elsewhere, and check that it is the same network there.
+
+python export_model.py --run-of runs/best --formats state timm onnx torch_export --out exported
+"""
+
+from retrain.export_config import ExportConfig
+from tools.command import main
+
+
+def run(config: ExportConfig) -> None:
+    config.check_source()
+    from retrain.export import export  # imports torch: only when there is work to do
+
+    export(config)
+
+
+if __name__ == "__main__":
+    main(ExportConfig, run, __doc__)
