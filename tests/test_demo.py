@@ -1,0 +1,70 @@
+"""The chapters that come with the project: readable, and the demo from end to end at a smaller size."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.scripts import HOUSE, config_of
+from tools.chapters import ChaptersConfig, read_chapters
+from tools.config import parse
+
+CHAPTERS = sorted(HOUSE.glob("configs/**/chapters*.toml"))
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_command_of_the_chapters_is_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(HOUSE)
+    monkeypatch.setattr("os.path.isfile", lambda path: True)  # cuts are a file that an earlier chapter makes
+    chapters, _ = read_chapters(
+        ChaptersConfig(chapters=str(path.relative_to(HOUSE)), data="DIR" * ("{data}" in path.read_text()))
+    )
+    for chapter in chapters:
+        for script, *options in chapter.commands:
+            parse(config_of(script), options, prog=script, description="")
+
+
+@pytest.mark.slow
+def test_the_demo_tells_its_story(tmp_path: Path) -> None:
+    text = (HOUSE / "configs/demo/chapters.toml").read_text().replace("{here}", "configs/demo")
+    assert text.count("--recipe.steps") == 2
+    text = re.sub(r"--recipe.steps \d+", "--recipe.steps 10 --data.train-size 500", text)
+    for config, options in {
+        "search": "--generations 1 --population 4",
+        "cuts": "--recipe.steps 6 --recipe.evaluate-every 2 --search.steps 4 --search.snapshots 2 "
+        "--data.train-size 800",
+        "retrain": "--recipe.steps 8 --recipe.evaluate-every 4 --data.train-size 800",
+        "report": "--networks 12 --resamples 200",
+    }.items():
+        text = text.replace(f"configs/demo/{config}.toml", f"configs/demo/{config}.toml {options}")
+    (tmp_path / "chapters.toml").write_text(text)
+    line = ["demo.py", "--chapters", str(tmp_path / "chapters.toml"), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, *line, "--run", str(tmp_path / "demo")],
+        cwd=HOUSE, capture_output=True, text=True, timeout=580,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = tmp_path / "demo/report/report.html"
+    assert done.stdout.splitlines()[-1].endswith(f"open {report}")
+    page = report.read_text()
+    for title in (
+        "At a glance",
+        "What searches found",
+        "Where gradients should stop",
+        "Trained here, in one piece and in blocks",
+    ):
+        assert f"<h2>{title}</h2>" in page
+    verdict = json.loads((tmp_path / "demo/report/report.json").read_text())["verdict"]
+    cut = json.loads((tmp_path / "demo/blocks/results.json").read_text())
+    whole = json.loads((tmp_path / "demo/whole/results.json").read_text())
+    assert cut["processes"] == 2
+    (last,) = (line for line in verdict if line.startswith("Cut into 2 blocks"))
+    assert f"(after layer {cut['cuts'][0]})" in last
+    lost = abs(100 * (whole["test"]["last"]["top1"] - cut["test"]["last"]["top1"]))
+    assert f"{lost:.2f} points" in last
+    found = json.loads((tmp_path / "demo/search/best.json").read_text())
+    assert any("".join(map(str, found["choices"])) in line for line in verdict)
+    assert found["macs"] <= 2e6
