@@ -1,12 +1,16 @@
-"""The programs in the documentation run as they stand."""
+"""The programs in the documentation run as they stand, its links lead somewhere, and its tables are right."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
+from local_learning.decoupling import HEAD_KINDS
+from local_learning.heads import make_head
 from supernet.documents import find_space
+from tools.cost import count_params
 
 PAGES = {"own_network": 4, "spaces": 1, "supernet": 1, "evolution": 2, "ranking": 1}
 """Pages with programs, and how many they have."""
@@ -43,3 +47,96 @@ def test_the_space_in_the_documentation_is_one(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(toml)
     space = find_space(str(tmp_path / "mine.toml"), num_classes=5, image_size=32)
     assert space.size == 3 * 4 * 4 * 2 * 3
+
+
+def test_the_heads_have_the_params_that_the_guide_says() -> None:
+    said: dict[str, int] = {}
+    for line in _path("pieces").read_text("utf-8").splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == 6 and re.fullmatch(r"[\d,; ]+", cells[3]):
+            params = [int(each.replace(",", "")) for each in cells[3].split(";")]
+            kinds = [f"aux{depth}" for depth in range(1, 5)] if "…" in cells[1] else [cells[1].strip("`")]
+            said |= dict(zip(kinds, params, strict=True))
+    assert set(said) == set(HEAD_KINDS)
+    made = {kind: make_head(kind, 64, 8, 10, width=0.25, image_shape=(3, 32, 32)) for kind in said}
+    assert said == {kind: count_params(head) for kind, head in made.items()}
+
+
+ROOT = Path(__file__).resolve().parents[1]
+LINKED = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+"""Pages whose links are followed."""
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code, in which nothing is a heading or a link."""
+    fenced = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^    .*$", "", fenced, flags=re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    found: set[str] = set()
+    met: Counter[str] = Counter()
+    for heading in re.findall(r"^#+ +(.+?) *$", prose(page), re.MULTILINE):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        anchor = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+        found.add(f"{anchor}-{met[anchor]}" if met[anchor] else anchor)
+        met[anchor] += 1
+    return found
+
+
+def links(page: Path) -> list[str]:
+    """The targets of a page's links and pictures that are not on the web."""
+    text = re.sub(r"`[^`\n]*`", "code", prose(page))
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [each for each in targets if not re.match(r"[a-z]+:", each)]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_leads_somewhere(page: Path) -> None:
+    lost = []
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            lost.append(link)
+    assert not lost
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_gap_is_left_to_be_filled(page: Path) -> None:
+    assert not re.findall(
+        r"^[A-Z]+(?:_[A-Z]+)+$|\b(?:TODO|FIXME|TBD)\b", page.read_text("utf-8"), re.MULTILINE
+    )
+
+
+def test_links_and_anchors_are_told_apart(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# `--a.b` Sure, it's\n\n## One\n\n## One\n\n"
+        "[x](y.md#z) `[no](code)` ![p](p.png) [w](https://x.org)\n\n"
+        "```python\n# Not [one](a)\n```\n\n    # nor this\n"
+    )
+    assert anchors(page) == {"--ab-sure-its", "one", "one-1"}
+    assert links(page) == ["y.md#z", "p.png"]
+
+
+def test_results_are_told_with_the_numbers_that_were_measured() -> None:
+    def numbers(page: Path) -> set[str]:
+        text = re.sub(r"\]\([^)]*\)", "]", page.read_text(encoding="utf-8"))
+        return {each.replace(",", "") for each in re.findall(r"(?<![\d.])\.?\d[\d,]*(?:\.\d+)?", text)}
+
+    told = numbers(ROOT / "docs/results.md")
+    assert len(told) > 100
+    assert told - numbers(ROOT / "benchmarks/RESULTS.md") == set()
+
+
+def test_every_section_of_the_measurements_is_told() -> None:
+    told = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    untold = {
+        anchor for anchor in anchors(ROOT / "benchmarks/RESULTS.md") if f"RESULTS.md#{anchor})" not in told
+    }
+    assert untold == {"measurements", "not-measured", "the-generated-data-set"}
