@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from search.ranking_config import RankReportConfig, names
+from search.ranking_config import RankReportConfig
 from search.ranking_modules import budget, told_of
+from search.ranking_origin import options_of, origin_of, origin_section
 from search.ranking_report import ranking_sections
 from search.ranking_runs import cuts, searches
 from search.ranking_statistics import Ranked, gather, statistics
 from search.ranking_supernets import Answers, ask
 from search.ranking_trained import trained
 from search.ranking_words import verdict
-from search.tables import Table, read_table, table_file
+from search.tables import Table, read_table
 from supernet.documents import find_space
 from supernet.sampling import stream
 from supernet.space import Architecture, Space
-from supernet.storage import supernet_space, weights_file
-from tools.config import flatten, to_toml
+from supernet.storage import supernet_space
+from tools.config import flatten
 from tools.files import write_bytes, write_document
 from tools.launch import on_main
-from tools.provenance import provenance, sha256
 from tools.ranking import Numbers
-from tools.report import Lines, Part, Report, Section, Text, as_data, facts, write_report
+from tools.report import Report, Section, as_data, write_report
 from tools.runs import Run
 from tools.stage import in_run
 
@@ -168,9 +168,8 @@ def _write(
         said = verdict(found, strategies, [*told, *others[1]])
         sections += ranking_sections(ranked, found, answers)
     sections += others[0]
-    origin = _origin(config, answers, truth)
-    options: list[Part] = [facts(origin), Text("The options, as in config.toml:"), Lines(to_toml(config))]
-    sections.append(Section("Where this comes from", options))
+    origin = origin_of(config, answers, truth)
+    sections.append(origin_section(origin, options_of(config, answers)))
     title = config.title or (
         f"How well is {space.name} ranked?"
         if ranked is not None and space is not None
@@ -200,41 +199,6 @@ def _subtitle(ranked: Ranked | None, truth: Table | None, space: Space | None, n
         f"{len(ranked.networks):,} different networks of {space.name}; the table has {truth.rows:,} "
         f"architectures{merged}{times}.{' ' * bool(note)}{note}"
     )
-
-
-def _origin(config: RankReportConfig, answers: Mapping[str, Answers], truth: Table | None) -> dict[str, str]:
-    """Provenance, in the order in which it is asked for."""
-    origin = dict(provenance())
-    if truth is not None:
-        file = table_file(Path(config.truth), "--truth")
-        note = f"; {config.truth_note}" if config.truth_note else ""
-        origin["truth"] = f"{file}, column {truth.column}, SHA-256 {sha256(file)[:16]}{note}"
-    for option in ("search", "cuts", "trained"):
-        for name, path in names(*getattr(config, option)).items():
-            file = path / "results.json" if (path / "results.json").exists() else path / "truth.jsonl"
-            kept = f"{path}, options in its config.toml" if (path / "config.toml").exists() else f"{path}"
-            origin[f"{option} {name}"] = f"{kept}, SHA-256 of {file.name} {sha256(file)[:16]}"
-    for name, (option, path) in config.sources().items():
-        if option != "supernet":
-            file = table_file(path, f"--{option}")
-            better = "lower" if option == "losses" else "higher"
-            origin[f"scores {name}"] = f"{file}, {better} is better, SHA-256 {sha256(file)[:16]}"
-            continue
-        if name not in answers:
-            continue
-        each = answers[name]
-        how = "no word of how it was trained"
-        if each.config is not None:
-            how = (
-                f"{each.config.strategy} by {each.config.objective}, {each.results.get('steps', '?')} steps "
-                f"of {each.config.recipe.batch_size}, seed {each.config.seed}, {each.config.data.name}"
-            )
-        apart = "" if each.apart else ", perhaps among those of its training"
-        origin[f"supernet {name}"] = (
-            f"{how}; scores on {each.scored_on:,} validation images{apart}, BatchNorm "
-            f"{config.scoring.statistics}; SHA-256 {sha256(weights_file(path))[:16]}"
-        )
-    return origin
 
 
 def _ranking_csv(found: Mapping[str, Any]) -> bytes:

@@ -83,24 +83,21 @@ def true_front(truth: Numbers, macs: Numbers) -> list[int]:
     return found
 
 
-def regret_figure(ranked: Ranked) -> Figure:
+def regret_figure(ranked: Ranked, baseline: str) -> Figure:
     """What is lost by training the k best by score alone and keeping the best of them."""
     figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
     axes, paint, n = figure.subplots(), colours(ranked.asked), len(ranked.networks)
     true = ranked.mean
-    for name, scores in ranked.scores.items():
-        if np.ptp(scores) == 0 or name == "chance":
+    for name in [*ranked.asked, *filter(None, [baseline])]:
+        scores = ranked.scores[name]
+        if np.ptp(scores) == 0:
             continue
         order = np.argsort(-scores, kind="stable")
         regret = true.max() - np.maximum.accumulate(true[order])
-        mine = name in ranked.asked
-        style: dict[str, Any] = {
-            "lw": 1.5 if mine else 0.9,
-            "ls": "-" if mine else BASELINE_LINES.get(name, ":"),
-        }
+        style: dict[str, Any] = {"lw": 1.5} if name in paint else {"lw": 1.2, "ls": "--"}
         style |= {"color": paint.get(name, GREY), "label": short(name)}
         axes.step(range(1, n + 1), regret, where="post", **style)
-    axes.plot(range(1, n + 1), expected_regret(true), color=INK, lw=0.8, ls="-.", label="drawn by chance")
+    axes.plot(range(1, n + 1), expected_regret(true), color=INK, lw=0.8, ls=":", label="drawn by chance")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
@@ -108,9 +105,6 @@ def regret_figure(ranked: Ranked) -> Figure:
     axes.set_ylabel("behind the best there is")
     _legend(figure, axes)
     return figure
-
-
-BASELINE_LINES = {"MACs": "--", "params": ":", "depth": "-.", "additive fit": (0, (1, 1))}
 
 
 def expected_regret(true: Numbers) -> Numbers:

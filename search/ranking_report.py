@@ -13,7 +13,7 @@ from search.ranking_figures import (
 from search.ranking_modules import course_section, memory_section, shift_section, trained_by
 from search.ranking_statistics import PARTS, Ranked
 from search.ranking_supernets import Answers
-from search.ranking_words import chance, interval, judged, number
+from search.ranking_words import COUNTS, chance, interval, judged, number
 from tools.pictures import house_style
 from tools.ranking import kendall_tau
 from tools.report import Drawings, Part, Row, Section, Table, Text, drawing
@@ -40,6 +40,8 @@ def ranking_sections(
 
 def _overview(ranked: Ranked, found: Mapping[str, Any], answers: Mapping[str, Answers]) -> Section:
     ceiling = "; dashed: one more training of each network; dotted: a perfect score" * (found["repeats"] > 1)
+    cheap = max(_counts(found), key=lambda name: float(found["scores"][name]["tau"]["value"]), default="")
+    grey = f" Grey: {cheap}, of the counts the one with the highest tau." if cheap else ""
     with house_style():
         taus = drawing(
             tau_figure(found, found["asked"]),
@@ -48,9 +50,9 @@ def _overview(ranked: Ranked, found: Mapping[str, Any], answers: Mapping[str, An
             f"Grey: chance{ceiling}.",
         )
         regret = drawing(
-            regret_figure(ranked),
+            regret_figure(ranked, cheap),
             "If the k best by score are trained and the best of them is kept: how far it is behind the best "
-            f"network there is, in {_points(ranked)}.",
+            f"network there is, in {_points(ranked)}.{grey}",
         )
     words = (
         "Each network has a score, such as its accuracy with a supernet's shared weights, and a truth, its "
@@ -64,6 +66,11 @@ def _overview(ranked: Ranked, found: Mapping[str, Any], answers: Mapping[str, An
     if said:
         words += " A supernet trains all of them at once, with shared weights. " + "; ".join(said) + "."
     return Section("At a glance", [Text(words), Drawings([taus, regret])])
+
+
+def _counts(found: Mapping[str, Any]) -> list[str]:
+    """The baselines that only count, as far as they tell networks apart."""
+    return [name for name in COUNTS if name in found["scores"]]
 
 
 def _points(ranked: Ranked) -> str:
@@ -195,7 +202,7 @@ def _scatters(ranked: Ranked, found: Mapping[str, Any]) -> Section:
                 f"{name}: each network's truth over its score; ringed: no network with fewer MACs has a "
                 f"higher truth.",
             )
-            for name in [*ranked.asked, "MACs", "params", "depth"]
+            for name in [*ranked.asked, *_counts(found)]
             if name in found["scores"]
         ]
     return Section("Score against truth", [Drawings(drawn)])

@@ -34,9 +34,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Lines:
-    """Text whose lines stay as they are."""
+    """Text whose lines stay as they are; under a title it is folded until somebody wants to read it."""
 
     text: str
+    title: str = ""
     kind: str = "lines"
 
 

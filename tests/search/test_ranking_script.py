@@ -1,8 +1,10 @@
 """Ranking reports by the script, as users make them."""
 
 import csv
+import html
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +296,14 @@ def test_other_runs_are_told_of(home: Path, tmp_path: Path) -> None:
     assert "  2 blocks: cut after 2 (aux2)" in page
     assert "90.50 ± 0.71 %" in page
     assert "cuts orders the 4 decouplings in 2 blocks with tau" in page
+    folded = dict(re.findall(r"<summary>(.*?)</summary><pre[^>]*>(.*?)</pre></details>", page, re.DOTALL))
+    told = {"this report": folder, "search found": tmp_path / "found"}
+    told |= {f"trained {name}": tmp_path / name for name in ("whole", "halves")}
+    supernet = from_toml(SupernetConfig, html.unescape(folded.pop("options of supernet spos")), source="page")
+    assert supernet == from_toml(SupernetConfig, (home / "spos" / "config.toml").read_text(), source="file")
+    assert set(folded) == {f"options of {name}" for name in told}  # the cuts and the truth have none here
+    for name, run_of in told.items():
+        assert html.unescape(folded[f"options of {name}"]) == (run_of / "config.toml").read_text(), name
     tables = json.loads((folder / "report.json").read_text())["tables"]
     assert {
         "What searches found",

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.ranking_figures import expected_regret, true_front
+from search.ranking_figures import expected_regret, regret_figure, true_front
 from search.ranking_modules import kept_by_layer
 from search.ranking_statistics import gather, holm, statistics
 from search.ranking_words import difference, number, verdict
 from search.tables import read_table
+from supernet.presets import preset
 from tests.search.spaces import TABLE, macro
 from tools.ranking import Numbers
 
@@ -64,6 +65,20 @@ def test_expected_regret_is_the_mean_over_all_draws(values: list[int]) -> None:
     for k, found in enumerate(expected_regret(true), start=1):
         draws = [max(drawn) for drawn in itertools.combinations(values, k)]
         assert found == pytest.approx(max(values) - np.mean(draws), abs=1e-7)
+
+
+@pytest.mark.parametrize("baseline", ["params", ""])
+def test_regret_is_drawn_of_what_was_asked_for_and_one_baseline(baseline: str) -> None:
+    space = preset("tiny", num_classes=10, image_size=16)
+    networks = [each for each in space.architectures() if space.canonical(each) == each][:12]
+    true, scores = np.arange(12.0) % 5, np.arange(12.0) % 7
+    ranked = gather(space, networks, true[None], {"mine": scores, "the same of all": np.ones(12)}, seed=0)
+    (axes,) = regret_figure(ranked, baseline).axes
+    drawn = {str(line.get_label()): np.asarray(line.get_ydata()) for line in axes.lines}
+    assert list(drawn) == ["mine", *filter(None, [baseline]), "drawn by chance"]
+    best_first = sorted(range(12), key=lambda place: -scores[place])
+    for k in range(1, 13):
+        assert drawn["mine"][k - 1] == max(true) - max(true[place] for place in best_first[:k])
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=8, unique=True))

@@ -84,6 +84,7 @@ def page(tmp_path: Path) -> Page:
     parts: list[Part] = [
         Text("5 < 6 & <script>alert(1)</script>"),
         Lines("a = 1\n  b = 2"),
+        Lines("c = <3>", title="more & <more>"),
         Table(["name", "value"], [Row(["<i>x</i>", "1"], "light")], "a caption"),
         facts({"date": "today"}),
         Drawings([*drawn, strip]),
@@ -96,6 +97,7 @@ def page(tmp_path: Path) -> Page:
 def test_text_is_text(page: Page) -> None:
     for words in ("5 < 6 & <script>alert(1)</script>", "<i>x</i>", "a = 1\n  b = 2", "The point.", "a & b"):
         assert words in page.text
+    assert "more & <more>c = <3>" in page.text
 
 
 def test_nothing_is_fetched_and_all_that_is_referred_to_is_there(page: Page) -> None:
