@@ -56,6 +56,15 @@ CASES = [
             ("--compile-mode max-autotune", "--compile-mode: goes with --compile"),
             ("--recipe.accumulate 3", "--recipe.accumulate: 3 parts do not divide a batch of 128"),
             ("--recipe.nesterov --recipe.optimizer adam", "--recipe.nesterov: needs --recipe.optimizer sgd"),
+            ("--recipe.eps 1e-3", "--recipe.eps: --recipe.optimizer sgd does not look at it"),
+            (
+                "--recipe.momentum 0.5 --recipe.optimizer adamw",
+                "--recipe.momentum: --recipe.optimizer adamw does not look at it",
+            ),
+            (
+                "--recipe.beta1 0.5 --recipe.optimizer rmsprop",
+                "--recipe.beta1: --recipe.optimizer rmsprop does not look at it",
+            ),
             ("--recipe.schedule step", "--recipe.milestones: go with --recipe.schedule step"),
             ("--recipe.milestones 0.5", "--recipe.milestones: 1 milestones need as many --recipe.factors"),
             ("--recipe.min-lr 1", "--recipe.min-lr: the cosine would rise"),

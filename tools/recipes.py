@@ -1,10 +1,16 @@
 """What a recipe says: how long, how fast, with which optimiser; free of torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from tools.config import check_choice, check_range
+from tools.config import check_choice, check_idle, check_range
 
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
+OPTIMIZERS = {
+    "sgd": ("momentum", "nesterov"),
+    "adam": ("beta1", "beta2", "eps"),
+    "adamw": ("beta1", "beta2", "eps"),
+    "rmsprop": ("momentum", "beta2", "eps"),
+}
+"""What each looks at, of what only optimisers look at."""
 SCHEDULES = ("cosine", "step", "constant")
 
 
@@ -73,7 +79,7 @@ class Recipe:
             raise ValueError(
                 f"--recipe.accumulate: {self.accumulate} parts do not divide a batch of {self.batch_size}"
             )
-        check_choice("--recipe.optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("--recipe.optimizer", self.optimizer, tuple(OPTIMIZERS))
         check_range("--recipe.lr", self.lr, 0, open_low=True)
         check_range("--recipe.min-lr", self.min_lr, 0)
         if self.schedule == "cosine" and self.min_lr > self.lr:
@@ -98,6 +104,9 @@ class Recipe:
         check_range("--recipe.log-every", self.log_every, 1)
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError("--recipe.nesterov: needs --recipe.optimizer sgd and a momentum over 0")
+        others = {name for names in OPTIMIZERS.values() for name in names}
+        used = {field.name for field in fields(self)} - others | set(OPTIMIZERS[self.optimizer])
+        check_idle("recipe", self, used, f"--recipe.optimizer {self.optimizer}")
 
     def _check_milestones(self) -> None:
         if len(self.milestones) != len(self.factors):

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,8 @@ def test_the_rate_is_a_function_of_the_step_alone() -> None:
 def test_every_optimiser_steps_by_its_own_formula(optimizer: str) -> None:
     weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
     gradient = torch.tensor([0.3, 0.4], dtype=torch.float64)
-    recipe = Recipe(optimizer=optimizer, lr=0.1, weight_decay=0.01, eps=1e-3, beta2=0.9)
+    own: dict[str, Any] = {} if optimizer == "sgd" else {"eps": 1e-3, "beta2": 0.9}
+    recipe = Recipe(optimizer=optimizer, lr=0.1, weight_decay=0.01, **own)
     made = make_optimizer(recipe, [weight])
     weight.grad = gradient.clone()
     made.step()
