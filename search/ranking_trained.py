@@ -1,38 +1,36 @@
 """What a report tells of networks that were trained alone, whole or in blocks."""
 
 import math
-import statistics
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from scipy.special import log_softmax
-
 from search.ranking_config import names
+from search.ranking_cuts import truth_of_cuts
 from search.ranking_figures import courses_figure
-from search.ranking_words import finished, interval, number, percent, reading
-from search.records import Relaxation, load_relaxation
+from search.ranking_words import finished, percent, reading
+from search.records import load_relaxation
 from supernet.space import Architecture
 from tools.config import flag
 from tools.files import read_document
-from tools.jsonl import read_lines
 from tools.meters import read_metrics
 from tools.pictures import house_style
-from tools.ranking import kendall_tau
 from tools.report import Drawing, Drawings, Part, Row, Section, Table, Text, drawing
 
-CUTTING = (
-    "decoupling rule groups uneven_groups balance block_rates alignment parallel pipeline plan local gluing"
-)
+WHERE = "decoupling balance uneven_groups alignment parallel pipeline plan"
+"""To cut, and on how many processes to train what is cut."""
+HOW = "rule groups block_rates local gluing"
+"""The pieces learn."""
 PLACES = "run device threads trackers plugins architecture compile compile_mode cluster"
 RECORDS = (
     "data.root data.workers data.download recipe.log_every recipe.evaluate_every recipe.checkpoint_every"
 )
-APART = frozenset(f"{CUTTING} {PLACES} {RECORDS}".split())
-"""Options in which a training in blocks may differ from one in one piece and still be compared with it."""
+OTHER_CUTS = frozenset(f"{WHERE} {PLACES} {RECORDS}".split())
+"""Options in which two trainings in blocks may differ and still say which cuts are better."""
+WHOLE_OR_CUT = OTHER_CUTS | set(HOW.split())
+"""The same for a training in blocks and one in one piece."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,8 @@ class Training:
     options: Mapping[str, Any]
     """By dotted name."""
     results: Mapping[str, Any]
+    found_by: str = ""
+    """The search that chose its cuts and heads, of those that the report was given."""
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -70,10 +70,11 @@ class Training:
 def trained(asked: tuple[str, ...], searched: tuple[str, ...]) -> tuple[Section | None, list[str]]:
     """What networks reach alone, whole or in blocks, and a line on what cutting cost or gained."""
     runs, parts = list[Training](), list[Part]()
+    found = [each for name, path in names(*searched).items() for each in _found(name, path)]
     for name, path in names(*asked).items():
         with reading("trained", path):
             if (path / "truth.jsonl").exists():
-                parts += _truth_of_cuts(name, path, searched)
+                parts += truth_of_cuts(name, path, searched)
                 continue
             results = finished(path, "trained", "retrain_model.py", "test")
             options = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
@@ -85,24 +86,15 @@ def trained(asked: tuple[str, ...], searched: tuple[str, ...]) -> tuple[Section 
             }
             flat |= {key: value for key, value in options.items() if not isinstance(value, dict)}
             network = _network(path, options)
-            run = Training(name=name, path=path, network=network, options=flat, results=results)
+            mine = _Found(network, results.get("cuts"), results.get("heads"), results.get("groups"))
+            by = next((search for search, theirs in found if theirs == mine), "")
+            run = Training(name=name, path=path, network=network, options=flat, results=results, found_by=by)
             _ = _row(run), _course(run)  # what is missing there is found now, and told of this run
             runs.append(run)
-    lines = _compared(runs)
+    lines = [*_compared(runs), *_searched_against_others(runs)]
     if runs:
         parts[:0] = [*map(Text, lines), _table(runs), Drawings(_drawn(runs))]
     return (Section("Trained here, in one piece and in blocks", parts) if parts else None), lines
-
-
-def preference(relaxation: Relaxation, cuts_: list[int], heads: list[str]) -> float:
-    """The log probability of a structure by alpha and beta: cut here, not there, and with these heads."""
-    total = 0.0
-    chosen = dict(zip(cuts_, heads, strict=True))
-    for layer, (alpha, beta) in enumerate(zip(relaxation.alpha, relaxation.beta, strict=True), start=1):
-        total += float(log_softmax(alpha)[0 if layer in chosen else 1])
-        if layer in chosen:
-            total += float(log_softmax(beta)[relaxation.head_kinds.index(chosen[layer])])
-    return total
 
 
 def _compared(runs: list[Training]) -> list[str]:
@@ -112,7 +104,7 @@ def _compared(runs: list[Training]) -> list[str]:
         whole = [run for run in runs if not run.cuts and run.network == cut.network]
         if not cut.cuts or not whole:
             continue
-        differing = {run.name: _differing(cut, run) for run in whole}
+        differing = {run.name: _differing(cut, run, WHOLE_OR_CUT) for run in whole}
         alike = [run for run in whole if not differing[run.name]]
         if alike:
             lines.append(_against(cut, alike[0]))
@@ -127,35 +119,47 @@ def _compared(runs: list[Training]) -> list[str]:
     return lines
 
 
-def _differing(one: Training, other: Training) -> list[str]:
-    """The options, beside those of cutting and of the machine, in which two trainings differ."""
+def _searched_against_others(runs: list[Training]) -> list[str]:
+    """Cuts that a search found beside others of as many blocks, where all else is alike."""
+    lines = []
+    for mine in (run for run in runs if run.found_by):
+        for other in runs:
+            if (
+                other.network == mine.network
+                and len(other.cuts) == len(mine.cuts)
+                and not other.found_by
+                and not _differing(mine, other, OTHER_CUTS)
+            ):
+                lead = 100 * (mine.accuracy - other.accuracy)
+                lines.append(
+                    f"Cut {_places(mine)}, as the search {mine.found_by} found, {mine.network} gets "
+                    f"{percent(mine.accuracy)}, {_apart(-lead)} by the cuts of {other.name}, "
+                    f"{_places(other)}, which no search here found "
+                    f"({percent(other.accuracy)}){_by_chance(mine, other)}."
+                )
+    return lines
+
+
+def _differing(one: Training, other: Training, apart: Set[str]) -> list[str]:
+    """The options, beside those `apart`, in which two trainings differ."""
     names = sorted(one.options.keys() | other.options.keys())
     return [
         name
         for name in names
-        if name.split(".")[0] not in APART
-        and name not in APART
+        if name.split(".")[0] not in apart
+        and name not in apart
         and one.options.get(name) != other.options.get(name)
     ]
 
 
 def _against(cut: Training, whole: Training) -> str:
     lost = 100 * (whole.accuracy - cut.accuracy)
-    places = ", ".join(map(str, cut.cuts))
+    by = f", as the search {cut.found_by} found" if cut.found_by else ""
     head = (
-        f"Cut into {len(cut.cuts) + 1} blocks (after layer {places}), {cut.network} gets "
+        f"Cut into {len(cut.cuts) + 1} blocks {_places(cut)}{by}, {cut.network} gets "
         f"{percent(cut.accuracy)} of the test images right, {_apart(lost)} in one piece "
-        f"({percent(whole.accuracy)})"
+        f"({percent(whole.accuracy)}){_by_chance(cut, whole)}"
     )
-    edge = 196 * math.hypot(cut.error, whole.error)
-    if math.isfinite(edge):
-        word = "more than" if abs(lost) > edge else "within"
-        images = min(each.results["test_images"] for each in (cut, whole))
-        head += (
-            f": {word} the {edge:.1f} points within which at least 95 of 100 such differences stay if "
-            f"both are "
-            f"equally good and only the {images:,} test images are chance"
-        )
     costs = []
     if math.isfinite(cut.kept_mib) and math.isfinite(whole.kept_mib):
         costs.append(
@@ -170,6 +174,26 @@ def _against(cut: Training, whole: Training) -> str:
         )
     told = ". ".join([head, *(each[0].upper() + each[1:] for each in costs)])
     return f"{told}. One training each; what another seed would give is not known."
+
+
+def _by_chance(one: Training, other: Training) -> str:
+    """Whether the choice of the test images alone could part them so."""
+    edge = 196 * math.hypot(one.error, other.error)
+    if not math.isfinite(edge):
+        return ""
+    word = "more than" if 100 * abs(one.accuracy - other.accuracy) > edge else "within"
+    images = min(each.results["test_images"] for each in (one, other))
+    return (
+        f": {word} the {edge:.1f} points within which at least 95 of 100 such differences stay if both are "
+        f"equally good and only the {images:,} test images are chance"
+    )
+
+
+def _places(run: Training) -> str:
+    """Where it is cut, with the heads there."""
+    heads = run.results.get("heads") or [""] * len(run.cuts)
+    each = [f"{cut} ({head})" if head else str(cut) for cut, head in zip(run.cuts, heads, strict=True)]
+    return f"after layer {', '.join(each)}"
 
 
 def _apart(lost: float) -> str:
@@ -222,67 +246,26 @@ def _drawn(runs: list[Training]) -> list[Drawing]:
     return drawn
 
 
-class _Cut(NamedTuple):
-    """One way to cut one network."""
+class _Found(NamedTuple):
+    """A decoupling of a network, as runs write it."""
 
     network: str
-    places: tuple[int, ...]
-    heads: tuple[str, ...]
-    groups: str
+    cuts: list[int] | None
+    heads: list[str] | None
+    groups: int | None
 
 
-def _truth_of_cuts(name: str, path: Path, searched: tuple[str, ...]) -> list[Part]:
-    """Decouplings of one network by their accuracy, and what searches for cuts thought of them."""
-    found: dict[_Cut, list[float]] = {}
-    called: dict[_Cut, str] = {}
-    for line in read_lines(path / "truth.jsonl"):
-        if "cuts" not in line:
-            raise ValueError(f"--trained: '{path}' is a truth of architectures; give it as --truth")
-        key = _Cut(
-            str(line["network"]), tuple(line["cuts"]), tuple(line["heads"]), str(line.get("groups", 1))
-        )
-        found.setdefault(key, []).append(float(line["accuracy"]))
-        called[key] = str(line.get("name", ""))
-    if not found:
-        raise ValueError("its truth.jsonl has no trainings")
-    thoughts = {
-        other: _thoughts(load_relaxation(where / "relaxation.json"), list(found))
-        for other, where in names(*searched).items()
-    }
-    thoughts = {other: each for other, each in thoughts.items() if each}
-    rows = []
-    for key, values in sorted(found.items(), key=lambda pair: -statistics.fmean(pair[1])):
-        spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        cells = [called[key], key.network, str(len(key.places) + 1), ", ".join(map(str, key.places))]
-        cells += [", ".join(key.heads), key.groups, f"{100 * statistics.fmean(values):.2f}{spread} %"]
-        cells += [str(len(values)), *(f"{each[key]:.2f}" for each in thoughts.values())]
-        rows.append(Row(cells))
-    columns = ["", "network", "blocks", "cut after", "heads", "groups", "test top-1", "trainings"]
-    columns += [f"log p by {other}" for other in thoughts]
-    parts: list[Part] = [Table(columns, rows, f"{name}: which cut is better?")]
-    for other, each in thoughts.items():
-        for blocks in sorted({len(key.places) + 1 for key in found}):
-            same = [key for key in found if len(key.places) + 1 == blocks]
-            values = [statistics.fmean(found[key]) for key in same]
-            if len(same) >= 4 and np.ptp(values) and np.ptp([each[key] for key in same]):
-                tau = kendall_tau([each[key] for key in same], values)
-                parts.append(
-                    Text(
-                        f"{other} orders the {len(same)} decouplings in {blocks} blocks with tau "
-                        f"{interval(tau._asdict())} (p = {number(tau.p_value, 3)})."
-                    )
-                )
-    return parts
-
-
-def _thoughts(relaxation: Relaxation, keys: list[_Cut]) -> dict[_Cut, float]:
-    """Nothing where the search was of another network or of other heads."""
-    layers = len(relaxation.alpha)
-    for key in keys:
-        strange = any(cut > layers for cut in key.places) or not set(key.heads) <= set(relaxation.head_kinds)
-        if strange or key.network != relaxation.network:
-            return {}
-    return {key: preference(relaxation, list(key.places), list(key.heads)) for key in keys}
+def _found(name: str, path: Path) -> list[tuple[str, _Found]]:
+    """What a search for cuts found, by its name."""
+    with reading("cuts", path):
+        results = finished(path, "cuts", "search_decoupling.py", "decouplings")
+        network = load_relaxation(path / "relaxation.json").network
+        lists = [(f"'{name}'", results["decouplings"]), (f"'{name}' (balanced)", results.get("balanced", {}))]
+        return [
+            (said, _Found(network, each["cuts"], each["heads"], each["groups"]))
+            for said, decouplings in lists
+            for each in decouplings.values()
+        ]
 
 
 def _network(path: Path, options: Mapping[str, Any]) -> str:

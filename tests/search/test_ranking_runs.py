@@ -1,13 +1,14 @@
 """Sentences of a report about other runs: how uncertain a truth is, and which trainings are compared."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from search.ranking_runs import _known
-from search.ranking_trained import Training, _compared
+from search.ranking_trained import Training, _compared, _searched_against_others
 from search.tables import Table
 from supernet.presets import preset
 
@@ -56,3 +57,27 @@ def test_only_trainings_that_are_alike_are_compared() -> None:
     assert _compared([whole, wide]) == []
     (line,) = _compared([blocks, training("same", 0.60, rule="", seed=0, width=1.0)])
     assert "as many as in one piece" in line
+
+
+def test_searched_cuts_are_compared_with_others_of_as_many_blocks() -> None:
+    def cut(name: str, top1: float, *places: int, found_by: str = "", **options: object) -> Training:
+        made = training(name, top1, places, **{"rule": "greedy", **options})
+        heads = {"heads": ["linear"] * len(places)}
+        return replace(made, results={**made.results, **heads}, found_by=found_by)
+
+    mine = cut("mine", 0.50, 1, found_by="'cuts'", parallel="blocks")
+    (line,) = _searched_against_others([mine, cut("middle", 0.57, 2, parallel="none")])
+    edge = 196 * math.sqrt(0.5 * 0.5 / 2000 + 0.57 * 0.43 / 2000)
+    assert line.startswith(
+        "Cut after layer 1 (linear), as the search 'cuts' found, net gets 50.00 %, 7.00 points less than by "
+        "the cuts of middle, after layer 2 (linear), which no search here found (57.00 %): more than the "
+        f"{edge:.1f} points"
+    )
+    for other in (
+        cut("three", 0.57, 2, 3),
+        cut("found too", 0.57, 2, found_by="'cuts' (balanced)"),
+        cut("another rule", 0.57, 2, rule="replay"),
+        cut("longer", 0.57, 2, steps=900),
+        replace(cut("another network", 0.57, 2), network="other"),
+    ):
+        assert _searched_against_others([mine, other]) == []
