@@ -92,6 +92,8 @@ def trained(asked: tuple[str, ...], searched: tuple[str, ...]) -> tuple[Section 
             _ = _row(run), _course(run)  # what is missing there is found now, and told of this run
             runs.append(run)
     lines = [*_compared(runs), *_searched_against_others(runs)]
+    if lines:
+        lines[-1] += " One training each; what another seed would give is not known."
     if runs:
         parts[:0] = [*map(Text, lines), _table(runs), Drawings(_drawn(runs))]
     return (Section("Trained here, in one piece and in blocks", parts) if parts else None), lines
@@ -173,7 +175,7 @@ def _against(cut: Training, whole: Training) -> str:
             f"{seconds[1]:,.0f} s{on[1]} in one piece"
         )
     told = ". ".join([head, *(each[0].upper() + each[1:] for each in costs)])
-    return f"{told}. One training each; what another seed would give is not known."
+    return f"{told}."
 
 
 def _by_chance(one: Training, other: Training) -> str:
@@ -183,10 +185,7 @@ def _by_chance(one: Training, other: Training) -> str:
         return ""
     word = "more than" if 100 * abs(one.accuracy - other.accuracy) > edge else "within"
     images = min(each.results["test_images"] for each in (one, other))
-    return (
-        f": {word} the {edge:.1f} points within which at least 95 of 100 such differences stay if both are "
-        f"equally good and only the {images:,} test images are chance"
-    )
+    return f": {word} the {edge:.1f} points that the choice of {images:,} test images explains in 95 of 100 cases"
 
 
 def _places(run: Training) -> str:
