@@ -185,7 +185,10 @@ def _by_chance(one: Training, other: Training) -> str:
         return ""
     word = "more than" if 100 * abs(one.accuracy - other.accuracy) > edge else "within"
     images = min(each.results["test_images"] for each in (one, other))
-    return f": {word} the {edge:.1f} points that the choice of {images:,} test images explains in 95 of 100 cases"
+    return (
+        f": {word} the {edge:.1f} points that the choice of {images:,} test images explains in 95 of 100 "
+        "cases"
+    )
 
 
 def _places(run: Training) -> str:

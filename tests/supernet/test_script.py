@@ -201,10 +201,23 @@ def test_a_space_of_ones_own_and_that_it_must_stay_what_it_was(tmp_path: Path) -
     [
         ["--strategy", "spos", "--precision", "bf16"],
         ["--strategy", "nongreedy", "--precision", "bf16"],
-        ["--strategy", "nongreedy", "--compile", "--recipe.steps", "3"],
     ],
     ids=" ".join,
 )
 def test_other_arithmetic_still_trains(options: list[str], tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", *options)
     assert results_of(folder)["validation"]["last"]["validation_loss"] < 3
+
+
+def test_compiled_it_learns_what_it_learns_otherwise(tmp_path: Path) -> None:
+    space = tmp_path / "few.toml"  # every module takes the compiler some seconds
+    space.write_text(
+        'stem = [{op = "conv_k3", out_chs = 8, stride = 2}]\n'
+        '[[stages]]\nops = ["mbconv_k3_e2", "skip"]\nfirst = ["mbconv_k3_e2"]\n'
+        "depth = 2\nout_chs = 16\nstride = 2\n[tail]\nconv_chs = 16\n"
+    )
+    options = ["--space", str(space), "--strategy", "nongreedy", "--recipe.steps", "3"]
+    plain = trained(tmp_path / "plain", *options)
+    compiled = trained(tmp_path / "compiled", *options, "--compile")
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(compiled)[name], value, rtol=1e-3, atol=1e-4)
