@@ -5,6 +5,7 @@ from pathlib import Path
 
 from search.ranking_config import RankReportConfig, names
 from search.ranking_supernets import Answers
+from search.ranking_words import reading
 from search.tables import Table, table_file
 from supernet.storage import weights_file
 from tools.config import to_toml
@@ -29,8 +30,9 @@ def options_of(config: RankReportConfig, answers: Mapping[str, Answers]) -> dict
     for option in ("search", "cuts", "trained"):
         for name, path in names(*getattr(config, option)).items():
             file = Run(path).config_path
-            if file.exists():
-                options[f"{option} {name}"] = file.read_text(encoding="utf-8", errors="replace")
+            with reading(option, path):
+                if file.exists():
+                    options[f"{option} {name}"] = file.read_text(encoding="utf-8", errors="replace")
     return options
 
 

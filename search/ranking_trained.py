@@ -3,7 +3,7 @@
 import math
 import tomllib
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +19,9 @@ from tools.meters import read_metrics
 from tools.pictures import house_style
 from tools.report import Drawing, Drawings, Part, Row, Section, Table, Text, drawing
 
-WHERE = "decoupling balance uneven_groups alignment parallel pipeline plan"
+WHERE = "decoupling balance alignment parallel pipeline plan"
 """To cut, and on how many processes to train what is cut."""
-HOW = "rule groups block_rates local gluing"
+HOW = "rule groups uneven_groups block_rates local gluing"
 """The pieces learn."""
 PLACES = "run device threads trackers plugins architecture compile compile_mode cluster"
 RECORDS = (
@@ -43,12 +43,24 @@ class Training:
     options: Mapping[str, Any]
     """By dotted name."""
     results: Mapping[str, Any]
-    found_by: str = ""
-    """The search that chose its cuts and heads, of those that the report was given."""
+    found_by: tuple[str, ...] = ()
+    """The searches that chose its cuts and heads, of those that the report was given."""
+    balanced_by: tuple[str, ...] = ()
+    """Those that chose them when told to make blocks of like length."""
 
     @property
     def cuts(self) -> tuple[int, ...]:
         return tuple(self.results.get("cuts", ()))
+
+    @property
+    def headless(self) -> bool:
+        """Whether its rule trains no heads, whatever is named."""
+        return self.options.get("rule") in ("replay", "gluing")
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """At its cuts, as far as they are trained and known."""
+        return () if self.headless else tuple(self.results.get("heads", ()))
 
     @property
     def accuracy(self) -> float:
@@ -70,7 +82,7 @@ class Training:
 def trained(asked: tuple[str, ...], searched: tuple[str, ...]) -> tuple[Section | None, list[str]]:
     """What networks reach alone, whole or in blocks, and a line on what cutting cost or gained."""
     runs, parts = list[Training](), list[Part]()
-    found = [each for name, path in names(*searched).items() for each in _found(name, path)]
+    searches = {name: _found(path) for name, path in names(*searched).items()}
     for name, path in names(*asked).items():
         with reading("trained", path):
             if (path / "truth.jsonl").exists():
@@ -85,15 +97,24 @@ def trained(asked: tuple[str, ...], searched: tuple[str, ...]) -> tuple[Section 
                 for key, value in values.items()
             }
             flat |= {key: value for key, value in options.items() if not isinstance(value, dict)}
-            network = _network(path, options)
-            mine = _Found(network, results.get("cuts"), results.get("heads"), results.get("groups"))
-            by = next((search for search, theirs in found if theirs == mine), "")
-            run = Training(name=name, path=path, network=network, options=flat, results=results, found_by=by)
+            if flat.get("decoupling") and not flat.get("rule"):
+                flat["rule"] = "greedy"  # as the script has it
+            run = Training(
+                name=name, path=path, network=_network(path, options), options=flat, results=results
+            )
+            run = replace(
+                run,
+                found_by=tuple(name for name, each in searches.items() if each.chose(run)),
+                balanced_by=tuple(name for name, each in searches.items() if each.balanced(run)),
+            )
             _ = _row(run), _course(run)  # what is missing there is found now, and told of this run
             runs.append(run)
     lines = [*_compared(runs), *_searched_against_others(runs)]
-    if lines:
-        lines[-1] += " One training each; what another seed would give is not known."
+    if any(OF_CHANCE in line for line in lines):
+        lines.append(
+            "Points of chance: by the choice of the test images alone two equally good networks differ by no "
+            "more, in at least 95 of 100 cases. One training each; what another seed would give is not known."
+        )
     if runs:
         parts[:0] = [*map(Text, lines), _table(runs), Drawings(_drawn(runs))]
     return (Section("Trained here, in one piece and in blocks", parts) if parts else None), lines
@@ -123,23 +144,38 @@ def _compared(runs: list[Training]) -> list[str]:
 
 def _searched_against_others(runs: list[Training]) -> list[str]:
     """Cuts that a search found beside others of as many blocks, where all else is alike."""
-    lines = []
-    for mine in (run for run in runs if run.found_by):
-        for other in runs:
-            if (
-                other.network == mine.network
-                and len(other.cuts) == len(mine.cuts)
-                and not other.found_by
-                and not _differing(mine, other, OTHER_CUTS)
-            ):
-                lead = 100 * (mine.accuracy - other.accuracy)
-                lines.append(
-                    f"Cut {_places(mine)}, as the search {mine.found_by} found, {mine.network} gets "
-                    f"{percent(mine.accuracy)}, {_apart(-lead)} by the cuts of {other.name}, "
-                    f"{_places(other)}, which no search here found "
-                    f"({percent(other.accuracy)}){_by_chance(mine, other)}."
-                )
-    return lines
+    return [
+        f"Cut {_places(mine)}, as {_by(mine.found_by)} found, {mine.network} gets {percent(mine.accuracy)} "
+        f"of the test images right, {_apart(100 * (other.accuracy - mine.accuracy))} in the run "
+        f"'{other.name}', {_other_choice(mine, other)} ({percent(other.accuracy)}){_by_chance(mine, other)}."
+        for mine in runs
+        for other in runs
+        if mine.found_by and not other.found_by and _differ_in_cuts_alone(mine, other)
+    ]
+
+
+def _differ_in_cuts_alone(mine: Training, other: Training) -> bool:
+    """In where they are cut and by which heads, and in nothing else that matters."""
+    one, two = (
+        (run.network, len(run.cuts), len(run.heads), run.results.get("groups", 1)) for run in (mine, other)
+    )
+    same = (mine.cuts, mine.heads) == (other.cuts, other.heads)
+    return one == two and not same and not _differing(mine, other, OTHER_CUTS)
+
+
+def _other_choice(mine: Training, other: Training) -> str:
+    """What was chosen there in place of what a search found."""
+    if mine.cuts == other.cuts:
+        return f"with other heads there, {', '.join(other.heads)}"
+    if other.balanced_by:
+        have = "have" if len(other.balanced_by) > 1 else "has"
+        return f"cut {_places(other)}, as {_by(other.balanced_by)} {have} it for blocks of like length"
+    return f"cut {_places(other)} without a search"
+
+
+def _by(searches: tuple[str, ...]) -> str:
+    named = [f"'{name}'" for name in searches]
+    return f"the search{'es' * (len(named) > 1)} {' and '.join(named)}"
 
 
 def _differing(one: Training, other: Training, apart: Set[str]) -> list[str]:
@@ -156,7 +192,7 @@ def _differing(one: Training, other: Training, apart: Set[str]) -> list[str]:
 
 def _against(cut: Training, whole: Training) -> str:
     lost = 100 * (whole.accuracy - cut.accuracy)
-    by = f", as the search {cut.found_by} found" if cut.found_by else ""
+    by = f", as {_by(cut.found_by)} found" if cut.found_by else ""
     head = (
         f"Cut into {len(cut.cuts) + 1} blocks {_places(cut)}{by}, {cut.network} gets "
         f"{percent(cut.accuracy)} of the test images right, {_apart(lost)} in one piece "
@@ -178,22 +214,21 @@ def _against(cut: Training, whole: Training) -> str:
     return f"{told}."
 
 
+OF_CHANCE = "points of chance"
+
+
 def _by_chance(one: Training, other: Training) -> str:
     """Whether the choice of the test images alone could part them so."""
     edge = 196 * math.hypot(one.error, other.error)
     if not math.isfinite(edge):
         return ""
     word = "more than" if 100 * abs(one.accuracy - other.accuracy) > edge else "within"
-    images = min(each.results["test_images"] for each in (one, other))
-    return (
-        f": {word} the {edge:.1f} points that the choice of {images:,} test images explains in 95 of 100 "
-        "cases"
-    )
+    return f": {word} the {edge:.1f} {OF_CHANCE}"
 
 
 def _places(run: Training) -> str:
     """Where it is cut, with the heads there."""
-    heads = run.results.get("heads") or [""] * len(run.cuts)
+    heads = run.heads or [""] * len(run.cuts)
     each = [f"{cut} ({head})" if head else str(cut) for cut, head in zip(run.cuts, heads, strict=True)]
     return f"after layer {', '.join(each)}"
 
@@ -249,25 +284,34 @@ def _drawn(runs: list[Training]) -> list[Drawing]:
 
 
 class _Found(NamedTuple):
-    """A decoupling of a network, as runs write it."""
+    """What a search for cuts found, by number of blocks."""
 
     network: str
-    cuts: list[int] | None
-    heads: list[str] | None
-    groups: int | None
+    decouplings: list[Mapping[str, Any]]
+    in_balance: list[Mapping[str, Any]]
+
+    def chose(self, run: Training) -> bool:
+        """Whether these are the run's cuts and heads."""
+        return self._has(run, self.decouplings)
+
+    def balanced(self, run: Training) -> bool:
+        """The same of its choice for blocks of like length."""
+        return self._has(run, self.in_balance)
+
+    def _has(self, run: Training, decouplings: list[Mapping[str, Any]]) -> bool:
+        return run.network == self.network and any(
+            run.cuts == tuple(each["cuts"])
+            and (run.headless or run.heads == tuple(each["heads"]))
+            and run.results.get("groups", 1) == each.get("groups", 1)
+            for each in decouplings
+        )
 
 
-def _found(name: str, path: Path) -> list[tuple[str, _Found]]:
-    """What a search for cuts found, by its name."""
+def _found(path: Path) -> _Found:
     with reading("cuts", path):
         results = finished(path, "cuts", "search_decoupling.py", "decouplings")
-        network = load_relaxation(path / "relaxation.json").network
-        lists = [(f"'{name}'", results["decouplings"]), (f"'{name}' (balanced)", results.get("balanced", {}))]
-        return [
-            (said, _Found(network, each["cuts"], each["heads"], each["groups"]))
-            for said, decouplings in lists
-            for each in decouplings.values()
-        ]
+        lists = [list(results.get(key, {}).values()) for key in ("decouplings", "balanced")]
+        return _Found(load_relaxation(path / "relaxation.json").network, *lists)
 
 
 def _network(path: Path, options: Mapping[str, Any]) -> str:

@@ -1,16 +1,20 @@
 """Sentences of a report about other runs: how uncertain a truth is, and which trainings are compared."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from search.ranking_runs import _known
-from search.ranking_trained import Training, _compared, _searched_against_others
+from search.ranking_trained import Training, _compared, _searched_against_others, trained
+from search.records import Relaxation, save_relaxation
 from search.tables import Table
 from supernet.presets import preset
+from tools.runs import Run
 
 SPACE = preset("nas_bench_macro", num_classes=10, image_size=32)
 
@@ -59,25 +63,104 @@ def test_only_trainings_that_are_alike_are_compared() -> None:
     assert "as many as in one piece" in line
 
 
-def test_searched_cuts_are_compared_with_others_of_as_many_blocks() -> None:
-    def cut(name: str, top1: float, *places: int, found_by: str = "", **options: object) -> Training:
-        made = training(name, top1, places, **{"rule": "greedy", **options})
-        heads = {"heads": ["linear"] * len(places)}
-        return replace(made, results={**made.results, **heads}, found_by=found_by)
+def cut(name: str, top1: float, *places: int, found: bool = False, **options: object) -> Training:
+    made = training(name, top1, places, **{"rule": "greedy", **options})
+    heads = {"heads": ["linear"] * len(places)}
+    return replace(made, results={**made.results, **heads}, found_by=("cuts",) * found)
 
-    mine = cut("mine", 0.50, 1, found_by="'cuts'", parallel="blocks")
-    (line,) = _searched_against_others([mine, cut("middle", 0.57, 2, parallel="none")])
+
+def test_searched_cuts_are_compared_with_others_of_as_many_blocks() -> None:
+    mine = cut("mine", 0.50, 1, found=True, parallel="blocks")
+    middle = cut("middle", 0.57, 2, parallel="none")
+    (line,) = _searched_against_others([mine, middle])
     edge = 196 * math.sqrt(0.5 * 0.5 / 2000 + 0.57 * 0.43 / 2000)
-    assert line.startswith(
-        "Cut after layer 1 (linear), as the search 'cuts' found, net gets 50.00 %, 7.00 points less than by "
-        "the cuts of middle, after layer 2 (linear), which no search here found (57.00 %): more than the "
-        f"{edge:.1f} points"
+    start = (
+        "Cut after layer 1 (linear), as the search 'cuts' found, net gets 50.00 % of the test images right, "
     )
-    for other in (
+    end = f" (57.00 %): more than the {edge:.1f} points of chance."
+    assert line == (
+        f"{start}7.00 points less than in the run 'middle', cut after layer 2 (linear) without a search{end}"
+    )
+    (line,) = _searched_against_others([mine, replace(middle, balanced_by=("cuts", "more"))])
+    assert "cut after layer 2 (linear), as the searches 'cuts' and 'more' have it for blocks of like" in line
+    there = cut("there", 0.57, 1, found=False)
+    (line,) = _searched_against_others([mine, replace(there, results={**there.results, "heads": ["aux1"]})])
+    assert line == f"{start}7.00 points less than in the run 'there', with other heads there, aux1{end}"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
         cut("three", 0.57, 2, 3),
-        cut("found too", 0.57, 2, found_by="'cuts' (balanced)"),
+        cut("found too", 0.57, 2, found=True),
+        cut("the same", 0.57, 1),
         cut("another rule", 0.57, 2, rule="replay"),
         cut("longer", 0.57, 2, steps=900),
+        cut("uneven", 0.57, 2, uneven_groups=True),
         replace(cut("another network", 0.57, 2), network="other"),
-    ):
-        assert _searched_against_others([mine, other]) == []
+        replace(cut("groups", 0.57, 2), results={**cut("", 0.57, 2).results, "groups": 2}),
+        replace(cut("no heads known", 0.57, 2), results=training("", 0.57, (2,)).results),
+    ],
+    ids=lambda other: other.name,
+)
+def test_what_differs_in_more_than_cuts_is_not_compared(other: Training) -> None:
+    assert _searched_against_others([cut("mine", 0.50, 1, found=True), other]) == []
+
+
+def finished(folder: Path, results: dict[str, Any], **options: str) -> str:
+    folder.mkdir()
+    text = "".join(f'{name} = "{value}"\n' for name, value in {"network": "net", **options}.items())
+    (folder / "config.toml").write_text(text)
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "validation_top1": 0.5}) + "\n")
+    common = {"macs": 1, "params": 1, "steps": 1, "training_seconds": 1.0, "test_images": 100}
+    Run(folder).write_results({**common, **results})
+    return str(folder)
+
+
+def test_the_searches_that_chose_cuts_are_named(tmp_path: Path) -> None:
+    def search(name: str, place: int, balanced: int) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        alpha = ((0.1, 0.9),) * 3
+        save_relaxation(folder / "relaxation.json", Relaxation("net", ("a", "b"), alpha, alpha))
+        content = {
+            key: {"2": {"cuts": [at], "heads": ["a"], "groups": 1}}
+            for key, at in (("decouplings", place), ("balanced", balanced))
+        }
+        Run(folder).write_results(content)
+        return str(folder)
+
+    def trained_at(name: str, place: int, top1: float, head: str = "a", **options: str) -> str:
+        results = {"cuts": [place], "heads": [head], "groups": 1, "test": {"last": {"top1": top1}}}
+        return finished(tmp_path / name, results, decoupling=name, **options)
+
+    searches = (search("one", 1, 3), search("two", 1, 3))
+    asked = (
+        finished(tmp_path / "whole", {"test": {"last": {"top1": 0.9}}}),
+        trained_at("mine", 1, 0.5),
+        trained_at("middle", 2, 0.5, rule="greedy"),
+        trained_at("even", 3, 0.7),
+        trained_at("other head", 1, 0.4, "b"),
+        trained_at("replayed", 1, 0.3, "b", rule="replay"),
+    )
+    _, lines = trained(asked, searches)
+    by = "as the searches 'one' and 'two' found, "
+    wholes, others, (chance,) = lines[:5], lines[5:-1], lines[-1:]
+    assert [line.split(", net gets")[0] for line in wholes] == [
+        f"Cut into 2 blocks {where}"
+        for where in (
+            "after layer 1 (a), as the searches 'one' and 'two' found",
+            "after layer 2 (a)",
+            "after layer 3 (a)",
+            "after layer 1 (b)",
+            "after layer 1, as the searches 'one' and 'two' found",
+        )
+    ]
+    assert len(others) == 3
+    assert all(line.startswith(f"Cut after layer 1 (a), {by}net gets 50.00 %") for line in others)
+    assert "as many as in the run 'middle', cut after layer 2 (a) without a search (50.00 %)" in others[0]
+    assert "'even', cut after layer 3 (a), as the searches 'one' and 'two' have it for" in others[1]
+    assert "10.00 points more than in the run 'other head', with other heads there, b" in others[2]
+    assert chance.startswith("Points of chance: ")
+    _, nothing = trained(asked[1:3], ())
+    assert nothing == []
