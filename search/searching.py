@@ -20,7 +20,7 @@ from search.hypergradient import hypergradient
 from search.memory import Snapshot, SnapshotMemory, snapshots_of
 from search.relaxation import RelaxedNet
 from search.sedona import Episode, Inner, Pretraining, Search, episodes
-from supernet.chains import asked_for, chosen_chain, kept_in_run, network_name
+from supernet.chains import asked_for, chosen_chain, differs_from, kept_in_run, network_name
 from tools.checkpoint import load_checkpoint
 from tools.config import flag, flatten, from_toml
 from tools.cost import count_params
@@ -246,15 +246,15 @@ def _snapshots_of(run: Path, config: DecouplingSearchConfig, num_steps: int) -> 
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option}: cannot read the options of '{run}': {error}") from None
     old = from_toml(DecouplingSearchConfig, text, source=str(run / "config.toml"), checked=False)
-    theirs = flatten(old)
-    mine = flatten(config)
+    theirs, mine = flatten(old), flatten(config)
     kept = {name for name in mine if not name.startswith("search.")} | {"search.compat"}
-    kept -= FREE | {"recipe.log_every", "recipe.checkpoint_every", "plugins"}
+    kept -= FREE | {"recipe.log_every", "recipe.checkpoint_every", "plugins", "architecture"}
     differing = [
         f"{flag(name)} ({theirs[name]!r} there)"
         for name in mine
         if name in kept and theirs[name] != mine[name]
     ]
+    differing += filter(None, [differs_from(config, run, old.architecture)])
     if differing:
         raise ValueError(f"{option}: '{run}' was pretrained with other options: {', '.join(differing)}")
     Run(run).check_plugins(config)

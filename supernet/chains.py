@@ -15,6 +15,9 @@ from tools.launch import on_main
 from tools.runs import Run
 from tools.seeding import seed_globals
 
+COPY = "architecture.json"
+"""In a run."""
+
 
 class ChosenNetwork(NetworkOptions, Protocol):
     """The options that name it."""
@@ -33,7 +36,7 @@ def kept_in_run(options: Chosen, run: Run, accelerator: Accelerator) -> Chosen:
     """
     if not options.architecture:
         return options
-    copy = run.path / "architecture.json"
+    copy = run.path / COPY
 
     def keep() -> None:
         if not run.has_begun:
@@ -50,6 +53,16 @@ def described(options: ChosenNetwork) -> dict[str, Any]:
         return {}
     space, architecture = _load(options.architecture)
     return {"architecture": {"space": space_to(space), "choices": list(architecture.choices)}}
+
+
+def differs_from(options: ChosenNetwork, run: Path, theirs: str) -> str:
+    """The option in which a run made with --architecture `theirs` had another network; nothing if it had not."""
+    if not options.architecture and not theirs:
+        return ""
+    mine = _load(options.architecture) if options.architecture else None
+    if theirs and mine == _load(str(run / COPY)):
+        return ""
+    return f"--architecture ({theirs!r} there)"
 
 
 def asked_for(options: ChosenNetwork) -> str:

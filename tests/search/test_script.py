@@ -13,6 +13,9 @@ import torch
 from local_learning.decoupling import load_decoupling
 from search.discretisation import discretise
 from search.records import load_relaxation
+from supernet.documents import save_architecture
+from supernet.presets import preset
+from supernet.space import Architecture
 from tests.forked import run, run_up_to
 from tests.script import SMALL
 from tools.meters import read_metrics
@@ -151,6 +154,23 @@ def test_a_search_can_start_from_anothers_pretraining(whole: tuple[Path, int], t
         refused = run(SCRIPT, *options, *other_option, "--run", str(tmp_path / "other"))
         assert refused.returncode == 2
         assert f"other options: {other_option[0]} (" in refused.stderr
+
+
+def test_an_architecture_can_start_from_its_own_pretraining_and_from_no_other(tmp_path: Path) -> None:
+    space = preset("tiny", num_classes=10, image_size=16)
+    files = []
+    for name, who in (("one", "2101"), ("same", "2101"), ("other", "2001")):
+        files.append(tmp_path / f"{name}.json")
+        save_architecture(files[-1], Architecture.parse(who), space)
+    folder = searched(tmp_path / "first", *BASE, "--architecture", str(files[0]))
+    given = [*BASE, "--search.pretrained-run", str(folder)]
+    again = searched(tmp_path / "again", *given, "--architecture", str(files[1]))
+    assert (again / "relaxation.json").read_text() == (folder / "relaxation.json").read_text()
+    for options in (["--architecture", str(files[2])], VGG[len(BASE) :]):
+        refused = run(SCRIPT, *given, *options, "--run", str(tmp_path / "refused"))
+        assert refused.returncode == 2
+        assert "was pretrained with other options: " in refused.stderr
+        assert f"--architecture ('{files[0]}' there)" in refused.stderr
 
 
 def test_an_unfinished_pretraining_is_no_start(tmp_path: Path) -> None:
