@@ -56,7 +56,7 @@ def described(options: ChosenNetwork) -> dict[str, Any]:
 
 
 def differs_from(options: ChosenNetwork, run: Path, theirs: str) -> str:
-    """The option in which a run made with --architecture `theirs` had another network; nothing if it had not."""
+    """The option by which a run made with --architecture `theirs` had another network, if it had."""
     if not options.architecture and not theirs:
         return ""
     mine = _load(options.architecture) if options.architecture else None
