@@ -95,7 +95,7 @@ def data_options(supernet: Path, data: DataConfig, seed: int) -> tuple[DataConfi
     text = supernet_notes(supernet).get("config")
     if text is None:
         return data, seed, False
-    trained = from_toml(SupernetConfig, text, source=f"--supernet: '{supernet}'", checked=False)
+    trained = from_toml(SupernetConfig, text, source=f"--supernet: '{supernet}'")
     given = {
         each.name: getattr(data, each.name)
         for each in fields(DataConfig)

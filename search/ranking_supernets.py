@@ -92,7 +92,7 @@ def ask(
     text = notes.get("config")
     return Answers(
         space=net.space,
-        config=from_toml(SupernetConfig, text, source=str(path), checked=False) if text else None,
+        config=from_toml(SupernetConfig, text, source=str(path)) if text else None,
         results=read_document(home / "results.json", "results", 1)
         if (home / "results.json").exists()
         else {},

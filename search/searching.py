@@ -245,7 +245,7 @@ def _snapshots_of(run: Path, config: DecouplingSearchConfig, num_steps: int) -> 
         text = (run / "config.toml").read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option}: cannot read the options of '{run}': {error}") from None
-    old = from_toml(DecouplingSearchConfig, text, source=str(run / "config.toml"), checked=False)
+    old = from_toml(DecouplingSearchConfig, text, source=str(run / "config.toml"))
     theirs, mine = flatten(old), flatten(config)
     kept = {name for name in mine if not name.startswith("search.")} | {"search.compat"}
     kept -= FREE | {"recipe.log_every", "recipe.checkpoint_every", "plugins", "architecture"}

@@ -100,7 +100,7 @@ class Run:
 
     def _compare(self, config: Any, free: Collection[str]) -> None:
         text = self.config_path.read_text("utf-8", errors="replace")
-        old = flatten(from_toml(type(config), text, source=str(self.config_path), checked=False))
+        old = flatten(from_toml(type(config), text, source=str(self.config_path)))
         new = flatten(config)
         # Of plug-ins it is what they say that counts, not where they lie.
         free = {*free, "plugins"}
