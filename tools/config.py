@@ -41,7 +41,9 @@ def parse(cls: type[Config], arguments: Sequence[str], *, prog: str, description
     """
     path, flags = _split_config_flag(arguments)
     # Unchecked: what the file leaves open, such as a data folder, a flag may give.
-    default = _build(cls, _table(_read(path), path), "", path, _unchecked) if path else cls()
+    default = cls()
+    if path:
+        default = _build(default, _table(_read(path), path), "", path, _unchecked)
     _check_names(cls, flags)
     said = io.StringIO()
     try:
@@ -82,11 +84,11 @@ def to_toml(config: Any) -> str:
 
 
 def from_toml(cls: type[Config], text: str, *, source: str, checked: bool = True) -> Config:
-    """The config that a TOML text describes; what it leaves out keeps its default.
+    """The config that a TOML text describes; what it leaves out keeps its default in `cls`.
 
     Not `checked`, it may name files that are gone: notes of what was once done.
     """
-    return _build(cls, _table(text, source), "", source, _checked if checked else _unchecked)
+    return _build(cls(), _table(text, source), "", source, _checked if checked else _unchecked)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -246,30 +248,31 @@ def _checked(cls: type[Any], values: dict[str, Any], source: str) -> Any:
 
 def _unchecked(cls: type[Any], values: dict[str, Any], source: str) -> Any:
     config = object.__new__(cls)
-    for name, value in (vars(cls()) | values).items():
+    for name, value in values.items():
         object.__setattr__(config, name, value)
     return config
 
 
 def _build(
-    cls: type[Config],
+    default: Config,
     table: dict[str, Any],
     prefix: str,
     source: str,
     make: Callable[[type[Any], dict[str, Any], str], Any],
 ) -> Config:
+    """What a table says over the values of `default`: the parent's, which need not be those of its class."""
+    cls = type(default)
     kinds = dict(_fields(cls))
-    values = {}
+    values = dict(vars(default))
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in kinds:
             raise ValueError(f"{source}: unknown key '{prefix}{key}'{suggest(key, list(kinds))}")
         kind = kinds[name]
         if dataclasses.is_dataclass(kind):
-            assert isinstance(kind, type)
             if not isinstance(value, dict):
                 raise ValueError(f"{source}: '{prefix}{key}' is a table, [{prefix}{key}], not a value")
-            values[name] = _build(kind, value, f"{prefix}{key}.", source, make)
+            values[name] = _build(values[name], value, f"{prefix}{key}.", source, make)
         else:
             values[name] = _convert(kind, value, f"{prefix}{key}", source)
     built: Config = make(cls, values, source)

@@ -74,6 +74,22 @@ def test_flags_go_over_the_file(tmp_path: Path) -> None:
     assert config == Outer(count=5, label="flag", use_it=True, inner=Inner(rate=2.0, names=("b", "c")))
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_table_of_a_file_keeps_the_other_defaults_of_its_script(script: str) -> None:
+    """As flags do: the defaults of a nested table are its script's, which need not be those of its class."""
+    cls = config_of(script)
+    default = cls()
+    lines = to_toml(default).splitlines()
+    start = 0
+    for number, line in enumerate(lines):
+        start = number if line.startswith("[") else start
+        if line.startswith("["):
+            assert from_toml(cls, line, source="text", checked=False) == default, line
+        elif start and line:
+            one = f"{lines[start]}\n{line}"
+            assert from_toml(cls, one, source="text", checked=False) == default, one
+
+
 def test_a_flag_can_mend_what_the_file_leaves_open(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text("[inner]\nrate = -1\n")
