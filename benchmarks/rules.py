@@ -25,7 +25,7 @@ from local_learning.rules.greedy import Greedy
 from local_learning.rules.replay import Replay
 from retrain.config import RetrainConfig
 from retrain.networks import choose_decoupling, make_net
-from tools.config import from_toml
+from tools.config import of_run
 from tools.cost import saved_activation_bytes
 from tools.datasets import load_data
 
@@ -85,7 +85,7 @@ def report(name: str, options: argparse.Namespace) -> None:
     """Mean and spread over the seeds, and what a step keeps in memory."""
     runs = [folder(name, seed, options) for seed in options.seeds]
     results: list[dict[str, Any]] = [json.loads((run / "results.json").read_text()) for run in runs]
-    config = from_toml(RetrainConfig, (runs[0] / "config.toml").read_text(), source=str(runs[0]))
+    config = of_run(RetrainConfig, (runs[0] / "config.toml").read_text(), source=str(runs[0]))
     last = [result["test"]["last"] for result in results]
     line: dict[str, Any] = {"method": name, "seeds": len(runs)}
     for key in ("top1", "last_two_top1", "layerwise_top1"):

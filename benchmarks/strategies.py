@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from supernet.config import SupernetConfig
-from tools.config import from_toml
+from tools.config import of_run
 from tools.meters import read_metrics
 
 
@@ -76,7 +76,7 @@ def draw(runs: list[Path], picture: Path) -> None:
 
 
 def _config(run: Path) -> SupernetConfig:
-    return from_toml(SupernetConfig, (run / "config.toml").read_text(), source=str(run))
+    return of_run(SupernetConfig, (run / "config.toml").read_text(), source=str(run))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from retrain.config import RetrainConfig
 from supernet.documents import space_from
 from supernet.space import Architecture, Space
 from supernet.supernet import build_architecture
-from tools.config import from_toml
+from tools.config import of_run
 from tools.weights import load_weights, read_notes, read_weights
 
 
@@ -103,7 +103,7 @@ def restore(path: Path, *, label: str = "--weights") -> Restored:
     notes = read_notes(path, label=label)
     if not {"network", "classes", "config"} <= notes.keys() or not isinstance(notes["config"], str):
         raise ValueError(f"{label}: '{path}' is not the weights of a run of retrain_model.py")
-    config = from_toml(RetrainConfig, notes["config"], source=f"the options in {path}", checked=False)
+    config = of_run(RetrainConfig, notes["config"], source=f"the options in {path}", checked=False)
     tensors = read_weights(path, label=label)
     try:
         net, space, architecture = _rebuild(config, notes)

@@ -12,7 +12,7 @@ from search.architecture_config import ScoringOptions
 from supernet.config import SupernetConfig
 from supernet.space import Space
 from supernet.storage import supernet_notes, weights_file
-from tools.config import flag, from_toml
+from tools.config import flag, of_run
 from tools.data import DataConfig
 from tools.datasets import Data, fixed_part, load_data, whole_batches
 from tools.files import read_document, write_document
@@ -95,7 +95,7 @@ def data_options(supernet: Path, data: DataConfig, seed: int) -> tuple[DataConfi
     text = supernet_notes(supernet).get("config")
     if text is None:
         return data, seed, False
-    trained = from_toml(SupernetConfig, text, source=f"--supernet: '{supernet}'")
+    trained = of_run(SupernetConfig, text, source=f"--supernet: '{supernet}'")
     given = {
         each.name: getattr(data, each.name)
         for each in fields(DataConfig)

@@ -19,7 +19,7 @@ from supernet.space import Architecture, Space
 from supernet.storage import load_supernet, snapshots, supernet_notes, weights_file
 from supernet.supernet import Supernet
 from tools.batchnorm import frozen_statistics
-from tools.config import from_toml
+from tools.config import of_run
 from tools.files import read_document
 from tools.layout import use_channels_last
 from tools.meters import read_metrics
@@ -92,7 +92,7 @@ def ask(
     text = notes.get("config")
     return Answers(
         space=net.space,
-        config=from_toml(SupernetConfig, text, source=str(path)) if text else None,
+        config=of_run(SupernetConfig, text, source=str(path)) if text else None,
         results=read_document(home / "results.json", "results", 1)
         if (home / "results.json").exists()
         else {},

@@ -22,7 +22,7 @@ from search.relaxation import RelaxedNet
 from search.sedona import Episode, Inner, Pretraining, Search, episodes
 from supernet.chains import asked_for, chosen_chain, differs_from, kept_in_run, network_name
 from tools.checkpoint import load_checkpoint
-from tools.config import flag, flatten, from_toml
+from tools.config import flag, flatten, of_run
 from tools.cost import count_params
 from tools.datasets import Data, load_data
 from tools.launch import on_main
@@ -245,7 +245,7 @@ def _snapshots_of(run: Path, config: DecouplingSearchConfig, num_steps: int) -> 
         text = (run / "config.toml").read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option}: cannot read the options of '{run}': {error}") from None
-    old = from_toml(DecouplingSearchConfig, text, source=str(run / "config.toml"))
+    old = of_run(DecouplingSearchConfig, text, source=str(run / "config.toml"))
     theirs, mine = flatten(old), flatten(config)
     kept = {name for name in mine if not name.startswith("search.")} | {"search.compat"}
     kept -= FREE | {"recipe.log_every", "recipe.checkpoint_every", "plugins", "architecture"}

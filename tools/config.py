@@ -6,6 +6,7 @@ parsed, and `--help` is answered, before anything heavy is imported.
 """
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import io
@@ -89,6 +90,25 @@ def from_toml(cls: type[Config], text: str, *, source: str, checked: bool = True
     Not `checked`, it may name files that are gone: notes of what was once done.
     """
     return _build(cls(), _table(text, source), "", source, _checked if checked else _unchecked)
+
+
+def of_run(cls: type[Config], text: str, *, source: str, checked: bool = True) -> Config:
+    """The config of a run, from the text of its config.toml or of its weights' notes.
+
+    A run of before may lack an option of today. What it then did is in `cls.EARLIER`, by dotted name; where
+    that is silent, the option's default is what all runs did.
+    """
+    return with_earlier(from_toml(cls, text, source=source, checked=checked), text, source)
+
+
+def with_earlier(config: Config, text: str, source: str) -> Config:
+    """The config, with what a run did in place of each default whose option its config.toml does not name."""
+    table, default = _table(text, source), flatten(type(config)())
+    now = flatten(config)
+    for name, value in getattr(config, "EARLIER", {}).items():
+        if now[name] == default[name] and not _names(table, name):
+            config = _with(config, name.split("."), value)
+    return config
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -206,6 +226,24 @@ def _one_line(boxed: str) -> str:
     for said, meant in _PLAINLY.items():
         text = re.sub(said, meant, text)
     return text
+
+
+def _names(table: Any, name: str) -> bool:
+    """Whether a table has a value for a dotted option name."""
+    for part in name.split("."):
+        keys = {key.replace("-", "_"): key for key in table} if isinstance(table, dict) else {}
+        if part not in keys:
+            return False
+        table = table[keys[part]]
+    return True
+
+
+def _with(config: Config, path: Sequence[str], value: Any) -> Config:
+    """A copy with another value at the end of a path of field names, unchecked as the original may be."""
+    first, *rest = path
+    copied = copy.copy(config)
+    object.__setattr__(copied, first, _with(getattr(config, first), rest, value) if rest else value)
+    return copied
 
 
 def _toml_lines(config: Any, prefix: str) -> Iterator[str]:

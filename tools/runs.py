@@ -8,14 +8,16 @@ import os
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
-from tools.config import flag, flatten, from_toml, to_toml
+from tools.config import flag, flatten, of_run, to_toml, with_earlier
 from tools.failures import RunFailed
 from tools.files import read_document, write_bytes, write_document
 from tools.plugins import digests
 
 LOCK_PATIENCE_S = 60.0
+
+Config = TypeVar("Config")
 
 
 class Run:
@@ -98,9 +100,17 @@ class Run:
                 "run with a lower --recipe.lr"
             ) from None
 
+    def continued(self, config: Config) -> Config:
+        """The config to go on with: where a run of before lacks an option, its default stays what it did."""
+        if not self.has_begun or not self.config_path.exists():
+            return config
+        return with_earlier(
+            config, self.config_path.read_text("utf-8", errors="replace"), str(self.config_path)
+        )
+
     def _compare(self, config: Any, free: Collection[str]) -> None:
         text = self.config_path.read_text("utf-8", errors="replace")
-        old = flatten(from_toml(type(config), text, source=str(self.config_path)))
+        old = flatten(of_run(type(config), text, source=str(self.config_path)))
         new = flatten(config)
         # Of plug-ins it is what they say that counts, not where they lie.
         free = {*free, "plugins"}

@@ -44,6 +44,7 @@ def in_run(
     `again` is done before the summary of a finished run is shown.
     """
     run = Run(Path(config.run))
+    config = run.continued(config)
     accelerator = launch(
         device=config.device,
         precision=config.precision,

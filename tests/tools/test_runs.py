@@ -1,5 +1,6 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -73,3 +74,45 @@ def test_results_mark_the_end(tmp_path: Path) -> None:
     assert run.results is None
     run.write_results({"top1": 0.5})
     assert Run(tmp_path / "r").results == {"format": "cleave/results", "version": 1, "top1": 0.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    rule: str = "new"
+    size: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown:
+    """Options of today, two of which are younger than some runs."""
+
+    EARLIER: ClassVar[dict[str, Any]] = {"inner.rule": "old", "kept": 5}
+
+    rate: float = 0.1
+    kept: int = 0
+    inner: Inner = field(default_factory=Inner)
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "does"),
+    [
+        ("rate = 0.1", Grown(), ("old", 5)),
+        ("rate = 0.1\nkept = 0\n[inner]\nrule = 'new'", Grown(), ("new", 0)),
+        ("rate = 0.1\n[inner]\nsize = 2", Grown(kept=7), ("old", 7)),
+    ],
+)
+def test_a_run_of_before_an_option_goes_on_as_it_began(
+    tmp_path: Path, said: str, asked: Grown, does: tuple[str, int]
+) -> None:
+    run = Run(tmp_path / "r")
+    assert run.continued(asked) == asked
+    run.checkpoints.mkdir(parents=True)
+    run.config_path.write_text(said)
+    assert run.continued(asked) == asked, "nothing has been made with these options yet"
+    (run.checkpoints / "step-00000001.json").touch()
+    config = run.continued(asked)
+    assert (config.inner.rule, config.kept) == does
+    if asked == Grown():
+        run.open(config, free=())
+        run.close()
+        assert run.continued(asked) == config
