@@ -102,11 +102,11 @@ def of_run(cls: type[Config], text: str, *, source: str, checked: bool = True) -
 
 
 def with_earlier(config: Config, text: str, source: str) -> Config:
-    """The config, with what a run did in place of each default whose option its config.toml does not name."""
-    table, default = _table(text, source), flatten(type(config)())
-    now = flatten(config)
+    """The config, with what a run did in place of defaults that were others when it began."""
+    table = _table(text, source)
+    now, default = flatten(config), flatten(type(config)())
     for name, value in getattr(config, "EARLIER", {}).items():
-        if now[name] == default[name] and not _names(table, name):
+        if now[name] == default[name] and _at(table, name, value) == value:
             config = _with(config, name.split("."), value)
     return config
 
@@ -228,14 +228,14 @@ def _one_line(boxed: str) -> str:
     return text
 
 
-def _names(table: Any, name: str) -> bool:
-    """Whether a table has a value for a dotted option name."""
+def _at(table: Any, name: str, otherwise: Any) -> Any:
+    """What a table says of a dotted option name, if it says anything."""
     for part in name.split("."):
         keys = {key.replace("-", "_"): key for key in table} if isinstance(table, dict) else {}
         if part not in keys:
-            return False
+            return otherwise
         table = table[keys[part]]
-    return True
+    return table
 
 
 def _with(config: Config, path: Sequence[str], value: Any) -> Config:

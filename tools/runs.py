@@ -101,7 +101,7 @@ class Run:
             ) from None
 
     def continued(self, config: Config) -> Config:
-        """The config to go on with: where a run of before lacks an option, its default stays what it did."""
+        """The config to go on with: an option left at its default stays at what that was when the run began."""
         if not self.has_begun or not self.config_path.exists():
             return config
         return with_earlier(

@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 from accelerate import Accelerator
 
+from tools.config import flag, flatten
 from tools.failures import SMALLER, RunFailed, known_cause
 from tools.launch import launch, on_main
 from tools.runs import Run
@@ -44,7 +45,7 @@ def in_run(
     `again` is done before the summary of a finished run is shown.
     """
     run = Run(Path(config.run))
-    config = run.continued(config)
+    asked, config = config, run.continued(config)
     accelerator = launch(
         device=config.device,
         precision=config.precision,
@@ -54,6 +55,7 @@ def in_run(
     )
     try:
         on_main(accelerator, lambda: run.open(config, free=free))
+        on_main(accelerator, lambda: _tell_what_stays(run, flatten(asked), flatten(config)))
         if run.results:
             on_main(accelerator, lambda: again(config, run))
             on_main(accelerator, lambda: print(f"{run.path} is finished\n{summary(run, run.results or {})}"))
@@ -68,3 +70,9 @@ def in_run(
         run.close()
     accelerator.free_memory()  # DDP goes before its process group does: the other order can hang
     accelerator.end_training()
+
+
+def _tell_what_stays(run: Run, asked: dict[str, Any], done: dict[str, Any]) -> None:
+    stays = [f"{flag(name)} {done[name]}" for name in done if asked[name] != done[name]]
+    if stays:
+        print(f"{run.path} goes on as it began, with {', '.join(stays)}", flush=True)
