@@ -1,6 +1,8 @@
 """The options of search_decoupling.py; free of torch."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from local_learning.decoupling import HEADS
 from supernet.chosen import NetworkChoice
@@ -13,6 +15,7 @@ SEARCHABLE = ("aux1", "aux2", "aux3", "aux4", "mlp_sr", "conv1c2f", "linear")
 """Our heads that can be mixed: those that give logits and nothing else. A user's own must be like them."""
 
 SEDONA_2021 = "sedona-2021"
+REPLACE, OLDEST = "replace", "oldest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,18 @@ class SearchOptions:
     initial weights."""
     pretrained_run: str = ""
     """Take the weights that the pretraining of this run left, instead of pretraining again."""
-    snapshots: int = 50
-    """Weights to start inner optimisation from, the best of pretraining (N); with 1 there is no sampling."""
+    repeats: int = 1
+    """Searches from the same pretraining, each with batches and draws of its own; alpha and beta are their
+    means. Several tell more surely than one how far another search would agree."""
+    snapshots: int = 0
+    """Weights to start inner optimisation from, the best of pretraining (N); 0 keeps a tenth of those that
+    were evaluated, as the paper does. With 1 there is no sampling."""
+    memory: str = REPLACE
+    """What a step from drawn weights replaces. replace: the drawn weights, so that all stay in use;
+    hypergradients are divided by the inner learning rate, so that all weights count alike. oldest: the oldest
+    weights, as the paper has it; after some hundred updates all descend from the same ones."""
+    inner_lr: float = 0.0
+    """Learning rate of the inner steps; 0 takes that of the pretraining step which the weights are from."""
     keep_snapshots_on: str = "host"
     """Where these weights are kept: host (memory), device, or disk."""
     keep_graphs: int = 1
@@ -75,7 +88,10 @@ class SearchOptions:
         check_range("--search.beta2", self.beta2, 0, 0.999999)
         check_range("--search.validation-batch", self.validation_batch, 1)
         check_choice("--search.statistics", self.statistics, ("running", "batch"))
-        check_range("--search.snapshots", self.snapshots, 1)
+        check_range("--search.repeats", self.repeats, 1, 1000)
+        check_range("--search.snapshots", self.snapshots, 0)
+        check_choice("--search.memory", self.memory, (REPLACE, OLDEST))
+        check_range("--search.inner-lr", self.inner_lr, 0)
         check_choice("--search.keep-snapshots-on", self.keep_snapshots_on, ("host", "device", "disk"))
         check_range("--search.keep-graphs", self.keep_graphs, 0)
         if self.compat:
@@ -95,6 +111,18 @@ class SearchOptions:
             check_range("--search.show", blocks, 2)
         if self.pretrained_run and not self.pretraining:
             raise ValueError("--search.pretrained-run: cannot go with --search.no-pretraining")
+        if self.compat and self.memory != REPLACE:
+            raise ValueError("--search.memory: --search.compat replaces the drawn weights; leave it out")
+
+    @property
+    def per_rate(self) -> bool:
+        """Whether hypergradients are divided by the inner learning rate, to which they are proportional."""
+        return self.memory == REPLACE and not self.compat
+
+    def kept(self, num_steps: int, evaluate_every: int) -> int:
+        """How many of the weights that a pretraining of so many steps evaluates are kept."""
+        evaluated = math.ceil(num_steps / evaluate_every)
+        return self.snapshots or math.ceil(evaluated / 10)
 
 
 def _recipe() -> Recipe:
@@ -104,6 +132,8 @@ def _recipe() -> Recipe:
 @dataclass(frozen=True, kw_only=True)
 class DecouplingSearchConfig(NetworkChoice, RunOptions):
     """Which network, with which heads, on which data, and how to search."""
+
+    EARLIER: ClassVar[dict[str, Any]] = {"search.memory": OLDEST, "search.snapshots": 50}
 
     run: str = "runs/sedona"
     network: str = "resnet50"

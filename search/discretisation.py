@@ -136,25 +136,47 @@ def random_heads(
     return Decoupling(tuple(cuts), tuple(rng.choice(head_kinds) for _ in cuts))
 
 
+@dataclass(frozen=True)
+class Spread:
+    """How far apart searches end that differ by chance alone."""
+
+    ends: Sequence[tuple[Rows, Rows]]
+    """alpha and beta of each."""
+
+    errors: float = 2.0
+    """How many standard errors a margin must have to count."""
+
+    of_mean: bool = False
+    """Whether the result is the mean of these ends, and not one more such end."""
+
+    source: str = "searches that differ by chance alone"
+    """Whose ends these are, in words."""
+
+    def error(self, margins: Sequence[float]) -> float:
+        """The standard error of the result's margin, given that of each end."""
+        return stdev(margins) / (math.sqrt(len(margins)) if self.of_mean else 1.0)
+
+
 def confidence(
-    alpha: Rows,
-    beta: Rows,
-    head_kinds: Sequence[str],
-    num_blocks: int,
-    history: Sequence[tuple[Rows, Rows]] = (),
+    alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: int, spread: Spread | None = None
 ) -> list[str]:
     """How sure the cuts and heads of so many blocks are, in words.
 
-    A choice is undetermined where its margin is below 1e-6, and noise where it is below twice the standard
-    deviation that it has over `history`: alpha and beta at several moments late in the search.
+    A choice is undetermined where its margin is below 1e-6, and not certain where it is below `spread.errors`
+    standard errors. Without a spread of two ends or more, nothing is said of certainty.
     """
     alpha, beta = checked(alpha, beta, head_kinds)
-    past = [checked(*moment, head_kinds) for moment in history]
-    for moment in past:
-        if len(moment[0]) != len(alpha):
-            raise ValueError(f"history: alpha has {len(moment[0])} rows in it, and {len(alpha)} now")
+    ends = [checked(*end, head_kinds) for end in spread.ends] if spread else []
+    for end in ends:
+        if len(end[0]) != len(alpha):
+            raise ValueError(f"spread: alpha has {len(end[0])} rows in it, and {len(alpha)} now")
     cuts, local = _learned_cuts(alpha, num_blocks), _local_shares(alpha)
-    lines = [_about_cuts(local, num_blocks, [_local_shares(then) for then, _ in past])]
+    lines = [_about_cuts(local, num_blocks, spread, [_local_shares(end) for end, _ in ends])]
+    if cuts and max(local) < 0.5 - INDIFFERENT:
+        lines.append(
+            f"no cut is preferred: of every layer the backpropagated signal has the larger share "
+            f"(the largest local one is {max(local):.4g}, after layer {_ranked(local)[0]})"
+        )
     indifferent = [layer for layer, share in enumerate(local, 1) if abs(share - 0.5) <= INDIFFERENT]
     if indifferent:
         lines.append(
@@ -162,7 +184,7 @@ def confidence(
             f"(softmax(alpha)_1 within {INDIFFERENT} of 0.5): {_named(indifferent)}"
         )
     for cut in cuts:
-        about = _about_head(beta[cut - 1], head_kinds, [row[cut - 1] for _, row in past])
+        about = _about_head(beta[cut - 1], head_kinds, spread, [rows[cut - 1] for _, rows in ends])
         lines.append(f"head after layer {cut}: {about}")
     return lines
 
@@ -218,7 +240,9 @@ def _most_valuable(values: Sequence[int], allowed: Sequence[Sequence[int]], num_
     return best[0][1]
 
 
-def _about_cuts(local: Sequence[float], num_blocks: int, past: Sequence[Sequence[float]]) -> str:
+def _about_cuts(
+    local: Sequence[float], num_blocks: int, spread: Spread | None, ends: Sequence[Sequence[float]]
+) -> str:
     ranked = _ranked(local)
     chosen, left = ranked[: num_blocks - 1], ranked[num_blocks - 1 :]
     if not chosen or not left:
@@ -228,36 +252,41 @@ def _about_cuts(local: Sequence[float], num_blocks: int, past: Sequence[Sequence
     tied += [layer for layer in left if local[inner - 1] - local[layer - 1] < TIED]
     verdict = _verdict(
         local[inner - 1] - local[outer - 1],
-        [then[inner - 1] - then[outer - 1] for then in past],
+        [end[inner - 1] - end[outer - 1] for end in ends],
+        spread,
         _named(tied),
     )
+    same = sum(set(_ranked(end)[: num_blocks - 1]) == set(chosen) for end in ends)
+    agree = f"; {same} of {len(ends)} {spread.source} have these cuts" if spread and len(ends) > 1 else ""
     return (
         f"cuts: the last chosen is after layer {inner} (softmax(alpha)_1 {local[inner - 1]:.4g}), "
-        f"the first left out after layer {outer} ({local[outer - 1]:.4g}); {verdict}"
+        f"the first left out after layer {outer} ({local[outer - 1]:.4g}); {verdict}{agree}"
     )
 
 
-def _about_head(row: Sequence[float], kinds: Sequence[str], past: Sequence[Sequence[float]]) -> str:
+def _about_head(
+    row: Sequence[float], kinds: Sequence[str], spread: Spread | None, ends: Sequence[Sequence[float]]
+) -> str:
     if len(kinds) == 1:
         return f"{kinds[0]}, the only kind"
-    now, then = shares(row), [shares(each) for each in past]
+    now, then = shares(row), [shares(end) for end in ends]
     first, second, *_ = sorted(range(len(kinds)), key=lambda m: -row[m])
     tied = [kind for kind, share in zip(kinds, now, strict=True) if now[first] - share < TIED]
-    gaps = [moment[first] - moment[second] for moment in then]
-    verdict = _verdict(now[first] - now[second], gaps, ", ".join(tied))
+    margins = [end[first] - end[second] for end in then]
+    verdict = _verdict(now[first] - now[second], margins, spread, ", ".join(tied))
     return f"{kinds[first]} ({now[first]:.4g}), then {kinds[second]} ({now[second]:.4g}); {verdict}"
 
 
-def _verdict(gap: float, past: Sequence[float], tied: str) -> str:
-    """What a margin is worth, given what it was at several moments."""
-    if gap < TIED:
+def _verdict(margin: float, margins: Sequence[float], spread: Spread | None, tied: str) -> str:
+    """What a margin is worth, given those of searches that differ by chance."""
+    if margin < TIED:
         return f"undetermined: {tied} are tied"
-    if len(past) < 2:
-        return f"{gap:.2g} apart"
-    noise = stdev(past)
-    if gap < 2 * noise:
-        return f"{gap:.2g} apart, which is noise: late in the search this fluctuates by {noise:.2g}"
-    return f"{gap:.2g} apart, and late in the search this fluctuates by {noise:.2g}"
+    if spread is None or len(margins) < 2:
+        return f"{margin:.2g} apart"
+    error = spread.error(margins)
+    if margin < spread.errors * error:
+        return f"{margin:.2g} apart with a standard error of {error:.2g}: another seed may choose otherwise"
+    return f"{margin:.2g} apart with a standard error of {error:.2g}: clear of chance"
 
 
 def _named(layers: Sequence[int]) -> str:

@@ -1,12 +1,17 @@
 """What a search leaves behind: relaxation.json, decouplings for every number of blocks, figures and words."""
 
 import copy
+import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from scipy.stats import t
+from torch import Tensor
 
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling, save_decoupling
@@ -14,6 +19,7 @@ from local_learning.profile import measure_costs
 from search.config import DecouplingSearchConfig
 from search.discretisation import (
     BlockCosts,
+    Spread,
     confidence,
     discretise,
     discretise_within,
@@ -22,6 +28,7 @@ from search.discretisation import (
     random_heads,
     shares,
 )
+from search.evidence import Updates, effects, replays
 from search.figures import preference_figure, structure_figure
 from search.records import Relaxation, Values, checked, save_relaxation
 from search.relaxation import RelaxedNet
@@ -30,18 +37,38 @@ from tools.datasets import Data
 from tools.files import write_bytes
 from tools.meters import read_metrics
 from tools.runs import Run
-from tools.seeding import derive
-
-LATE = 0.25
-"""The part of a search, at its end, whose fluctuation is taken for noise."""
+from tools.seeding import derive, torch_stream
 
 
-def write_findings(run: Run, config: DecouplingSearchConfig, net: RelaxedNet, data: Data) -> dict[str, Any]:
-    """Write all files; returns decouplings and words for results.json."""
+@dataclass(frozen=True)
+class Outcome:
+    """What one search came to, and by which updates."""
+
+    part: Run
+    """Its metrics and other files."""
+
+    alpha: Tensor
+
+    beta: Tensor
+
+    updates: Updates
+
+
+def write_findings(
+    run: Run, config: DecouplingSearchConfig, net: RelaxedNet, data: Data, outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
+    """Write all files; returns decouplings, effects and words for results.json."""
     kinds = net.head_kinds
-    alpha, beta = checked(net.alpha, net.beta, kinds)
+    mean_alpha = torch.stack([outcome.alpha for outcome in outcomes]).mean(0)
+    mean_beta = torch.stack([outcome.beta for outcome in outcomes]).mean(0)
+    alpha, beta = checked(mean_alpha, mean_beta, kinds)
     num_layers, name = len(net.layers), network_name(config)
-    facts = {"width": config.width, "data": config.data.name, "steps": config.search.steps}
+    facts = {
+        "width": config.width,
+        "data": config.data.name,
+        "steps": config.search.steps,
+        "repeats": config.search.repeats,
+    }
     save_relaxation(run.path / "relaxation.json", Relaxation(name, kinds, alpha, beta, facts))
     costs = _costs(net, config, data)
     chosen: dict[int, Decoupling] = {}
@@ -55,24 +82,93 @@ def write_findings(run: Run, config: DecouplingSearchConfig, net: RelaxedNet, da
     shown = [blocks for blocks in config.search.show if blocks in chosen]
     _write_controls(run.path / "controls", config, alpha, beta, kinds, shown, num_layers)
 
+    for outcome in outcomes:
+        lines_ = "".join(json.dumps(line) + "\n" for line in outcome.updates.lines(kinds))
+        write_bytes(outcome.part.path / "hypergradients.jsonl", lines_.encode())
+    spread = _spread(config, outcomes)
     history = _history(run, num_layers, kinds)
-    late = [(alpha_, beta_) for step, alpha_, beta_ in history if step > (1 - LATE) * config.search.steps]
     beyond = [str(blocks) for blocks in config.search.show if blocks not in chosen]
     lines = [f"nothing on {', '.join(beyond)} blocks: there are {num_layers} layers"] if beyond else []
     for blocks in shown:
         lines.append(f"{blocks} blocks: {_told(chosen[blocks], kinds, costs)}")
-        lines += [f"  {line}" for line in confidence(alpha, beta, kinds, blocks, late)]
+        lines += [f"  {line}" for line in confidence(alpha, beta, kinds, blocks, spread)]
         same = within[blocks] == chosen[blocks]
         balanced = "the same" if same else _told(within[blocks], kinds, costs)
         lines.append(f"  balanced to {config.search.slack:g}: {balanced}")
-        lines.append(f"  {_settled(history, kinds, blocks)}")
-    write_bytes(run.path / "findings.txt", ("\n".join(lines) + "\n").encode())
+        if len(outcomes) == 1:
+            lines.append(f"  {_settled(history, kinds, blocks)}")
+    by_layer = _effects(config, outcomes, spread, kinds)
+    told = [*lines, *_effects_told(by_layer)]
+    write_bytes(run.path / "findings.txt", ("\n".join(told) + "\n").encode())
     _draw(run.path, config, alpha, beta, kinds, {k: chosen[k] for k in shown}, history, num_layers)
     return {
+        "effects": by_layer,
         "decouplings": {str(blocks): asdict(decoupling) for blocks, decoupling in chosen.items()},
         "balanced": {str(blocks): asdict(decoupling) for blocks, decoupling in within.items()},
         "words": lines,
     }
+
+
+def _spread(config: DecouplingSearchConfig, outcomes: Sequence[Outcome]) -> Spread | None:
+    """How far apart searches end: those that were made or, of one, replays of its updates."""
+    if len(outcomes) > 1:
+        ends = [(outcome.alpha, outcome.beta) for outcome in outcomes]
+        errors = float(t.ppf(0.975, len(outcomes) - 1))
+        return Spread(ends, errors=errors, of_mean=True, source="searches from this pretraining")
+    updates = outcomes[0].updates
+    if len(updates.effects) < 2:
+        return None
+    found = replays(updates, config.search, generator=torch_stream(config.seed, "replays"))
+    return Spread(
+        list(zip(found.alpha, found.beta, strict=True)), source="searches by updates drawn from its own"
+    )
+
+
+def _effects(
+    config: DecouplingSearchConfig, outcomes: Sequence[Outcome], spread: Spread | None, kinds: Sequence[str]
+) -> list[dict[str, Any]]:
+    """By layer: what a share does to the validation loss, and the share, each with its standard error."""
+    updates = Updates.joined([outcome.updates for outcome in outcomes])
+    if spread is None:
+        return []
+    found = effects(updates, generator=torch_stream(config.seed, "effects"))
+    ends = [torch.as_tensor(alpha).double().softmax(1)[:, 0] for alpha, _ in spread.ends]
+    signals = torch.stack([outcome.alpha.double().cpu().softmax(1)[:, 0] for outcome in outcomes]).mean(0)
+    errors = [spread.error(column) for column in torch.stack(ends).T.tolist()]
+    layers = zip(signals.tolist(), errors, found.mean.tolist(), found.error.tolist(), strict=True)
+    return [
+        {
+            "layer": layer,
+            "share": share,
+            "share_error": error,
+            "effect": mean[0],
+            "effect_error": of_mean[0],
+            "heads": dict(zip(kinds, mean[1:], strict=True)),
+            "heads_error": dict(zip(kinds, of_mean[1:], strict=True)),
+        }
+        for layer, (share, error, mean, of_mean) in enumerate(layers, 1)
+    ]
+
+
+def _effects_told(by_layer: Sequence[dict[str, Any]]) -> list[str]:
+    """A line a layer, under a heading that says what the numbers are."""
+    heading = (
+        "by layer: the local signal's share, and what a larger share does to the validation loss (its slope, "
+        "where less is better), each with its standard error; then the same slopes of the heads"
+    )
+    lines = [
+        f"  {row['layer']}: {row['share']:.3f} +- {row['share_error']:.2g}, {_plus(row['effect'])} +- "
+        f"{row['effect_error']:.2g}; "
+        + ", ".join(
+            f"{kind} {_plus(value)} +- {row['heads_error'][kind]:.2g}" for kind, value in row["heads"].items()
+        )
+        for row in by_layer
+    ]
+    return [heading, *lines] if lines else []
+
+
+def _plus(value: float) -> str:
+    return f"{value:+.2g}"
 
 
 def results_of(found: dict[str, Any], *, steps: int, seconds: float, pretraining: int) -> dict[str, Any]:

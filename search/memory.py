@@ -32,6 +32,8 @@ class Snapshot:
     """Steps of training before it, which say the learning rate."""
     score: float
     """Accuracy on the validation images; of those that search has moved on, that of where they came from."""
+    origin: int
+    """The step of pretraining from which they came: the lineage."""
 
 
 class SnapshotMemory:
@@ -65,22 +67,24 @@ class SnapshotMemory:
             if score < worst.score:
                 return
             self._forget(worst)
-        self._add(state, step, score)
+        self._add(state, step, score, step)
 
-    def keep_latest(self, state: Mapping[str, Tensor], step: int, score: float) -> None:
-        """Add a snapshot; the oldest goes."""
+    def keep_latest(
+        self, state: Mapping[str, Tensor], step: int, score: float, origin: int | None = None
+    ) -> None:
+        """Add a snapshot; the oldest goes. Without an `origin` a lineage begins here."""
         if len(self) == self._size:
             self._forget(self.snapshots[0])
-        self._add(state, step, score)
+        self._add(state, step, score, step if origin is None else origin)
 
     def draw(self, generator: torch.Generator) -> Snapshot:
         """Choose a snapshot, each as likely as the others."""
         return self.snapshots[int(torch.randint(len(self), (1,), generator=generator))]
 
     def replace(self, drawn: Snapshot, state: Mapping[str, Tensor], step: int) -> None:
-        """Add a snapshot in the place of the one that it was made from."""
+        """Add a snapshot for the one that it was made from, so that every lineage goes on."""
         self._forget(drawn)
-        self._add(state, step, drawn.score)
+        self._add(state, step, drawn.score, drawn.origin)
 
     def read(self, snapshot: Snapshot) -> State:
         """A snapshot's tensors; not to be written to."""
@@ -103,7 +107,7 @@ class SnapshotMemory:
                 _write(snapshot.path, self._tensors[snapshot.path])
         self._tidy()
         home = self._folder.parent
-        entries = [[_within(home, one.path), one.step, one.score] for one in self.snapshots]
+        entries = [[_within(home, one.path), one.step, one.score, one.origin] for one in self.snapshots]
         return {"entries": entries, "born": self._born}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -111,7 +115,7 @@ class SnapshotMemory:
         self.take(snapshots_of(state, self._folder.parent))
         self._born = state["born"]
 
-    def _add(self, state: Mapping[str, Tensor], step: int, score: float) -> None:
+    def _add(self, state: Mapping[str, Tensor], step: int, score: float, origin: int) -> None:
         path = self._folder / f"{self._born:06d}-{self._rank}.safetensors"
         self._born += 1
         tensors = {
@@ -122,7 +126,7 @@ class SnapshotMemory:
         else:
             self._tensors[path] = tensors
             path.unlink(missing_ok=True)  # of a start that went further than its last checkpoint
-        self.snapshots.append(Snapshot(path, step, score))
+        self.snapshots.append(Snapshot(path, step, score, origin))
 
     def _forget(self, snapshot: Snapshot) -> None:
         self.snapshots.remove(snapshot)
@@ -141,8 +145,14 @@ class SnapshotMemory:
 
 
 def snapshots_of(state: Mapping[str, Any], home: Path) -> list[Snapshot]:
-    """The snapshots that a memory's state names, in the folder that holds theirs: runs may be moved."""
-    return [Snapshot(home / path, step, score) for path, step, score in state["entries"]]
+    """The snapshots that a memory's state names, in the folder that holds theirs: runs may be moved.
+
+    States of before name no origin.
+    """
+    return [
+        Snapshot(home / path, step, score, *(origin or [step]))
+        for path, step, score, *origin in state["entries"]
+    ]
 
 
 def _within(home: Path, path: Path) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 
 from local_learning.networks.traced import with_our_names
 from search.config import DecouplingSearchConfig
-from search.findings import results_of, summary, write_findings
+from search.findings import Outcome, results_of, summary, write_findings
 from search.hypergradient import hypergradient
 from search.memory import Snapshot, SnapshotMemory, snapshots_of
 from search.relaxation import RelaxedNet
@@ -64,20 +64,60 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
         print(_heading(config, data, net, num_steps, accelerator), flush=True)
     if not run.has_begun:
         _check_derivatives(config, net, data)
-    snapshots = _snapshots(config, run, accelerator, inner, data, num_steps)
+    evaluate_every = config.recipe.steps_between_evaluations(len(data.train) / config.recipe.batch_size)
+    kept = config.search.kept(num_steps, evaluate_every)
+    snapshots = _snapshots(config, run, accelerator, inner, data, num_steps, kept)
     if accelerator.is_main_process:
-        print(f"searching from {len(snapshots)} snapshots", flush=True)
+        print(_beginnings(config, inner, snapshots, math.ceil(num_steps / evaluate_every)), flush=True)
 
-    options = config.search
-    share = max(1, options.snapshots // ranks)
+    searches = [
+        _searched(repeat, config, run, accelerator, inner, data, snapshots, kept)
+        for repeat in range(config.search.repeats)
+    ]
+
+    def finish() -> dict[str, Any]:
+        found = write_findings(run, config, net, data, [outcome for outcome, _ in searches])
+        own = config.search.pretraining and not config.search.pretrained_run
+        results = results_of(
+            found,
+            steps=config.search.steps * config.search.repeats,
+            seconds=sum(seconds for _, seconds in searches),
+            pretraining=num_steps if own else 0,
+        )
+        run.write_results(results)
+        for outcome, _ in searches:
+            shutil.rmtree(outcome.part.path / SNAPSHOTS, ignore_errors=True)  # of no use any more
+        return results
+
+    results = on_main(accelerator, finish)
+    if results is not None:
+        print(summary(run, results), flush=True)
+
+
+def _searched(
+    repeat: int,
+    config: DecouplingSearchConfig,
+    run: Run,
+    accelerator: Accelerator,
+    inner: Inner,
+    data: Data,
+    snapshots: list[Snapshot],
+    kept: int,
+) -> tuple[Outcome, float]:
+    """One search from the snapshots, and its seconds; a repeat is a part of the run, with its own draws."""
+    part = run.part(f"repeat-{repeat + 1}") if repeat else run
+    if repeat:
+        config = replace(config, seed=derive(config.seed, "repeat", repeat))
+    options, ranks, rank = config.search, accelerator.num_processes, accelerator.process_index
+    share = max(1, kept // ranks)
     memory = SnapshotMemory(
-        run.path / SNAPSHOTS,
+        part.path / SNAPSHOTS,
         share,
         place=options.keep_snapshots_on,
-        rank=accelerator.process_index,
+        rank=rank,
         device=accelerator.device,
     )
-    memory.take((snapshots[accelerator.process_index :: ranks] or snapshots)[:share])
+    memory.take((snapshots[rank::ranks] or snapshots)[:share])
     job = Search(inner, config, accelerator, memory)
     images = config.recipe.batch_size * (options.inner_steps + 1) + options.validation_batch
     plan = Plan(
@@ -96,19 +136,9 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
         return episodes(train, validation, options.inner_steps, start, stop)
 
     with contextlib.closing(train), contextlib.closing(validation):
-        end = Loop(job, plan, run, accelerator).run(batches)
-
-    def finish() -> dict[str, Any]:
-        found = write_findings(run, config, net, data)
-        pretraining = num_steps if options.pretraining else 0
-        results = results_of(found, steps=options.steps, seconds=end.seconds, pretraining=pretraining)
-        run.write_results(results)
-        shutil.rmtree(run.path / SNAPSHOTS, ignore_errors=True)  # weights are of no use any more
-        return results
-
-    results = on_main(accelerator, finish)
-    if results is not None:
-        print(summary(run, results), flush=True)
+        end = Loop(job, plan, part, accelerator).run(batches)
+    alpha, beta = inner.net.alpha.detach().clone(), inner.net.beta.detach().clone()
+    return Outcome(part, alpha, beta, job.updates), end.seconds
 
 
 def _relaxed(config: DecouplingSearchConfig, data: Data, accelerator: Accelerator) -> RelaxedNet:
@@ -155,15 +185,16 @@ def _snapshots(
     inner: Inner,
     data: Data,
     num_steps: int,
+    kept: int,
 ) -> list[Snapshot]:
     """The snapshots that search starts from: those of pretraining, or the one of the initial weights."""
     options = config.search
     if options.pretrained_run:
         found = _snapshots_of(Path(options.pretrained_run), config, num_steps)
-        return found[-options.snapshots :] if options.compat else _best(found, options.snapshots)
+        return found[-kept:] if options.compat else _best(found, kept)
     part = run.part(PRETRAINING)
     memory = SnapshotMemory(
-        part.path / SNAPSHOTS, options.snapshots, place=options.keep_snapshots_on, device=accelerator.device
+        part.path / SNAPSHOTS, kept, place=options.keep_snapshots_on, device=accelerator.device
     )
     if options.pretraining:
         _pretrain(config, part, accelerator, inner, data, num_steps, memory)
@@ -270,6 +301,32 @@ def _best(snapshots: list[Snapshot], count: int) -> list[Snapshot]:
     return [snapshots[index] for index in sorted(best)]
 
 
+def _beginnings(
+    config: DecouplingSearchConfig, inner: Inner, snapshots: list[Snapshot], evaluated: int
+) -> str:
+    """What search starts from, in words."""
+    options = config.search
+    count = "1 snapshot" if len(snapshots) == 1 else f"{len(snapshots)} snapshots"
+    if not options.pretraining:
+        return f"searching from {count}, the initial weights"
+    steps, scores = [one.step for one in snapshots], [one.score for one in snapshots]
+    rates = [options.inner_lr or inner.rate(step) for step in steps]
+    which = "last" if options.compat else "best"
+    words = (
+        f"searching from {count}, the {which} of {evaluated} that were evaluated: "
+        f"of steps {_from_to(steps, ',')}, validation top-1 {_from_to(scores, '.4f')}, "
+        f"inner learning rates {_from_to(rates, '.3g')}"
+    )
+    if len(snapshots) == evaluated > 1:
+        words += "; none was left out, so early weights count like the best (--search.snapshots)"
+    return words
+
+
+def _from_to(values: Sequence[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
+
+
 def _heading(
     config: DecouplingSearchConfig, data: Data, net: RelaxedNet, num_steps: int, accelerator: Accelerator
 ) -> str:
@@ -278,6 +335,7 @@ def _heading(
     heads = count_params(net.heads)
     count = sum(math.comb(layers - 1, k) * kinds**k for k in range(layers))
     options = config.search
+    searches = f"{options.repeats} searches of " if options.repeats > 1 else ""
     start = (
         f"pretraining of {options.pretrained_run}"
         if options.pretrained_run
@@ -288,7 +346,7 @@ def _heading(
     return (
         f"{network_name(config)} ({layers} layers, {own:,} params; {kinds} heads on each of {layers - 1}, "
         f"{heads:,} params; {count:.3g} decouplings) on {config.data.name}: {len(data.train):,} training, "
-        f"{len(data.validation):,} validation images\n{start}, {options.steps:,} updates of alpha and beta "
-        f"through {options.inner_steps} steps of {config.recipe.batch_size} on {accelerator.num_processes} x "
-        f"{accelerator.device.type}, {config.precision}"
+        f"{len(data.validation):,} validation images\n"
+        f"{start}, {searches}{options.steps:,} updates of alpha and beta through {options.inner_steps} "
+        f"steps of {config.recipe.batch_size} on {accelerator.num_processes} x {accelerator.device.type}, {config.precision}"
     )

@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from search.config import SEDONA_2021, DecouplingSearchConfig
+from search.config import OLDEST, SEDONA_2021, DecouplingSearchConfig
+from search.evidence import Updates, outer_optimizer
 from search.hypergradient import hypergradient
 from search.memory import SnapshotMemory, State
 from search.relaxation import RelaxedNet
@@ -42,9 +43,14 @@ class Inner:
         self._schedule.step_update(min(step, self._num_steps - 1))
         return float(self._optimizer.param_groups[0]["lr"])
 
-    def update(self, batch: Batch, step: int, *, shared: bool = False) -> list[Tensor]:
-        """One step; with `shared` the batch is one rank's part, and gradients are means over all ranks."""
+    def update(self, batch: Batch, step: int, *, rate: float = 0.0, shared: bool = False) -> list[Tensor]:
+        """One step, at the schedule's rate unless another is given.
+
+        With `shared` the batch is one rank's part, and gradients are means over all ranks.
+        """
         self.rate(step)
+        if rate:
+            self._optimizer.param_groups[0]["lr"] = rate
         self.net.train()
         found = self.net.mixed_gradients(batch.images.to(self.net.alpha.dtype), batch.targets)
         for name, weight in self._weights.items():
@@ -158,14 +164,14 @@ class Search:
     ) -> None:
         self._inner, self._net, self._config = inner, inner.net, config
         self._accelerator, self._memory = accelerator, memory
+        self.updates = Updates.none()
+        """What every update so far went by."""
         options = config.search
+        with torch.no_grad():
+            self._net.alpha.zero_()
+            self._net.beta.zero_()
         self._compat = options.compat == SEDONA_2021
-        self._optimizer = torch.optim.Adam(
-            [self._net.alpha, self._net.beta],
-            lr=options.lr,
-            betas=(options.beta1, options.beta2),
-            weight_decay=options.weight_decay,
-        )
+        self._optimizer = outer_optimizer(options, [self._net.alpha, self._net.beta])
         self._recorded = self._shares()
 
     def step(self, episode: Episode, step: int) -> Mapping[str, Tensor]:
@@ -175,11 +181,12 @@ class Search:
         drawn = self._memory.draw(generator)
         inner.load(self._memory.read(drawn))
         dtype = net.alpha.dtype
+        rate = config.search.inner_lr or inner.rate(drawn.step)
         found = hypergradient(
             net,
             [(batch.images.to(dtype), batch.targets) for batch in episode.inner],
             (episode.validation.images.to(dtype), episode.validation.targets),
-            lr=inner.rate(drawn.step),
+            lr=rate,
             momentum=config.recipe.momentum,
             weight_decay=config.recipe.weight_decay,
             momentum_buffers=inner.momentum_buffers(),
@@ -187,14 +194,16 @@ class Search:
             statistics=config.search.statistics,
             objective="training" if self._compat else "validation",
         )
-        net.alpha.grad, net.beta.grad = self._mean(found.alpha, found.beta)
+        scale = 1 / rate if config.search.per_rate else 1.0
+        net.alpha.grad, net.beta.grad = self._mean(found.alpha * scale, found.beta * scale)
         size = torch.sqrt(net.alpha.grad.square().sum() + net.beta.grad.square().sum())
+        self.updates.add(net, origin=drawn.origin, rate=rate)
         self._optimizer.step()
-        losses = inner.update(episode.ordinary, drawn.step)
-        if self._compat:
-            self._memory.replace(drawn, inner.state(), drawn.step + 1)
+        losses = inner.update(episode.ordinary, drawn.step, rate=rate)
+        if config.search.memory == OLDEST:
+            self._memory.keep_latest(inner.state(), drawn.step + 1, drawn.score, drawn.origin)
         else:
-            self._memory.keep_latest(inner.state(), drawn.step + 1, drawn.score)
+            self._memory.replace(drawn, inner.state(), drawn.step + 1)
         return {
             "loss": found.loss,
             "training_loss": losses[-1],
@@ -227,6 +236,7 @@ class Search:
             "beta": self._net.beta.detach(),
             "optimizer": self._optimizer.state_dict(),
             "recorded": self._recorded,
+            "updates": self.updates.state_dict(),
             "memories": memories,
         }
 
@@ -237,6 +247,7 @@ class Search:
         self._net.beta.copy_(state["beta"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._recorded = dict(state["recorded"])
+        self.updates.load_state_dict(state.get("updates", {}))
         ranks, rank = self._accelerator.num_processes, self._accelerator.process_index
         memories = state["memories"]
         if len(memories) == ranks:

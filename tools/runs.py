@@ -101,7 +101,7 @@ class Run:
             ) from None
 
     def continued(self, config: Config) -> Config:
-        """The config to go on with: an option left at its default stays at what that was when the run began."""
+        """The config to go on with: options at their default stay at what that was when the run began."""
         if not self.has_begun or not self.config_path.exists():
             return config
         return with_earlier(

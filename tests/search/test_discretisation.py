@@ -20,6 +20,7 @@ from local_learning.decoupling import Decoupling
 from local_learning.published import PUBLISHED, is_tied, published
 from search.discretisation import (
     BlockCosts,
+    Spread,
     confidence,
     discretise,
     discretise_within,
@@ -260,25 +261,42 @@ def test_a_tie_is_called_undetermined() -> None:
     assert confidence(alpha, beta, AUX[:3], 1) == ["cuts: one block has none"]
 
 
-@pytest.mark.parametrize(("swing", "words"), [(0.01, "and late"), (0.04, "which is noise: late")])
-def test_what_fluctuates_as_much_as_it_leads_is_noise(swing: float, words: str) -> None:
-    def moment(by: float, second: float = 0.65) -> tuple[list[list[float]], list[list[float]]]:
+@pytest.mark.parametrize(
+    ("swing", "words"), [(0.01, "clear of chance"), (0.04, "another seed may choose otherwise")]
+)
+@pytest.mark.parametrize("of_mean", [False, True])
+def test_a_margin_of_less_than_two_standard_errors_is_not_certain(
+    swing: float, words: str, of_mean: bool
+) -> None:
+    def end(by: float, second: float = 0.65) -> tuple[list[list[float]], list[list[float]]]:
         signals = (0.7 + by, second, 0.6 + by)
         beta = [logits(0.5 + by, 0.45, 0.05 - by)] * 3
         return [logits(signal, 1 - signal) for signal in signals], beta
 
     swings = (-swing, 0, swing, 0)
-    history = [moment(by) for by in swings]
-    spread = statistics.stdev(swings)
-    lines = confidence(*moment(0), AUX[:3], 2, history)
+    error = statistics.stdev(swings) / (2 if of_mean else 1)
+    words = words if error > 0.025 or not of_mean else "clear of chance"
+    spread = Spread([end(by) for by in swings], of_mean=of_mean, source="other searches")
+    lines = confidence(*end(0), AUX[:3], 2, spread)
     assert len(lines) == 2
-    for line in lines:
-        assert line.endswith(f"; 0.05 apart, {words} in the search this fluctuates by {spread:.2g}")
-    # What moves together has no noise between it: layers 1 and 3.
-    cuts, _ = confidence(*moment(0, 0.1), AUX[:3], 2, [moment(by, 0.1) for by in swings])
-    assert "after layer 3 (0.6); 0.1 apart, and late" in cuts
-    # One moment does not fluctuate.
-    assert confidence(*moment(0), AUX[:3], 2, history[:1]) == confidence(*moment(0), AUX[:3], 2)
+    said = f"; 0.05 apart with a standard error of {error:.2g}: {words}"
+    assert lines[0].endswith(f"{said}; 4 of 4 other searches have these cuts")
+    assert lines[1].endswith(said)
+    # What moves together has no spread between it: layers 1 and 3.
+    cuts, _ = confidence(*end(0, 0.1), AUX[:3], 2, Spread([end(by, 0.1) for by in swings]))
+    assert "after layer 3 (0.6); 0.1 apart with a standard error of" in cuts
+    assert "clear of chance" in cuts
+    # One end has no spread.
+    assert confidence(*end(0), AUX[:3], 2, Spread([end(0)])) == confidence(*end(0), AUX[:3], 2)
+
+
+def test_a_search_that_would_rather_not_cut_says_so() -> None:
+    alpha = [logits(share, 1 - share) for share in (0.3, 0.48, 0.2)]
+    lines = confidence(alpha, [[0.0]] * 3, ["aux4"], 2)
+    assert lines[1].startswith("no cut is preferred: ")
+    assert lines[1].endswith("(the largest local one is 0.48, after layer 2)")
+    alpha[1] = logits(0.52, 0.48)
+    assert not any("no cut" in line for line in confidence(alpha, [[0.0]] * 3, ["aux4"], 2))
 
 
 def test_layers_near_one_half_are_called_indifferent() -> None:
@@ -362,8 +380,8 @@ def test_what_has_no_imbalance() -> None:
         imbalance(Decoupling((4,), ("aux1",)), AUX[:2], costs)
     with pytest.raises(ValueError, match="no layer 5 to cut after; the network has 4"):
         imbalance(Decoupling((5,), ("aux1",)), AUX[:2], costs)
-    with pytest.raises(ValueError, match="history: alpha has 2 rows in it, and 3 now"):
-        confidence(ALPHA, BETA, AUX[:2], 2, [(ALPHA[:2], BETA[:2])])
+    with pytest.raises(ValueError, match="spread: alpha has 2 rows in it, and 3 now"):
+        confidence(ALPHA, BETA, AUX[:2], 2, Spread([(ALPHA[:2], BETA[:2])]))
 
 
 def test_nothing_heavy_is_imported() -> None:

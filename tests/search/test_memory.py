@@ -41,6 +41,44 @@ def test_the_oldest_goes_or_the_drawn_one(tmp_path: Path) -> None:
     assert values(memory) == [2, 4, 9]
 
 
+def ancestors(memory: SnapshotMemory, draws: int, *, replace: bool) -> list[int]:
+    """Of how many snapshots those drawn descend, in each hundred draws."""
+    generator, found = torch.Generator().manual_seed(0), []
+    for step in range(draws):
+        drawn = memory.draw(generator)
+        found.append(drawn.origin)
+        if replace:
+            memory.replace(drawn, state(step), drawn.step + 1)
+        else:
+            memory.keep_latest(state(step), drawn.step + 1, drawn.score, drawn.origin)
+    return [len(set(found[start : start + 100])) for start in range(0, draws, 100)]
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_lineages_live_on_where_the_drawn_one_is_replaced(tmp_path: Path, replace: bool) -> None:
+    memory = SnapshotMemory(tmp_path, 50)
+    for step in range(50):
+        memory.keep_latest(state(step), step, 0.0)
+    assert [one.origin for one in memory.snapshots] == list(range(50))
+    found = ancestors(memory, 2000, replace=replace)
+    if replace:
+        # Of 50 equally likely ones, 100 draws meet 50 (1 - .98^100) = 43.4 in the mean.
+        assert min(found) >= 36
+        assert sum(found) / len(found) == pytest.approx(43.4, abs=1.5)
+        assert sorted(one.origin for one in memory.snapshots) == list(range(50))
+    else:  # the paper's letter: all but one die out
+        assert found[-1] <= 2
+    again = SnapshotMemory(tmp_path, 50)
+    again.load_state_dict(memory.state_dict())
+    assert again.snapshots == memory.snapshots
+
+
+def test_a_state_of_before_has_lineages_that_begin_with_it(tmp_path: Path) -> None:
+    memory = SnapshotMemory(tmp_path, 2)
+    memory.load_state_dict({"entries": [["a.safetensors", 7, 0.5]], "born": 1})
+    assert [one.origin for one in memory.snapshots] == [7]
+
+
 def test_a_snapshot_does_not_change_with_the_weights_it_was_made_of(tmp_path: Path) -> None:
     memory, live = SnapshotMemory(tmp_path, 2), state(1)
     memory.keep_latest(live, 0, 0.0)

@@ -47,9 +47,14 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def assert_same_search(one: Path, other: Path) -> None:
-    for name in ("relaxation.json", "decoupling-2.json", "decoupling-5.json"):
+    ends = (
+        ("relaxation.json", "decoupling-2.json", "decoupling-5.json")
+        if (one / "results.json").exists()
+        else ()
+    )
+    for name in (*ends, "hypergradients.jsonl"):
         assert (one / name).read_text() == (other / name).read_text(), name
-    for part in ("", "pretraining/"):
+    for part in ("", "pretraining/") if ends else ("",):
         lines = [
             [
                 {key: value for key, value in line.items() if key != "images_per_second"}
@@ -95,7 +100,14 @@ def test_what_a_search_leaves(whole: tuple[Path, int]) -> None:
     assert [last[f"signal/{layer}"] for layer in range(1, 5)] == pytest.approx(shares)
     words = (folder / "findings.txt").read_text()
     assert "2 blocks: cut after" in words
+    assert "by layer: the local signal's share" in words
+    kept = [json.loads(line) for line in (folder / "hypergradients.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in kept] == list(range(1, 10))
+    assert all(len(line["signal"]) == len(line["heads"]["linear"]) == 4 for line in kept)
     results = json.loads((folder / "results.json").read_text())
+    assert [row["share"] for row in results["effects"]] == pytest.approx(shares)
+    assert all(row["share_error"] > 0 < row["effect_error"] for row in results["effects"])
+    assert results["pretraining_steps"] == 12
     assert results["decouplings"]["2"]["cuts"] == list(load_decoupling(folder / "decoupling-2.json").cuts)
     assert not (folder / "snapshots").exists(), "weights are of no use after a search"
 
@@ -146,6 +158,7 @@ def test_a_search_can_start_from_anothers_pretraining(whole: tuple[Path, int], t
     options = [*VGG, "--search.pretrained-run", str(folder)]
     again = searched(tmp_path / "again", *options, ranks=ranks)
     assert (again / "relaxation.json").read_text() == (folder / "relaxation.json").read_text()
+    assert json.loads((again / "results.json").read_text())["pretraining_steps"] == 0, "it made none"
     other = [*BASE, "--network", "vgg6a", "--width", "0.25", "--search.pretrained-run", str(folder)]
     refused = run(SCRIPT, *other, "--run", str(tmp_path / "other"))
     assert refused.returncode == 2
@@ -173,6 +186,26 @@ def test_an_architecture_can_start_from_its_own_pretraining_and_from_no_other(tm
         assert f"--architecture ('{files[0]}' there)" in refused.stderr
 
 
+def test_repeats_are_searches_of_their_own_and_their_mean_counts(tmp_path: Path) -> None:
+    options = [*VGG, "--search.repeats", "2"]
+    done = run(SCRIPT, *options, "--run", str(tmp_path / "whole"))
+    assert "searching from 3 snapshots, the best of 4 that were evaluated: of steps " in done.stdout
+    assert "of 2 searches from this pretraining have these cuts" in done.stdout
+    whole = tmp_path / "whole"
+    ends = []
+    for part in (whole, whole / "repeat-2"):
+        last = [line for line in read_metrics(part / "metrics.jsonl") if "signal/1" in line][-1]
+        ends.append(torch.tensor([last[f"signal/{layer}"] for layer in range(1, 5)]).logit())
+        assert len((part / "hypergradients.jsonl").read_text().splitlines()) == 9
+    assert not torch.equal(*ends)
+    alpha = torch.tensor(load_relaxation(whole / "relaxation.json").alpha)
+    torch.testing.assert_close(alpha[:, 0] - alpha[:, 1], torch.stack(ends).mean(0), rtol=1e-4, atol=1e-5)
+    run_up_to("hypergradients.jsonl", SCRIPT, *options, "--run", str(tmp_path / "cut"))
+    again = searched(tmp_path / "cut", *options)
+    assert_same_search(again, whole)
+    assert_same_search(again / "repeat-2", whole / "repeat-2")
+
+
 def test_an_unfinished_pretraining_is_no_start(tmp_path: Path) -> None:
     run_up_to("step-00000008.json", SCRIPT, *VGG, "--run", str(tmp_path / "begun"))
     done = run(
@@ -194,7 +227,8 @@ def test_a_run_can_be_moved(whole: tuple[Path, int], tmp_path: Path) -> None:
     "options",
     [
         ["--search.compat", "sedona-2021"],
-        ["--search.no-pretraining"],
+        ["--search.no-pretraining", "--search.memory", "oldest"],
+        ["--search.memory", "oldest", "--search.snapshots", "0", "--search.inner-lr", "0.01"],
         ["--search.snapshots", "1", "--search.statistics", "batch"],
         ["--search.keep-snapshots-on", "disk", "--search.controls", "2", "--precision", "fp64"],
     ],

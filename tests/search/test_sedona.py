@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from local_learning.build import build_chain
-from search.config import SEDONA_2021, DecouplingSearchConfig, SearchOptions
+from search.config import OLDEST, REPLACE, SEDONA_2021, DecouplingSearchConfig, SearchOptions
 from search.hypergradient import hypergradient
 from search.memory import SnapshotMemory
 from search.relaxation import RelaxedNet
@@ -22,30 +22,36 @@ def batch(seed: int) -> Batch:
     return Batch(images, torch.randint(5, (6,), generator=source), torch.arange(6))
 
 
-@pytest.mark.parametrize("compat", ["", SEDONA_2021])
-def test_one_update(compat: str, tmp_path: Path) -> None:
-    options = SearchOptions(inner_steps=2, snapshots=3, compat=compat, lr=0.3)
+@pytest.mark.parametrize(
+    ("memory", "compat", "inner_lr"),
+    [(REPLACE, "", 0.0), (REPLACE, "", 0.02), (OLDEST, "", 0.0), (REPLACE, SEDONA_2021, 0.0)],
+)
+def test_one_update(memory: str, compat: str, inner_lr: float, tmp_path: Path) -> None:
+    options = SearchOptions(
+        inner_steps=2, snapshots=3, memory=memory, compat=compat, inner_lr=inner_lr, lr=0.3
+    )
     recipe = Recipe(steps=10, weight_decay=1e-2)
     config = DecouplingSearchConfig(heads=("aux1", "linear"), search=options, recipe=recipe)
     torch.manual_seed(0)
     chain = build_chain("resnet18", num_classes=5, image_size=16, width=0.0625)
     net = RelaxedNet(chain.double(), config.heads, 5, 16, logit_scaling=bool(compat)).double()
     inner = Inner(net, config, 10)
-    memory = SnapshotMemory(tmp_path, 3)
+    snapshots = SnapshotMemory(tmp_path, 3)
     for step in range(3):
         inner.update(batch(step), step)
-        memory.keep_latest(inner.state(), step + 1, 0.1 * step)
-    before = list(memory.snapshots)
-    kept = {one.path: memory.read(one) for one in before}
+        snapshots.keep_latest(inner.state(), step + 1, 0.1 * step)
+    before = list(snapshots.snapshots)
+    kept = {one.path: snapshots.read(one) for one in before}
 
     episode = Episode([batch(10), batch(11)], batch(12), batch(13))
-    Search(inner, config, Accelerator(cpu=True), memory).step(episode, 0)
-    added = memory.snapshots[-1]
-    (gone,) = set(before) - set(memory.snapshots)
-    drawn = gone if compat else next(one for one in before if one.step == added.step - 1)
-    if not compat:
+    search = Search(inner, config, Accelerator(cpu=True), snapshots)
+    search.step(episode, 0)
+    added = snapshots.snapshots[-1]
+    (gone,) = set(before) - set(snapshots.snapshots)
+    drawn = gone if memory == REPLACE else next(one for one in before if one.step == added.step - 1)
+    if memory == OLDEST:
         assert gone == before[0], "the oldest goes, whichever was drawn"
-    assert (added.step, added.score) == (drawn.step + 1, drawn.score)
+    assert (added.step, added.score, added.origin) == (drawn.step + 1, drawn.score, drawn.origin)
 
     # The same by hand: hypergradient from the drawn snapshot, Adam, one SGD step from there on another batch.
     start = kept[drawn.path]
@@ -55,7 +61,8 @@ def test_one_update(compat: str, tmp_path: Path) -> None:
         net.alpha.zero_()
         net.beta.zero_()
     net.load_state_dict({**net.state_dict(), **{k: v for k, v in start.items() if k in net.state_dict()}})
-    rate = inner.rate(drawn.step)
+    rate = inner_lr or inner.rate(drawn.step)
+    assert search.updates.drawn == [(drawn.origin, rate)]
     found = hypergradient(
         net,
         [(each.images, each.targets) for each in episode.inner],
@@ -66,14 +73,19 @@ def test_one_update(compat: str, tmp_path: Path) -> None:
         momentum_buffers=momenta,
         objective="training" if compat else "validation",
     )
+    # On record are derivatives by shares, which at alpha = beta = 0 are 1/2 each: 1/4 and 1/2 of them remain.
+    scale = 1 / rate if memory == REPLACE and not compat else 1.0
+    (effect,) = search.updates.effects
+    assert torch.allclose(effect[:, 0], 4 * scale * found.alpha[:, 0], rtol=1e-9)
+    assert torch.allclose(effect[:, 1:], 2 * scale * found.beta, rtol=1e-9)
     # Adam's first step is its rate in the direction of the gradient's sign, but for eps.
-    expected_alpha = -0.3 * found.alpha / (found.alpha.abs() + 1e-8)
+    expected_alpha = -0.3 * found.alpha / (found.alpha.abs() + 1e-8 / scale)
     assert torch.allclose(learned_alpha, expected_alpha, rtol=1e-6, atol=1e-9)
     net.load_state_dict({**net.state_dict(), "alpha": learned_alpha})
-    expected_beta = -0.3 * found.beta / (found.beta.abs() + 1e-8)
+    expected_beta = -0.3 * found.beta / (found.beta.abs() + 1e-8 / scale)
     net.load_state_dict({**net.state_dict(), "beta": expected_beta})
     gradients = net.train().mixed_gradients(episode.ordinary.images, episode.ordinary.targets).of
-    state = memory.read(added)
+    state = snapshots.read(added)
     for name, gradient in gradients.items():
         moved = 0.9 * momenta[name] + gradient + 1e-2 * start[name]
         assert torch.allclose(state[MOMENTUM + name], moved, rtol=1e-5, atol=1e-8), name
