@@ -348,5 +348,6 @@ def _heading(
         f"{heads:,} params; {count:.3g} decouplings) on {config.data.name}: {len(data.train):,} training, "
         f"{len(data.validation):,} validation images\n"
         f"{start}, {searches}{options.steps:,} updates of alpha and beta through {options.inner_steps} "
-        f"steps of {config.recipe.batch_size} on {accelerator.num_processes} x {accelerator.device.type}, {config.precision}"
+        f"steps of {config.recipe.batch_size} on {accelerator.num_processes} x {accelerator.device.type}, "
+        f"{config.precision}"
     )

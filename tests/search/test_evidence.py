@@ -28,9 +28,9 @@ def searched(updates: Updates, options: SearchOptions) -> tuple[Tensor, Tensor]:
     beta = torch.zeros(ROWS, KINDS, dtype=torch.float64, requires_grad=True)
     optimizer = outer_optimizer(options, [alpha, beta])
     for effect in updates.effects:
-        optimizer.zero_grad()
         local, heads = alpha.softmax(1)[:, 0], beta.softmax(1)
-        ((local * effect[:, 0]).sum() + (heads * effect[:, 1:]).sum()).backward()
+        loss = (local * effect[:, 0]).sum() + (heads * effect[:, 1:]).sum()
+        alpha.grad, beta.grad = torch.autograd.grad(loss, [alpha, beta])
         optimizer.step()
     return alpha.detach(), beta.detach()
 
@@ -94,7 +94,8 @@ def test_effects_are_derivatives_by_shares() -> None:
         net.beta.normal_()
     wanted = torch.randn(4, 3, dtype=torch.float64, generator=generator(8))
     local, heads = net.alpha.double().softmax(1)[:, 0], net.beta.double().softmax(1)
-    ((local * wanted[:, 0]).sum() + (heads * wanted[:, 1:]).sum()).backward()
+    loss = (local * wanted[:, 0]).sum() + (heads * wanted[:, 1:]).sum()
+    net.alpha.grad, net.beta.grad = torch.autograd.grad(loss, [net.alpha, net.beta])
     updates = Updates.none()
     updates.add(net, origin=3, rate=0.5)
     (found,) = updates.effects
