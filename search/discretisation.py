@@ -23,6 +23,9 @@ from search.records import Rows, Values, checked
 TIED = 1e-6
 """Shares that differ by less are called tied in words; they are ordered all the same."""
 
+CERTAIN, NOT_CERTAIN = "clear of chance", "another seed may choose otherwise"
+"""The two verdicts on a margin with a standard error."""
+
 INDIFFERENT = 0.01
 """Layers with a local share this close to one half prefer neither signal."""
 
@@ -250,12 +253,8 @@ def _about_cuts(
     inner, outer = chosen[-1], left[0]
     tied = [layer for layer in chosen if local[layer - 1] - local[outer - 1] < TIED]
     tied += [layer for layer in left if local[inner - 1] - local[layer - 1] < TIED]
-    verdict = _verdict(
-        local[inner - 1] - local[outer - 1],
-        [end[inner - 1] - end[outer - 1] for end in ends],
-        spread,
-        _named(tied),
-    )
+    margins = [end[inner - 1] - end[outer - 1] for end in ends]
+    verdict = _verdict(local[inner - 1] - local[outer - 1], margins, spread, _named(tied))
     same = sum(set(_ranked(end)[: num_blocks - 1]) == set(chosen) for end in ends)
     agree = f"; {same} of {len(ends)} {spread.source} have these cuts" if spread and len(ends) > 1 else ""
     return (
@@ -285,8 +284,8 @@ def _verdict(margin: float, margins: Sequence[float], spread: Spread | None, tie
         return f"{margin:.2g} apart"
     error = spread.error(margins)
     if margin < spread.errors * error:
-        return f"{margin:.2g} apart with a standard error of {error:.2g}: another seed may choose otherwise"
-    return f"{margin:.2g} apart with a standard error of {error:.2g}: clear of chance"
+        return f"{margin:.2g} apart with a standard error of {error:.2g}: {NOT_CERTAIN}"
+    return f"{margin:.2g} apart with a standard error of {error:.2g}: {CERTAIN}"
 
 
 def _named(layers: Sequence[int]) -> str:
