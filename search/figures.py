@@ -39,18 +39,20 @@ def preference_figure(
     decouplings: Mapping[int, Decoupling],
     *,
     title: str = "",
+    errors: Sequence[float] = (),
     history: History = (),
     mixture: Table = (),
     head_kinds: Sequence[str] = (),
 ) -> None:
     """Draw softmax(alpha)_1 after each layer but the last, with the cuts of each number of blocks above.
 
-    `mixture` is softmax(beta) after each layer, and makes a map of the shares of `head_kinds`; `history`,
-    of (step, signals), makes a panel of how the signals came about.
+    `errors` are standard errors of the signals, drawn to both sides. `mixture` is softmax(beta) after each
+    layer, and makes a map of the shares of `head_kinds`; `history`, of (step, signals), makes a panel of how
+    the signals came about.
     """
     chosen = {cut for each in decouplings.values() for cut in each.cuts}
     last = max(len(signals), *chosen, 1)
-    panels = [(1.7, partial(_draw_signals, signals=signals, decouplings=decouplings))]
+    panels = [(1.7, partial(_draw_signals, signals=signals, errors=errors, decouplings=decouplings))]
     if decouplings:
         panels.insert(0, (0.19 * len(decouplings), partial(_draw_cuts, decouplings=decouplings, last=last)))
     if mixture:
@@ -137,8 +139,10 @@ def _draw_cuts(axes: Axes, decouplings: Mapping[int, Decoupling], last: int) -> 
     axes.spines[:].set_visible(False)
 
 
-def _draw_signals(axes: Axes, signals: Sequence[float], decouplings: Mapping[int, Decoupling]) -> None:
-    """A bar per layer, in the colour of the fewest blocks for which it is cut after."""
+def _draw_signals(
+    axes: Axes, signals: Sequence[float], errors: Sequence[float], decouplings: Mapping[int, Decoupling]
+) -> None:
+    """A bar per layer, in the colour of the fewest blocks for which it is cut after, with its error."""
     fill: dict[int, str] = {}
     for row, (_, decoupling) in enumerate(sorted(decouplings.items())):
         for cut in decoupling.cuts:
@@ -146,6 +150,9 @@ def _draw_signals(axes: Axes, signals: Sequence[float], decouplings: Mapping[int
     width = min(0.75, 0.06 * len(signals))
     for layer, signal in enumerate(signals, 1):
         _box(axes, layer - width / 2, 0, width, signal, fill.get(layer, PLAIN), f"signal-{layer}", lw=0.4)
+    for layer, (signal, error) in enumerate(zip(signals, errors, strict=False), 1):
+        ends = [max(0.0, signal - error), min(1.0, signal + error)]
+        axes.plot([layer, layer], ends, color=INK, lw=1.0, zorder=4, gid=f"error-{layer}")
     axes.axhline(0.5, color=INK, lw=0.7, ls="--", zorder=3)
     axes.set_ylim(0, 1)
     axes.set_ylabel(SIGNAL)

@@ -100,7 +100,8 @@ def write_findings(
     by_layer = _effects(config, outcomes, spread, kinds)
     told = [*lines, *_effects_told(by_layer)]
     write_bytes(run.path / "findings.txt", ("\n".join(told) + "\n").encode())
-    _draw(run.path, config, alpha, beta, kinds, {k: chosen[k] for k in shown}, history, num_layers)
+    errors = [row["share_error"] for row in by_layer]
+    _draw(run.path, config, alpha, beta, kinds, {k: chosen[k] for k in shown}, history, num_layers, errors)
     return {
         "effects": by_layer,
         "decouplings": {str(blocks): asdict(decoupling) for blocks, decoupling in chosen.items()},
@@ -257,6 +258,7 @@ def _draw(
     chosen: dict[int, Decoupling],
     history: Sequence[tuple[int, Values, Values]],
     num_layers: int,
+    errors: Sequence[float],
 ) -> None:
     signals = [shares(row)[0] for row in alpha]
     preference_figure(
@@ -264,6 +266,7 @@ def _draw(
         signals,
         chosen,
         title=f"{network_name(config)} at {config.width:g}x on {config.data.name}",
+        errors=errors,
         history=[(step, [shares(row)[0] for row in each]) for step, each, _ in history],
         mixture=[shares(row) for row in beta],
         head_kinds=kinds,

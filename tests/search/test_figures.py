@@ -36,7 +36,8 @@ def decouplings(num_layers: int) -> dict[int, Decoupling]:
 
 def full(num_layers: int) -> dict[str, Any]:
     history = [(step, signals(num_layers, step)) for step in (0, 50, 100)]
-    return {"history": history, "mixture": mixture(num_layers), "head_kinds": KINDS}
+    errors = [0.1] * (num_layers - 1)
+    return {"history": history, "errors": errors, "mixture": mixture(num_layers), "head_kinds": KINDS}
 
 
 def ids(path: Path) -> list[str]:
@@ -65,6 +66,7 @@ def test_preferences_show_every_layer_every_cut_and_the_largest_shares(
         path, signals(num_layers), chosen, title=NETWORKS.get(num_layers, LONG), **full(num_layers)
     )
     assert numbers(path, r"signal-(\d+)") == numbers(path, r"course-(\d+)") == layers
+    assert numbers(path, r"error-(\d+)") == layers
     for blocks, decoupling in chosen.items():
         assert numbers(path, rf"blocks-{blocks}-cut-(\d+)") == list(decoupling.cuts)
         assert f"K = {blocks}" in texts(path)
