@@ -155,6 +155,9 @@ class DecouplingFile:
     num_layers: int | None
     """Of that network."""
 
+    stem: str = ""
+    """Of an architecture: fused, if it is part of layer 1, or unit, if its layers are counted."""
+
 
 def load_decoupling(path: str | Path) -> Decoupling:
     """Read the decoupling in a file."""
@@ -172,22 +175,35 @@ def read_decoupling(path: str | Path) -> DecouplingFile:
     try:
         content = _checked_content(document)
         network, num_layers = content.pop("network", ""), content.pop("num_layers", None)
+        stem = content.pop("stem", "")
+        if stem not in ("", "fused", "unit"):
+            raise ValueError(f"stem is {stem!r}; it must be fused or unit")
         decoupling = Decoupling(**content)
         if num_layers is not None:
             decoupling.blocks(_positive("num_layers", num_layers))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return DecouplingFile(decoupling, network, num_layers)
+    return DecouplingFile(decoupling, network, num_layers, stem)
 
 
 def save_decoupling(
-    path: str | Path, decoupling: Decoupling, network: str = "", num_layers: int | None = None
+    path: str | Path,
+    decoupling: Decoupling,
+    network: str = "",
+    num_layers: int | None = None,
+    *,
+    stem: str = "",
 ) -> None:
-    """Write a decoupling, with the network for which it was made where that is known."""
+    """Write a decoupling, with the network for which it was made where that is known.
+
+    `stem` says of an architecture how its layers are counted.
+    """
     content: dict[str, Any] = {"network": network} if network else {}
     if num_layers is not None:
         decoupling.blocks(_positive("num_layers", num_layers))
         content["num_layers"] = int(num_layers)
+    if stem:
+        content["stem"] = stem
     content |= {"cuts": decoupling.cuts, "heads": decoupling.heads, "groups": decoupling.groups}
     if decoupling.uneven:
         content["uneven"] = True
@@ -197,6 +213,7 @@ def save_decoupling(
 _CONTENT: dict[str, tuple[tuple[type, ...], str]] = {
     "network": ((str,), "a text"),
     "num_layers": ((int, type(None)), "a whole number"),
+    "stem": ((str,), "a text"),
     "cuts": ((list,), "a list"),
     "heads": ((list,), "a list"),
     "groups": ((int, list), "a whole number or a list"),

@@ -17,6 +17,7 @@ from local_learning.losses import logits_of
 from retrain.config import RetrainConfig
 from supernet.documents import space_from
 from supernet.space import Architecture, Space
+from supernet.stem import UNIT, renamed
 from supernet.supernet import build_architecture
 from tools.config import of_run
 from tools.weights import load_weights, read_notes, read_weights
@@ -113,6 +114,8 @@ def restore(path: Path, *, label: str = "--weights") -> Restored:
         raise ValueError(f"{label}: the notes in '{path}' are not whole: {error}") from None
     if not any(name.startswith("heads.") for name in tensors):
         net.drop_heads()
+    if space:
+        tensors = renamed(tensors, len(space.stem), _stem(notes))
     load_weights(net.with_names(), tensors, source=path, label=label)
     return Restored(net.eval(), config, notes, space, architecture)
 
@@ -130,7 +133,7 @@ def _rebuild(
         if config.dropout:
             space = replace(space, tail=replace(space.tail, dropout=config.dropout))
         architecture = Architecture(tuple(notes["architecture"]["choices"]))
-        chain = build_architecture(space, architecture)
+        chain = build_architecture(space, architecture, stem=_stem(notes))
     else:
         # Without `pretrained`: what training began with does not matter any more.
         chain = build_chain(
@@ -155,6 +158,11 @@ def _rebuild(
         std=known.std,
     )
     return net, space, architecture
+
+
+def _stem(notes: Mapping[str, Any]) -> str:
+    """How the layers of an architecture are counted; before weights said so, all counted the stem's."""
+    return str(notes["architecture"].get("stem", UNIT))
 
 
 def _decoupling(notes: Mapping[str, Any]) -> Decoupling:

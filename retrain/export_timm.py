@@ -19,6 +19,7 @@ from retrain import export_entry
 from retrain.export_source import Restored
 from supernet.layers import Conv, DepthwiseSeparable, FusedMBConv, MBConv, Op, Place, Projection, Skip
 from supernet.space import Architecture, Space
+from supernet.stem import UNIT, renamed
 from tools.files import write_bytes
 from tools.streaming import RESIZE_RATIO
 
@@ -72,7 +73,9 @@ def timm_model(restored: Restored) -> TimmModel:
             model = _described(restored.space, restored.architecture)
         except ValueError as error:
             raise _refusal(restored, str(error)) from None
-        return replace(model, names=_full_names(model.names, restored.trunk().state_dict()))
+        ours = restored.trunk().state_dict()
+        counted = renamed(ours, len(restored.space.stem), UNIT)
+        return replace(model, names=dict(zip(ours, _full_names(model.names, counted), strict=True)))
     if restored.name.startswith("timm/"):
         return _timms_own(restored)
     raise _refusal(restored, "timm's strings have no blocks of its kind")
@@ -252,11 +255,12 @@ def _check_reduction(stem: Place, rest: list[tuple[str, Op, Place]]) -> None:
             raise ValueError(f"{where} has stride 2, but with a hidden layer timm reduces by 32 at most{has}")
 
 
-def _full_names(prefixes: Mapping[str, str], ours: Iterable[str]) -> dict[str, str]:
-    found = {}
+def _full_names(prefixes: Mapping[str, str], ours: Iterable[str]) -> list[str]:
+    """Timm's names of these, in their order; those of the stem's layers are counted as layers."""
+    found = []
     for name in ours:
         (prefix,) = [each for each in prefixes if name.startswith(each)]
-        found[name] = prefixes[prefix] + name.removeprefix(prefix)
+        found.append(prefixes[prefix] + name.removeprefix(prefix))
     return found
 
 

@@ -10,15 +10,14 @@ from torch import Tensor
 
 from local_learning.blocks import DecoupledNet, decouple
 from local_learning.chain import Chain
-from local_learning.decoupling import Decoupling, read_decoupling
+from local_learning.decoupling import Decoupling
 from local_learning.losses import CrossEntropy
-from local_learning.networks.traced import with_our_names
 from local_learning.profile import balanced
 from local_learning.published import published
 from local_learning.requests import parse_request
 from retrain.config import RetrainConfig
 from retrain.measuring import seconds_here, subject_of
-from supernet.chains import network_name
+from supernet.chains import cuts_of, network_name, with_chain_names
 from tools.datasets import Data
 from tools.seeding import seed_globals
 from tools.weights import load_weights
@@ -98,7 +97,7 @@ def _cuts(config: RetrainConfig, chain: Chain, data: Data, accelerator: Accelera
             costs_of="" if config.chosen_rule in (*WITHOUT_HEADS, "backprop") else request.head,
             blocks_cost=_measure_of(config, chain, data, accelerator) if accelerator else None,
         )
-    found = read_decoupling(request.path)
+    found = cuts_of(config, request.path)
     if found.num_layers not in (None, chain.num_layers):
         raise ValueError(
             f"it is for {found.network or 'a network'} of {found.num_layers} layers; "
@@ -148,7 +147,7 @@ def _check_rule(config: RetrainConfig, decoupling: Decoupling) -> None:
 def _load(config: RetrainConfig, net: DecoupledNet, tensors: Mapping[str, Tensor]) -> None:
     """Start from given weights; heads start anew unless the file has every one of them."""
     view, source = net.with_names(), Path(config.weights)
-    tensors = with_our_names(network_name(config), view, tensors)
+    tensors = with_chain_names(config, view, tensors)
     own = {name: tensor.shape for name, tensor in view.state_dict().items() if name.startswith("heads.")}
     given = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("heads.")}
     skip: tuple[str, ...] = () if own == given else ("heads.",)

@@ -21,7 +21,7 @@ from retrain.job import Training
 from retrain.networks import choose_decoupling, make_net
 from retrain.planning import plan as plan_devices
 from retrain.supply import Supply
-from supernet.chains import chosen_chain, described, kept_in_run, network_name
+from supernet.chains import chosen_chain, counted, described, kept_in_run, network_name
 from tools.config import flatten, to_toml
 from tools.cost import count_macs, count_params
 from tools.datasets import Data, load_data
@@ -162,7 +162,8 @@ def _settle_decoupling(
     def settle() -> None:
         if not run.has_begun:
             decoupling = choose_decoupling(config, chain, data, accelerator)
-            save_decoupling(path, decoupling, network_name(config), chain.num_layers)
+            name = network_name(config)
+            save_decoupling(path, decoupling, name, chain.num_layers, **counted(config))
 
     if not config.decoupling:
         return Decoupling((), ())

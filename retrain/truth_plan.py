@@ -10,8 +10,8 @@ from local_learning.decoupling import save_decoupling
 from retrain.config import RetrainConfig
 from retrain.networks import choose_decoupling
 from retrain.truth_config import TruthConfig
-from supernet.chains import chosen_chain, network_name
-from supernet.documents import find_space, listed, load_architecture, save_architecture
+from supernet.chains import chosen_chain, counted, network_name
+from supernet.documents import find_space, listed, load_architecture, save_architecture, stem_of
 from supernet.sampling import LimitedSampler, sample, stream
 from supernet.space import Architecture, Space
 from tools.datasets import Data
@@ -91,12 +91,12 @@ def folder_of(run: Run, trial: Trial) -> Run:
 
 def config_of(config: TruthConfig, run: Run, plan: TruthPlan, trial: Trial) -> RetrainConfig:
     """The options of one training, by the files in the run's folder."""
-    file = str(run.path / plan.kind / f"{trial.number:04d}.json")
-    return config.training(
-        run=str(folder_of(run, trial).path),
-        seed=config.seed + trial.repeat,
-        **{"decoupling" if plan.kind == DECOUPLINGS else "architecture": file},
-    )
+    file = run.path / plan.kind / f"{trial.number:04d}.json"
+    if plan.kind == DECOUPLINGS:
+        network = {"decoupling": str(file)}
+    else:
+        network = {"architecture": str(file), "stem": stem_of(file)}
+    return config.training(run=str(folder_of(run, trial).path), seed=config.seed + trial.repeat, **network)
 
 
 def read_plan(run: Run) -> TruthPlan:
@@ -123,9 +123,10 @@ def _cuts(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
             decoupling = choose_decoupling(config.training(decoupling=asked), chain, data)
         except ValueError as error:
             raise ValueError(str(error).replace("--decoupling ", "--decouplings ", 1)) from error
-        save_decoupling(_file(run, DECOUPLINGS, number), decoupling, name, chain.num_layers)
+        file = _file(run, DECOUPLINGS, number)
+        save_decoupling(file, decoupling, name, chain.num_layers, **counted(config))
         facts = {"network": name, "cuts": list(decoupling.cuts), "heads": list(decoupling.heads)}
-        networks.append(facts | {"groups": decoupling.groups, "name": asked})
+        networks.append(facts | counted(config) | {"groups": decoupling.groups, "name": asked})
     return TruthPlan(DECOUPLINGS, name, tuple(networks), config.repeats)
 
 
@@ -149,7 +150,7 @@ def _networks(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
         first.setdefault(space.canonical(each), each)
     architectures = list(first.values())
     for number, architecture in enumerate(architectures, start=1):
-        save_architecture(_file(run, ARCHITECTURES, number), architecture, space)
+        save_architecture(_file(run, ARCHITECTURES, number), architecture, space, stem=config.stem)
     networks = tuple({"choices": list(each.choices)} for each in architectures)
     return TruthPlan(ARCHITECTURES, space.name, networks, config.repeats)
 

@@ -32,7 +32,7 @@ from search.evidence import Updates, effects, replays
 from search.figures import preference_figure, structure_figure
 from search.records import Relaxation, Values, checked, save_relaxation
 from search.relaxation import RelaxedNet
-from supernet.chains import network_name
+from supernet.chains import counted, network_name
 from tools.datasets import Data
 from tools.files import write_bytes
 from tools.meters import read_metrics
@@ -68,7 +68,7 @@ def write_findings(
         "data": config.data.name,
         "steps": config.search.steps,
         "repeats": config.search.repeats,
-    }
+    } | counted(config)
     save_relaxation(run.path / "relaxation.json", Relaxation(name, kinds, alpha, beta, facts))
     costs = _costs(net, config, data)
     chosen: dict[int, Decoupling] = {}
@@ -78,7 +78,7 @@ def write_findings(
         within[blocks] = discretise_within(alpha, beta, kinds, blocks, costs, config.search.slack)
         for suffix, decoupling in (("", chosen[blocks]), ("-balanced", within[blocks])):
             path = run.path / f"decoupling-{blocks}{suffix}.json"
-            save_decoupling(path, decoupling, name, num_layers)
+            save_decoupling(path, decoupling, name, num_layers, **counted(config))
     shown = [blocks for blocks in config.search.show if blocks in chosen]
     _write_controls(run.path / "controls", config, alpha, beta, kinds, shown, num_layers)
 
@@ -219,7 +219,7 @@ def _write_controls(
             for what, draw in (("cuts", random_cuts), ("heads", random_heads)):
                 decoupling = draw(alpha, beta, kinds, blocks, chance)
                 path = folder / f"random-{what}-{blocks}-{index + 1}.json"
-                save_decoupling(path, decoupling, network_name(config), num_layers)
+                save_decoupling(path, decoupling, network_name(config), num_layers, **counted(config))
 
 
 def _history(run: Run, num_layers: int, kinds: Sequence[str]) -> list[tuple[int, Values, Values]]:

@@ -22,6 +22,7 @@ class _Cut(NamedTuple):
     places: tuple[int, ...]
     heads: tuple[str, ...]
     groups: str
+    stem: str
 
 
 def truth_of_cuts(name: str, path: Path, searched: tuple[str, ...]) -> list[Part]:
@@ -32,7 +33,11 @@ def truth_of_cuts(name: str, path: Path, searched: tuple[str, ...]) -> list[Part
         if "cuts" not in line:
             raise ValueError(f"--trained: '{path}' is a truth of architectures; give it as --truth")
         key = _Cut(
-            str(line["network"]), tuple(line["cuts"]), tuple(line["heads"]), str(line.get("groups", 1))
+            network=str(line["network"]),
+            places=tuple(line["cuts"]),
+            heads=tuple(line["heads"]),
+            groups=str(line.get("groups", 1)),
+            stem=str(line.get("stem", "unit")),
         )
         found.setdefault(key, []).append(float(line["accuracy"]))
         called[key] = str(line.get("name", ""))
@@ -69,11 +74,11 @@ def truth_of_cuts(name: str, path: Path, searched: tuple[str, ...]) -> list[Part
 
 
 def _thoughts(relaxation: Relaxation, keys: list[_Cut]) -> dict[_Cut, float]:
-    """Nothing where the search was of another network or of other heads."""
+    """Nothing where the search was of another network or of other heads, or counted the stem otherwise."""
     layers = len(relaxation.alpha)
     for key in keys:
         strange = any(cut > layers for cut in key.places) or not set(key.heads) <= set(relaxation.head_kinds)
-        if strange or key.network != relaxation.network:
+        if strange or (key.network, key.stem) != (relaxation.network, relaxation.facts.get("stem", "unit")):
             return {}
     return {key: _preference(relaxation, list(key.places), list(key.heads)) for key in keys}
 

@@ -12,6 +12,8 @@ from search.ranking_cuts import truth_of_cuts
 from search.ranking_figures import courses_figure
 from search.ranking_words import finished, percent, reading
 from search.records import load_relaxation
+from supernet.chains import COPY
+from supernet.documents import stem_of
 from supernet.space import Architecture
 from tools.config import flag
 from tools.files import read_document
@@ -29,7 +31,7 @@ RECORDS = (
 )
 OTHER_CUTS = frozenset(f"{WHERE} {PLACES} {RECORDS}".split())
 """Options in which two trainings in blocks may differ and still say which cuts are better."""
-WHOLE_OR_CUT = OTHER_CUTS | set(HOW.split())
+WHOLE_OR_CUT = OTHER_CUTS | {*HOW.split(), "stem"}
 """The same for a training in blocks and one in one piece."""
 
 
@@ -51,6 +53,11 @@ class Training:
     @property
     def cuts(self) -> tuple[int, ...]:
         return tuple(self.results.get("cuts", ()))
+
+    @property
+    def stem(self) -> str:
+        """How that of an architecture is counted where it is cut."""
+        return str(self.options.get("stem", "unit")) if self.options.get("architecture") else "unit"
 
     @property
     def headless(self) -> bool:
@@ -97,6 +104,8 @@ def trained(asked: tuple[str, ...], searched: tuple[str, ...]) -> tuple[Section 
                 for key, value in values.items()
             }
             flat |= {key: value for key, value in options.items() if not isinstance(value, dict)}
+            if flat.get("architecture") and (path / COPY).exists():
+                flat["stem"] = stem_of(path / COPY)  # which the options of a run of before do not know
             if flat.get("decoupling") and not flat.get("rule"):
                 flat["rule"] = "greedy"  # as the script has it
             run = Training(
@@ -287,6 +296,8 @@ class _Found(NamedTuple):
     """What a search for cuts found, by number of blocks."""
 
     network: str
+    stem: str
+    """How that of an architecture is counted where it is cut."""
     decouplings: list[Mapping[str, Any]]
     in_balance: list[Mapping[str, Any]]
 
@@ -299,7 +310,7 @@ class _Found(NamedTuple):
         return self._has(run, self.in_balance)
 
     def _has(self, run: Training, decouplings: list[Mapping[str, Any]]) -> bool:
-        return run.network == self.network and any(
+        return (run.network, run.stem) == (self.network, self.stem) and any(
             run.cuts == tuple(each["cuts"])
             and (run.headless or run.heads == tuple(each["heads"]))
             and run.results.get("groups", 1) == each.get("groups", 1)
@@ -311,11 +322,12 @@ def _found(path: Path) -> _Found:
     with reading("cuts", path):
         results = finished(path, "cuts", "search_decoupling.py", "decouplings")
         lists = [list(results.get(key, {}).values()) for key in ("decouplings", "balanced")]
-        return _Found(load_relaxation(path / "relaxation.json").network, *lists)
+        learned = load_relaxation(path / "relaxation.json")
+        return _Found(learned.network, learned.facts.get("stem", "unit"), *lists)
 
 
 def _network(path: Path, options: Mapping[str, Any]) -> str:
-    file = path / "architecture.json"
+    file = path / COPY
     if not options.get("architecture") or not file.exists():
         return str(options.get("network", ""))
     document = read_document(file, "architecture", 1)

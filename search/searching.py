@@ -13,14 +13,21 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from local_learning.networks.traced import with_our_names
 from search.config import DecouplingSearchConfig
 from search.findings import Outcome, results_of, summary, write_findings
 from search.hypergradient import hypergradient
 from search.memory import Snapshot, SnapshotMemory, snapshots_of
 from search.relaxation import RelaxedNet
 from search.sedona import Episode, Inner, Pretraining, Search, episodes
-from supernet.chains import asked_for, chosen_chain, differs_from, kept_in_run, network_name
+from supernet.chains import (
+    as_kept,
+    asked_for,
+    chosen_chain,
+    differs_from,
+    kept_in_run,
+    network_name,
+    with_chain_names,
+)
 from tools.checkpoint import load_checkpoint
 from tools.config import flag, flatten, of_run
 from tools.cost import count_params
@@ -145,7 +152,7 @@ def _relaxed(config: DecouplingSearchConfig, data: Data, accelerator: Accelerato
     chain = chosen_chain(config, data.num_classes, data.image_size, data.channels)
     if config.weights:
         source = Path(config.weights)
-        tensors = with_our_names(network_name(config), chain, read_weights(source))
+        tensors = with_chain_names(config, chain, read_weights(source))
         trunk = {name: tensor for name, tensor in tensors.items() if not name.startswith("heads.")}
         load_weights(chain, trunk, source=source)
     seed_globals(config.seed, "heads")
@@ -277,7 +284,7 @@ def _snapshots_of(run: Path, config: DecouplingSearchConfig, num_steps: int) -> 
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option}: cannot read the options of '{run}': {error}") from None
     old = of_run(DecouplingSearchConfig, text, source=str(run / "config.toml"))
-    theirs, mine = flatten(old), flatten(config)
+    theirs, mine = flatten(as_kept(old, run)), flatten(config)
     kept = {name for name in mine if not name.startswith("search.")} | {"search.compat"}
     kept -= FREE | {"recipe.log_every", "recipe.checkpoint_every", "plugins", "architecture"}
     differing = [

@@ -1,15 +1,20 @@
 """The network that a script's user names, as a chain: by its name, or as an architecture of a space."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from local_learning.build import NetworkOptions, check_name, seeded_chain
 from local_learning.chain import Chain
-from supernet.documents import load_architecture, save_architecture, space_to
+from local_learning.decoupling import DecouplingFile, read_decoupling
+from local_learning.networks.traced import with_our_names
+from supernet.documents import load_architecture, save_architecture, space_to, stem_of
 from supernet.space import Architecture, Space
+from supernet.stem import recounted, renamed
 from supernet.supernet import build_architecture
 from tools.launch import on_main
 from tools.runs import Run
@@ -32,7 +37,8 @@ Chosen = TypeVar("Chosen", bound=ChosenNetwork)
 def kept_in_run(options: Chosen, run: Run, accelerator: Accelerator) -> Chosen:
     """The options with the run's own copy of the architecture, which is read from then on.
 
-    It is made when the run begins; what becomes of the user's file later does not matter.
+    It is made when the run begins; what becomes of the user's file later does not matter. It also says how
+    the stem is counted, which the options of a run of before do not.
     """
     if not options.architecture:
         return options
@@ -41,18 +47,31 @@ def kept_in_run(options: Chosen, run: Run, accelerator: Accelerator) -> Chosen:
     def keep() -> None:
         if not run.has_begun:
             space, architecture = _load(options.architecture)
-            save_architecture(copy, architecture, space)
+            save_architecture(copy, architecture, space, stem=options.stem)
 
     on_main(accelerator, keep)
-    return replace(options, architecture=str(copy))  # type: ignore[type-var]
+    return replace(options, architecture=str(copy), stem=stem_of(copy))  # type: ignore[type-var]
+
+
+def as_kept(options: Chosen, run: Path) -> Chosen:
+    """The options of a run, with the stem counted as it is there."""
+    if not options.architecture:
+        return options
+    return replace(options, stem=stem_of(run / COPY))  # type: ignore[type-var]
 
 
 def described(options: ChosenNetwork) -> dict[str, Any]:
-    """What the metadata of weights say of an architecture: its space and choices; nothing of a network."""
+    """What the metadata of weights say of an architecture, and of how its stem is counted; else nothing."""
     if not options.architecture:
         return {}
     space, architecture = _load(options.architecture)
-    return {"architecture": {"space": space_to(space), "choices": list(architecture.choices)}}
+    facts = {"space": space_to(space), "choices": list(architecture.choices)}
+    return {"architecture": facts | counted(options)}
+
+
+def counted(options: ChosenNetwork) -> dict[str, str]:
+    """What files say of how the stem of an architecture is counted; nothing of a network's."""
+    return {"stem": options.stem} if options.architecture else {}
 
 
 def differs_from(options: ChosenNetwork, run: Path, theirs: str) -> str:
@@ -87,7 +106,27 @@ def chosen_chain(options: ChosenNetwork, num_classes: int, image_size: int, in_c
     if options.dropout:
         space = replace(space, tail=replace(space.tail, dropout=options.dropout))
     seed_globals(options.seed, "init")
-    return build_architecture(space, architecture)
+    return build_architecture(space, architecture, stem=options.stem)
+
+
+def cuts_of(options: ChosenNetwork, path: str) -> DecouplingFile:
+    """A decoupling's file, its layers counted as the chain's are."""
+    found = read_decoupling(path)
+    return recounted(found, _stem_layers(options), options.stem) if options.architecture else found
+
+
+def with_chain_names(
+    options: ChosenNetwork, chain: Chain, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Tensors of a weights file by the chain's names, where timm or another count of the stem has others."""
+    if options.architecture:
+        return renamed(tensors, _stem_layers(options), options.stem)
+    return with_our_names(options.network, chain, tensors)
+
+
+def _stem_layers(options: ChosenNetwork) -> int:
+    space, _ = _load(options.architecture)
+    return len(space.stem)
 
 
 def _load(

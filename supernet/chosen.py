@@ -22,7 +22,8 @@ class NetworkChoice:
     init: str = "fan_in"
     """Kaiming initialisation of the papers' networks: fan_in or fan_out."""
     stem: str = "fused"
-    """A ResNet's stem: part of its first layer (fused, as in SEDONA) or a layer (unit, as in DGL)."""
+    """The stem of a ResNet or of an architecture: part of the first layer (fused, as in SEDONA), or layers
+    of its own (unit, as in DGL)."""
     pretrained: bool = False
     """Start a timm model from its published weights (from timm's cache, or fetched)."""
     weights: str = ""
@@ -41,7 +42,7 @@ class NetworkChoice:
             network = type(self).__dataclass_fields__["network"].default
             if self.network != network:
                 raise ValueError(f"--network: cannot go with --architecture; leave {self.network} out")
-            for name in ("width", "drop_path", "init", "stem", "pretrained"):
+            for name in ("width", "drop_path", "init", "pretrained"):
                 if getattr(self, name) != getattr(NetworkChoice, name):
                     raise ValueError(
                         f"{flag(name)}: goes with --network; the file of --architecture says it all"

@@ -165,6 +165,14 @@ def load_architecture(
     return space, listed(path, choices, space)
 
 
+def stem_of(path: Path) -> str:
+    """How the run that keeps this file counts the stem: fused, or unit, as all did before files said so."""
+    stem = read_document(path, ARCHITECTURE, VERSION).get("stem", "unit")
+    if stem not in ("fused", "unit"):
+        raise ValueError(f"{path}: stem must be fused or unit, not {stem!r}")
+    return str(stem)
+
+
 def listed(path: Path, choices: Any, space: Space) -> Architecture:
     """The architecture of the space that a file lists."""
     _check_choices(path, choices)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from local_learning.chain import Chain
 from supernet.space import Architecture, Space
+from supernet.stem import layers_with_stem
 from supernet.tail import build_tail
 
 
@@ -51,28 +52,33 @@ class Supernet(nn.Module):
         logits: Tensor = self.tail(self.middle(self.begin(images), architecture))
         return logits
 
-    def extract(self, architecture: Architecture, *, fresh: bool = False) -> Chain:
+    def extract(self, architecture: Architecture, *, fresh: bool = False, stem: str = "fused") -> Chain:
         """The architecture alone, with a copy of the shared weights, or (`fresh`) newly initialised.
 
-        A chain like any other: the stem's layers, then the chosen ones without the skips, then the tail as
-        classifier.
+        A chain like any other: the chosen layers without the skips, then the tail as classifier. The stem is
+        part of the first layer (`fused`), or its layers come first (`unit`).
         """
         self.space.validate(architecture)
         reference = next(self.parameters())
         if fresh:
-            return build_architecture(self.space, architecture).to(reference.device, reference.dtype)
+            return build_architecture(self.space, architecture, stem=stem).to(
+                reference.device, reference.dtype
+            )
         chosen = [self.candidate(layer, choice) for layer, choice in enumerate(architecture.choices)]
-        chain = copy.deepcopy(_chain(list(self.stem), chosen, self.tail)).train(self.training)
+        chain = copy.deepcopy(_chain(list(self.stem), chosen, self.tail, stem)).train(self.training)
         chain.zero_grad()  # a copy of a parameter brings its gradient along
         return chain
 
 
-def build_architecture(space: Space, architecture: Architecture) -> Chain:
-    """A single network of a space, with initial weights from torch's global generator."""
+def build_architecture(space: Space, architecture: Architecture, *, stem: str = "fused") -> Chain:
+    """A single network of a space, with initial weights from torch's global generator.
+
+    The stem is part of the first layer (`fused`), or its layers come first (`unit`).
+    """
     space.validate(architecture)
     places = zip(space.layers, space.places, architecture.choices, strict=True)
     chosen = [layer[choice].build(place, space.style) for layer, place, choice in places]
-    chain = _chain(_stem(space), chosen, _tail(space))
+    chain = _chain(_stem(space), chosen, _tail(space), stem)
     efficientnet_init_weights(chain)
     return chain
 
@@ -86,5 +92,6 @@ def _tail(space: Space) -> nn.Module:
     return build_tail(space.tail, space.layers[-1].out_chs, space.num_classes, space.style)
 
 
-def _chain(stem: list[nn.Module], chosen: list[nn.Module], tail: nn.Module) -> Chain:
-    return Chain([*stem, *(each for each in chosen if not isinstance(each, nn.Identity))], tail)
+def _chain(stem: list[nn.Module], chosen: list[nn.Module], tail: nn.Module, how: str) -> Chain:
+    there = [each for each in chosen if not isinstance(each, nn.Identity)]
+    return Chain(layers_with_stem(stem, there, how), tail)

@@ -51,7 +51,6 @@ CASES = [
             ("--architecture x --width 2", "--width: goes with --network"),
             ("--architecture x --drop-path 0.1", "--drop-path: goes with --network"),
             ("--architecture x --init fan_out", "--init: goes with --network"),
-            ("--architecture x --stem unit", "--stem: goes with --network"),
             ("--architecture x --pretrained", "--pretrained: goes with --network"),
             ("--compile-mode max-autotune", "--compile-mode: goes with --compile"),
             ("--recipe.accumulate 3", "--recipe.accumulate: 3 parts do not divide a batch of 128"),

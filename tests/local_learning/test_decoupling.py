@@ -286,7 +286,7 @@ GOOD = {"format": "cleave/decoupling", "version": 1, "num_layers": 16, "cuts": [
         ("cuts", MISSING, "the key 'cuts' is missing"),
         ("heads", MISSING, "the key 'heads' is missing"),
         ("head", [], "unknown key 'head'; did you mean 'heads'?"),
-        ("qqq", 1, "unknown key 'qqq'; known: network, num_layers, cuts, heads, groups, uneven"),
+        ("qqq", 1, "unknown key 'qqq'; known: network, num_layers, stem, cuts, heads, groups, uneven"),
         ("cuts", 4, "'cuts' must be a list, not 4"),
         ("cuts", [4.0], "cuts: 4.0 is not a whole number"),
         ("cuts", [17], "cuts: there is no layer 17 to cut after; the network has 16"),

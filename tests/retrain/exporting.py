@@ -45,12 +45,18 @@ def save(path: Path, net: nn.Module, network: str, *, data: DataConfig, **notes:
     return path
 
 
-def of_space(path: Path, space: Space, architecture: Architecture) -> tuple[Path, nn.Module]:
-    """The weights of an architecture after a few steps on generated images, and the network."""
+def of_space(
+    path: Path, space: Space, architecture: Architecture, *, stem: str = "fused"
+) -> tuple[Path, nn.Module]:
+    """The weights of an architecture after a few steps on generated images, and the network.
+
+    With its stem as a unit the notes are those of a time when they did not say so.
+    """
     torch.manual_seed(0)
-    net = build_architecture(space, architecture)
+    net = build_architecture(space, architecture, stem=stem)
     train_a_little(net, shapes_images(30, space.image_size))
     notes = {"space": space_to(space), "choices": list(architecture.choices)}
+    notes |= {"stem": stem} if stem == "fused" else {}
     name = f"{space.name}/{architecture}"
     data = DataConfig(image_size=space.image_size)
     return save(path, net, name, data=data, architecture=notes), net.eval()

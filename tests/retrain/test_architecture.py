@@ -42,7 +42,7 @@ def test_it_trains_whole_and_in_pieces(file: Path, tmp_path: Path) -> None:
     load_weights(chain, trained, source=file)
     assert all(torch.equal(chain.state_dict()[name], value) for name, value in trained.items())
     cuts = json.loads((tmp_path / "pieces" / "decoupling.json").read_text())
-    assert (cuts["network"], cuts["num_layers"], cuts["cuts"]) == ("tiny/0321", chain.num_layers, [2])
+    assert (cuts["network"], cuts["num_layers"], cuts["cuts"]) == ("tiny/0321", 3, [1])
 
 
 @pytest.mark.slow
@@ -57,7 +57,54 @@ def test_a_run_keeps_its_architecture_whatever_becomes_of_the_file(file: Path, t
     assert kept == CHOICES
     with safetensors.safe_open(folder / "weights.safetensors", "pt") as opened:
         notes = json.loads(opened.metadata()["architecture"])
-    assert (notes["space"]["name"], notes["choices"]) == ("tiny", [0, 3, 2, 1])
+    assert (notes["space"]["name"], notes["choices"], notes["stem"]) == ("tiny", [0, 3, 2, 1], "fused")
+
+
+def forget_the_count(folder: Path) -> None:
+    """Make a run's files those of a time when all counted the stem's layers, and none said so."""
+    for path in folder.glob("*.json"):
+        document = json.loads(path.read_text())
+        if document.pop("stem", None):
+            path.write_text(json.dumps(document))
+    options = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(options.replace('stem = "unit"', 'stem = "fused"'))
+
+
+@pytest.mark.slow
+def test_a_run_of_before_goes_on_with_its_stem_apart(file: Path, tmp_path: Path) -> None:
+    line = [*FEW, "--recipe.checkpoint-every", "2", "--architecture", str(file)]
+    line += ["--decoupling", "uniform:2:linear"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run("retrain_model.py", *line, "--stem", "unit", "--run", str(whole)).returncode == 0
+    run_up_to("step-00000004.json", "retrain_model.py", *line, "--stem", "unit", "--run", str(stopped))
+    forget_the_count(stopped)
+    done = run("retrain_model.py", *line, "--run", str(stopped))
+    assert done.returncode == 0, done.stderr
+    assert "cut after 2" in done.stdout
+    expected, found = weights(whole), weights(stopped)
+    assert list(expected) == list(found)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    # What it leaves is read by a run that counts the stem with the first layer.
+    forget_the_count(whole)
+    options = ["--decoupling", str(whole / "decoupling.json")]
+    options += ["--weights", str(whole / "weights.safetensors"), "--recipe.steps", "1"]
+    after = tmp_path / "after"
+    done = run(
+        "retrain_model.py",
+        *line[:-2],
+        *options,
+        "--recipe.lr",
+        "1e-9",
+        "--recipe.min-lr",
+        "0",
+        "--run",
+        str(after),
+    )
+    assert done.returncode == 0, done.stderr
+    cuts = json.loads((after / "decoupling.json").read_text())
+    assert (cuts["num_layers"], cuts["cuts"], cuts["stem"]) == (3, [1], "fused")
+    first = "layers.0.stem.0.conv.weight"
+    torch.testing.assert_close(weights(after)[first], expected["layers.0.conv.weight"])
 
 
 @pytest.mark.slow
@@ -66,7 +113,6 @@ def test_its_cuts_are_searched(file: Path, tmp_path: Path) -> None:
         "--heads",
         "linear",
         "aux1",
-        "--search.no-pretraining",
         "--search.steps",
         "2",
         "--search.inner-steps",
@@ -76,7 +122,16 @@ def test_its_cuts_are_searched(file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = run("search_decoupling.py", *FEW, *few, "--architecture", str(file), "--run", str(folder))
     assert done.returncode == 0, done.stderr
-    assert json.loads((folder / "decoupling-2.json").read_text())["network"] == "tiny/0321"
+    found = json.loads((folder / "decoupling-2.json").read_text())
+    assert (found["network"], found["num_layers"], found["stem"]) == ("tiny/0321", 3, "fused")
+    learned = json.loads((folder / "relaxation.json").read_text())
+    assert (len(learned["alpha"]), learned["stem"]) == (2, "fused")
+    # A search of before has learned about the bare stem too.
+    forget_the_count(folder)
+    line = [*FEW, *few, "--architecture", str(file), "--run", str(tmp_path / "other")]
+    done = run("search_decoupling.py", *line, "--search.pretrained-run", str(folder))
+    assert done.returncode == 2
+    assert "was pretrained with other options: --stem ('unit' there)" in done.stderr
 
 
 @pytest.mark.parametrize(

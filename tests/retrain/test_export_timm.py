@@ -117,6 +117,19 @@ def test_an_architecture_is_timms_network_bit_for_bit(tmp_path: Path, name: str)
     assert names == theirs.state_dict().keys()
 
 
+def test_weights_of_before_with_the_stem_apart_are_the_same_model(tmp_path: Path) -> None:
+    space, digits = SPACES["tiny"]
+    images, models = shapes_images(10, space.image_size), []
+    for stem in ("unit", "fused"):
+        path, net = of_space(tmp_path / f"{stem}.safetensors", space, Architecture.parse(digits), stem=stem)
+        restored = restore(path)
+        assert restored.trunk().state_dict().keys() == net.state_dict().keys()
+        models.append(exported(path, tmp_path / stem))
+        with torch.no_grad():
+            assert torch.equal(models[-1](images), net(images))
+    assert models[0].state_dict().keys() == models[1].state_dict().keys()
+
+
 CREAM = preset("cream", image_size=64, **TEN)
 HIDDEN = {
     "cream": (CREAM, Architecture.parse("16613662155544461230")),

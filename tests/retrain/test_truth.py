@@ -15,7 +15,7 @@ import torch
 
 from local_learning.decoupling import Decoupling, save_decoupling
 from retrain.truth_config import TruthConfig
-from retrain.truth_plan import draw
+from retrain.truth_plan import ARCHITECTURES, TruthPlan, config_of, draw
 from supernet.documents import load_architecture, save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture, Space
@@ -23,6 +23,7 @@ from tests.forked import run, run_up_to
 from tests.script import SMALL, chance, command, finish, kill_all, start, wait_until, weights
 from tools.config import from_toml
 from tools.meters import read_metrics
+from tools.runs import Run
 
 SCRIPT = "make_truth.py"
 TINY = [*SMALL, "--space", "tiny", "--recipe.lr", "0.02"]
@@ -269,6 +270,18 @@ def test_a_worker_that_is_killed_is_noticed(tmp_path: Path) -> None:
     (said,) = done.stderr.strip().splitlines()
     assert "training 0002-0 (tiny/" in said
     assert "was ended by SIGKILL" in said
+
+
+@pytest.mark.parametrize("stem", ["fused", "unit"])
+def test_a_truth_of_before_counts_the_stem_as_it_did(stem: str, space: Space, tmp_path: Path) -> None:
+    plan = TruthPlan(ARCHITECTURES, "tiny", ({"choices": [0, 1, 2, 3]},), 1)
+    path = tmp_path / ARCHITECTURES / "0001.json"
+    path.parent.mkdir()
+    notes = {"stem": stem} if stem == "fused" else {}  # before, no file said so
+    save_architecture(path, Architecture((0, 1, 2, 3)), space, **notes)
+    config = TruthConfig(space="tiny", decoupling="uniform:2:linear")
+    (trial,) = plan.trials
+    assert config_of(config, Run(tmp_path), plan, trial).stem == stem
 
 
 def test_drawn_networks_keep_the_limit_and_depend_on_the_seed(space: Space) -> None:

@@ -13,7 +13,9 @@ from search.ranking_runs import _known
 from search.ranking_trained import Training, _compared, _searched_against_others, trained
 from search.records import Relaxation, save_relaxation
 from search.tables import Table
+from supernet.documents import save_architecture
 from supernet.presets import preset
+from supernet.space import Architecture
 from tools.runs import Run
 
 SPACE = preset("nas_bench_macro", num_classes=10, image_size=32)
@@ -115,6 +117,28 @@ def finished(folder: Path, results: dict[str, Any], **options: str) -> str:
     common = {"macs": 1, "params": 1, "steps": 1, "training_seconds": 1.0, "test_images": 100}
     Run(folder).write_results({**common, **results})
     return str(folder)
+
+
+def test_cuts_of_two_ways_to_count_a_stem_are_not_the_same(tmp_path: Path) -> None:
+    space, architecture = preset("tiny", num_classes=10, image_size=16), Architecture((0, 1, 2, 3))
+    for stem in ("unit", "fused"):
+        marks = {"stem": stem} if stem == "fused" else {}  # before, no file said so
+        results = {"cuts": [1], "heads": ["a"], "groups": 1, "test": {"last": {"top1": 0.5}}}
+        path = Path(
+            finished(tmp_path / stem, results, architecture="best.json", decoupling="x", stem="fused")
+        )
+        save_architecture(path / "architecture.json", architecture, space, **marks)
+        row = ((0.1, 0.9),) * 3
+        searched = tmp_path / f"{stem} search"
+        searched.mkdir()
+        save_relaxation(searched / "relaxation.json", Relaxation("tiny/0123", ("a", "b"), row, row, marks))
+        Run(searched).write_results({"decouplings": {"2": {"cuts": [1], "heads": ["a"], "groups": 1}}})
+    whole = Path(finished(tmp_path / "whole", {"test": {"last": {"top1": 0.9}}}, architecture="best.json"))
+    save_architecture(whole / "architecture.json", architecture, space, stem="fused")
+    searches = tuple(str(tmp_path / f"{stem} search") for stem in ("unit", "fused"))
+    for stem in ("unit", "fused"):
+        _, lines = trained((str(whole), str(tmp_path / stem)), searches)
+        assert f"as the search '{stem} search' found, tiny/0123 gets 50.00 %" in lines[0]
 
 
 def test_the_searches_that_chose_cuts_are_named(tmp_path: Path) -> None:

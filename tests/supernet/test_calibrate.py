@@ -98,8 +98,8 @@ def test_one_batch_leaves_its_own_statistics() -> None:
     chain = chain_of_all_kinds()
     ((images, _),) = given = batches(8)
     calibrate(chain, given)
-    first: Any = chain.layers[0].get_submodule("bn1")
-    inputs = chain.layers[0].get_submodule("conv")(images)
+    first: Any = chain.layers[0].get_submodule("stem.0.bn1")
+    inputs = chain.layers[0].get_submodule("stem.0.conv")(images)
     torch.testing.assert_close(first.running_mean, inputs.mean((0, 2, 3)), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(first.running_var, inputs.var((0, 2, 3)), rtol=1e-12, atol=1e-12)
 

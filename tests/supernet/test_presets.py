@@ -99,7 +99,7 @@ def test_fvcore_counts_the_same_products_and_two_more_for_every_number_normalise
             assert counts["adaptive_avg_pool2d"] == pooled
             assert set(counts) == {"conv", "linear", "batch_norm", "adaptive_avg_pool2d"}
             assert counts.total() - pooled == expected
-        chain = build_architecture(space, shortest(space))
+        chain = build_architecture(space, shortest(space), stem="unit")
         stem = fvcore_counts(nn.Sequential(*chain.layers[:2]), torch.zeros(1, 3, 224, 224))
         tail = fvcore_counts(chain.classifier, torch.zeros(1, space.layers[-1].out_chs, 7, 7))
     assert stem["conv"] + tail["conv"] + tail["linear"] == space.fixed_cost.macs

@@ -55,9 +55,18 @@ def parts(net: Supernet, architecture: Architecture) -> list[nn.Module]:
     return [*net.stem, *(each for each in chosen if not isinstance(each, nn.Identity)), net.tail]
 
 
+def pieces(chain: Chain) -> list[nn.Module]:
+    """The same of a chain whose stem is part of the first layer."""
+    first = chain.layers[0]
+    assert isinstance(first, nn.Sequential)
+    stem, *block = first
+    assert isinstance(stem, nn.Sequential)
+    return [*stem, *block, *chain.layers[1:], chain.classifier]
+
+
 def assert_equal_inside(net: Supernet, architecture: Architecture, chain: Chain, *, gradients: bool) -> None:
     """Parameters or their gradients, and buffers, bit for bit and name by name."""
-    for theirs, ours in zip(parts(net, architecture), [*chain.layers, chain.classifier], strict=True):
+    for theirs, ours in zip(parts(net, architecture), pieces(chain), strict=True):
         parameters = dict(ours.named_parameters())
         for name, parameter in theirs.named_parameters():
             if gradients:
@@ -174,7 +183,7 @@ def test_nothing_done_to_the_supernet_reaches_the_chain() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("fresh", [False, True])
-def test_a_chain_has_the_stem_and_the_chosen_layers_without_skips(name: str, fresh: bool) -> None:
+def test_the_stem_is_part_of_the_first_layer_that_is_chosen(name: str, fresh: bool) -> None:
     with torch.device("meta"):
         net = supernet(name)
     rng = random.Random(3)
@@ -182,11 +191,15 @@ def test_a_chain_has_the_stem_and_the_chosen_layers_without_skips(name: str, fre
         architecture = sample(net.space, rng)
         with torch.device("meta"):
             chain = net.extract(architecture, fresh=fresh)
+            unit = net.extract(architecture, fresh=fresh, stem="unit")
         skips = net.space.describe(architecture).count("skip")
-        assert chain.num_layers == len(net.space.stem) + len(net.space.layers) - skips
+        assert chain.num_layers == max(1, len(net.space.layers) - skips)
+        assert unit.num_layers == len(net.space.stem) + len(net.space.layers) - skips
         assert not any(isinstance(layer, nn.Identity) for layer in chain.layers)
         expected = [list(map(type, part.modules())) for part in parts(net, architecture)]
-        assert [list(map(type, part.modules())) for part in [*chain.layers, chain.classifier]] == expected
+        assert [list(map(type, part.modules())) for part in pieces(chain)] == expected
+        found = [list(map(type, part.modules())) for part in [*unit.layers, unit.classifier]]
+        assert found == expected
         assert chain.width == 1.0
 
 
