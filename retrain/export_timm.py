@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from supernet.space import Architecture, Space
 from supernet.stem import UNIT, renamed
 from tools.files import write_bytes
 from tools.streaming import RESIZE_RATIO
+from tools.weights import write_tensors
 
 ENTRY = "cleave_network"
 ACTIVATIONS = {
@@ -86,7 +86,7 @@ def write_timm(folder: Path, restored: Restored, model: TimmModel) -> list[str]:
     folder.mkdir()
     tensors = restored.trunk().state_dict()
     named = {model.names[name]: _fitted(model, name, tensor) for name, tensor in tensors.items()}
-    write_bytes(folder / "model.safetensors", safetensors.torch.save(named, {"format": "pt"}))
+    write_tensors(folder / "model.safetensors", named, {"format": "pt"})
     config = json.dumps(_config(restored, model), indent=1) + "\n"
     write_bytes(folder / "config.json", config.encode())
     if not model.is_ours:
@@ -131,7 +131,7 @@ def _fitted(model: TimmModel, name: str, tensor: Tensor) -> Tensor:
     """A tensor in timm's shape: its hidden layer is a convolution of one pixel."""
     if model.is_ours and name == "classifier.hidden.weight":
         tensor = tensor[:, :, None, None]
-    return tensor.detach().clone().contiguous()
+    return tensor.clone()
 
 
 # ---- timm's own models ---------------------------------------------------------------------------------

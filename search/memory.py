@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from tools.checkpoint import KEPT
 from tools.failures import RunFailed
-from tools.files import write_bytes
+from tools.weights import write_tensors
 
 PLACES = ("host", "device", "disk")
 
@@ -164,7 +163,7 @@ def _write(path: Path, tensors: State) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFailed(f"cannot make {path.parent}: {error.strerror}") from error
-    write_bytes(path, safetensors.torch.save({name: each.cpu() for name, each in tensors.items()}))
+    write_tensors(path, tensors)
 
 
 def _read(path: Path) -> State:

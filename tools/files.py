@@ -10,7 +10,7 @@ from typing import Any
 from tools.failures import RunFailed
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
+def write_bytes(path: Path, *data: bytes | memoryview) -> None:
     """Write a file in one step: `path` holds what it held before, or all of `data`, whatever happens.
 
     A full disk ends the run with a message.
@@ -18,7 +18,7 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -24,12 +24,26 @@ def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, Any]) -> 
 
 def save_tensors(path: Path, named: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write named tensors as weights."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     if made_with := plugins.loaded():
         metadata = {**metadata, "plugins": made_with}
     notes = {"format": KIND, "version": VERSION} | {key: json.dumps(value) for key, value in metadata.items()}
-    data = safetensors.torch.save(tensors, notes)
-    write_bytes(path, data)
+    write_tensors(path, named, notes)
+
+
+def write_tensors(path: Path, named: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file; the same tensors and notes are the same bytes, whoever writes them.
+
+    The library orders tensors, but leaves the order of the notes to chance.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    data = memoryview(safetensors.torch.save(tensors, dict(notes) if notes else None))
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(bytes(data[8:end]))
+    if notes:
+        header["__metadata__"] = dict(sorted(notes.items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that tensors begin where they can be mapped into memory
+    write_bytes(path, len(text).to_bytes(8, "little"), text, data[end:])
 
 
 def read_weights(path: Path, *, label: str = "--weights") -> dict[str, Tensor]:

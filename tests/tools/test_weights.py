@@ -1,4 +1,9 @@
 import json
+import os
+import re
+import subprocess
+import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -7,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from tools.weights import load_weights, read_weights, save_weights
+from tools.weights import load_weights, read_notes, read_weights, save_weights, write_tensors
 
 
 class Toy(nn.Module):
@@ -19,6 +24,69 @@ class Toy(nn.Module):
 
 def network(classes: int = 3) -> Toy:
     return Toy(classes)
+
+
+NOTES = {
+    "network": "toy",
+    "classes": ["ä", "b"],
+    "config": "seed = 1",
+    "step": 3,
+    "decoupling": {"cuts": [1]},
+}
+ONE_WRITER = """
+import sys
+from pathlib import Path
+import torch
+from tests.tools.test_weights import NOTES, network
+from tools.weights import save_weights
+
+torch.manual_seed(0)
+save_weights(Path(sys.argv[1]), network(), NOTES)
+"""
+
+
+def test_the_same_weights_are_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, sums = network(), set()
+    for number in range(20):
+        notes = dict(list(NOTES.items())[:: 1 - 2 * (number % 2)])
+        save_weights(tmp_path / "here", net, notes)
+        sums.add(sha256((tmp_path / "here").read_bytes()).hexdigest())
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_WRITER, str(tmp_path / seed)],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
+        )
+        for seed in ("1", "2")
+    ]
+    for seed, writer in zip(("1", "2"), writers, strict=True):
+        assert writer.wait() == 0
+        sums.add(sha256((tmp_path / seed).read_bytes()).hexdigest())
+    assert len(sums) == 1
+
+
+def test_the_order_of_the_notes_is_all_that_differs_from_the_librarys_own_file(tmp_path: Path) -> None:
+    tensors = {"b": torch.rand(3, 4).t(), "a": torch.arange(5), "ä": torch.ones(1, dtype=torch.float16)}
+    notes = {key: json.dumps(value) for key, value in NOTES.items()}
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
+    for given in (notes, None):
+        write_tensors(ours, tensors, given)
+        safetensors.torch.save_file({n: each.contiguous() for n, each in tensors.items()}, theirs, given)
+        assert sorted(ours.read_bytes()) == sorted(theirs.read_bytes())
+        assert read_notes(ours) == read_notes(theirs) == (NOTES if given else {})
+        found = read_weights(theirs)  # as files of before were
+        assert read_weights(ours).keys() == found.keys()
+        assert all(torch.equal(each, found[name]) for name, each in read_weights(ours).items())
+    assert ours.read_bytes() == theirs.read_bytes()  # without notes
+
+
+def test_weights_are_written_in_one_place_alone() -> None:
+    house = Path(__file__).resolve().parents[2]
+    writers = re.compile(r"safetensors\.(torch|numpy)\.save|serialize_file|save_model")
+    for package in ("tools", "local_learning", "supernet", "search", "retrain"):
+        for path in (house / package).rglob("*.py"):
+            count = len(writers.findall(path.read_text("utf-8")))
+            assert count == (path == house / "tools/weights.py"), path
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "wrapped.pth"])
