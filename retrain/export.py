@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrain.export_config import ExportConfig
+from retrain.export_config import KIND, VERSION, ExportConfig
 from retrain.export_costs import Costs, count_costs
 from retrain.export_formats import ONNX_PACKAGES, WRITERS, Outputs, Subject, Written, check_packages
 from retrain.export_source import Restored, restore
@@ -23,9 +23,6 @@ from tools.failures import RunFailed
 from tools.files import write_document
 from tools.loaders import eval_batches
 from tools.provenance import provenance, sha256
-from tools.runs import Run
-
-KIND, VERSION = "export", 1
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,8 @@ def export(config: ExportConfig) -> None:
         raise ValueError(f"--out: '{out}' is there already, and not empty; name a new folder")
     if "onnx" in config.formats:
         check_packages()
-    path = weights_of(config)
-    restored = restore(path, label="--weights" if config.weights else "--run-of")
+    path = config.weights_path
+    restored = restore(path, label=config.label)
     if "timm" in config.formats:
         timm_model(restored)  # what cannot be done is said before anything is
     if config.exits and len(restored.outputs) == 1:
@@ -73,28 +70,6 @@ def export(config: ExportConfig) -> None:
     print(_farewell(restored, out), flush=True)
 
 
-def weights_of(config: ExportConfig) -> Path:
-    """The weights file that the options name."""
-    if config.weights:
-        return Path(config.weights)
-    run = Run(Path(config.run_of))
-    if not run.config_path.exists():
-        raise ValueError(f"--run-of: '{run.path}' is no run's folder")
-    if run.results is None:
-        raise ValueError(
-            f"--run-of: '{run.path}' has not finished; start its command again, or name a file by --weights"
-        )
-    path = run.best_weights if config.which == "best" else run.last_weights
-    if not path.exists():
-        cure = (
-            "take --which last"
-            if config.which == "best" and run.last_weights.exists()
-            else "name another run"
-        )
-        raise ValueError(f"--which: there is no file '{path}'; {cure}")
-    return path
-
-
 def _write(
     config: ExportConfig, subject: Subject, source: Path, costs: Costs, checked: Checked, folder: Path
 ) -> None:
@@ -111,7 +86,7 @@ def _write(
             flush=True,
         )
     restored = subject.restored
-    known = restored.config.data.known
+    fed = restored.config.data.preparation
     content = {
         "run": config.run_of or None,
         "weights": str(source),
@@ -119,8 +94,9 @@ def _write(
         "network": restored.name,
         "classes": list(restored.classes),
         "image_shape": list(restored.image_shape),
-        "mean": list(known.mean),
-        "std": list(known.std),
+        "mean": list(fed.mean),
+        "std": list(fed.std),
+        "input": fed.describe(),
         "outputs": subject.outputs,
         **asdict(costs),
         "compared_on": checked.words,
@@ -202,9 +178,8 @@ def _versions() -> str:
 
 
 def _farewell(restored: Restored, out: Path) -> str:
-    known = restored.config.data.known
+    shape = ", ".join(map(str, restored.image_shape))
     return (
-        f"done: {out}. The network takes images (batch, {', '.join(map(str, restored.image_shape))}) of "
-        f"numbers in [0, 1] from which {list(known.mean)} is subtracted and that are divided "
-        f"by {list(known.std)}"
+        f"done: {out}. The network takes (batch, {shape}). It was tested on images "
+        f"{restored.config.data.preparation}. docs/export.md has a program that feeds it so"
     )

@@ -2,21 +2,17 @@
 
 from dataclasses import dataclass
 
+from retrain.trained import TrainedNetwork
 from tools.config import check_choice, check_range
 
+KIND, VERSION = "export", 1
 FORMATS = ("state", "timm", "onnx", "torch_export")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(TrainedNetwork):
     """Which trained network, in which formats, to where."""
 
-    run_of: str = ""
-    """A finished run of retrain_model.py."""
-    weights: str = ""
-    """A weights file of such a run instead, wherever it is now, or an exported state.safetensors."""
-    which: str = "best"
-    """The run's weights that were best on validation (best), or those after the last step (last)."""
     formats: tuple[str, ...] = ("state",)
     """One or more of state (safetensors of the plain module), timm (a folder for timm.create_model), onnx,
     and torch_export (a program of torch.export)."""
@@ -30,13 +26,11 @@ class ExportConfig:
     first one alone."""
     data_root: str = ""
     """Folder that holds the run's data set now, if not where it was."""
-    plugins: tuple[str, ...] = ()
-    """Python files with parts of your own that the network has (docs/your_own.md)."""
     opset: int = 20
     """Version of ONNX's operators."""
 
     def __post_init__(self) -> None:
-        check_choice("--which", self.which, ("best", "last"))
+        self.check_trained()
         for name in self.formats:
             check_choice("--formats", name, FORMATS)
             if self.formats.count(name) > 1:
@@ -49,10 +43,6 @@ class ExportConfig:
             raise ValueError(f"--formats: name one or more of {', '.join(FORMATS)}")
         if not self.out:
             raise ValueError("--out: name a folder")
-        if self.run_of and self.weights:
-            raise ValueError("--weights: cannot go with --run-of; choose one")
-        if self.weights and self.which != "best":
-            raise ValueError("--which: chooses from the files of --run-of; leave it out with --weights")
         if self.exits and "timm" in self.formats:
             raise ValueError(
                 "--exits: timm's networks have one output; leave out --exits, or timm in --formats"

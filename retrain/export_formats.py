@@ -4,7 +4,7 @@ import importlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,14 @@ class Subject:
         return self.restored.outputs if self.exits else ["logits"]
 
 
-def check_packages() -> None:
+def check_packages(names: Sequence[str] = ONNX_PACKAGES, *, label: str = "--formats onnx") -> None:
     """Refuse to begin what cannot be ended without packages that are not there."""
-    for name in ONNX_PACKAGES:
+    for name in names:
         try:
             importlib.import_module(name)
         except ImportError:
             raise ValueError(
-                f"--formats onnx: needs {name}, which is not installed; pip install -e '.[export]'"
+                f"{label}: needs {name}, which is not installed; pip install -e '.[export]'"
             ) from None
 
 
@@ -76,7 +76,7 @@ def write_state(folder: Path, subject: Subject) -> Written:
     save_tensors(path, subject.network.state_dict(), notes)
     again = restore(path)
     network = again.with_exits() if subject.exits else again.trunk()
-    return Written([path.name], _eager(network), 0.0, {})
+    return Written([path.name], eager(network), 0.0, {})
 
 
 def write_timm_folder(folder: Path, subject: Subject) -> Written:
@@ -86,7 +86,7 @@ def write_timm_folder(folder: Path, subject: Subject) -> Written:
     network = read_timm(folder / "timm")
     # A linear layer that becomes a convolution adds in another order.
     tolerance = 0.0 if model.exact else FLOAT32
-    return Written([f"timm/{name}" for name in files], _eager(network), tolerance, {"model": model.name})
+    return Written([f"timm/{name}" for name in files], eager(network), tolerance, {"model": model.name})
 
 
 def write_torch_export(folder: Path, subject: Subject) -> Written:
@@ -99,13 +99,11 @@ def write_torch_export(folder: Path, subject: Subject) -> Written:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         network = torch.export.load(path).module()
-    return Written([path.name], _eager(network), FLOAT32, {})
+    return Written([path.name], eager(network), FLOAT32, {})
 
 
 def write_onnx(folder: Path, subject: Subject) -> Written:
     """An ONNX file for batches of any size."""
-    import onnxruntime
-
     if sum(tensor.nbytes for tensor in subject.network.state_dict().values()) > PROTOBUF_BYTES:
         raise ValueError("--formats onnx: a file of ONNX holds less than 2 GiB; take state or torch_export")
     batch = ({0: torch.export.Dim("batch", min=1)},)
@@ -124,14 +122,22 @@ def write_onnx(folder: Path, subject: Subject) -> Written:
     assert exported is not None
     path = folder / "network.onnx"
     write_bytes(path, exported.model_proto.SerializeToString())
+    return Written([path.name], read_onnx(path), FLOAT32, {"opset": subject.opset})
+
+
+def read_onnx(path: Path) -> Runner:
+    """What an ONNX file computes, on the CPU."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Outputs:
-        return tuple(map(torch.from_numpy, session.run(None, {"images": images.contiguous().numpy()})))
+        given = {"images": images.cpu().contiguous().numpy()}
+        return tuple(map(torch.from_numpy, session.run(None, given)))
 
-    return Written([path.name], run, FLOAT32, {"opset": subject.opset})
+    return run
 
 
 WRITERS: dict[str, Callable[[Path, Subject], Written]] = {
@@ -149,7 +155,9 @@ def _program(subject: Subject) -> torch.export.ExportedProgram:
         return torch.export.export(subject.network, (images,), dynamic_shapes=batch)
 
 
-def _eager(network: nn.Module) -> Runner:
+def eager(network: nn.Module) -> Runner:
+    """What a module computes, always as a tuple."""
+
     @torch.no_grad()
     def run(images: Tensor) -> Outputs:
         found = network(images)

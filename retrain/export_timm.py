@@ -5,6 +5,7 @@ your own. A network that timm cannot express is refused, with the layer that is 
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from supernet.layers import Conv, DepthwiseSeparable, FusedMBConv, MBConv, Op, P
 from supernet.space import Architecture, Space
 from supernet.stem import UNIT, renamed
 from tools.files import write_bytes
-from tools.streaming import RESIZE_RATIO
+from tools.preparation import FILTER, Preparation
 from tools.weights import write_tensors
 
 ENTRY = "cleave_network"
@@ -106,7 +107,7 @@ def _refusal(restored: Restored, why: str) -> ValueError:
 
 
 def _config(restored: Restored, model: TimmModel) -> dict[str, Any]:
-    data, known = restored.config.data, restored.config.data.known
+    fed = restored.config.data.preparation
     return {
         "architecture": model.name,
         "num_classes": len(restored.classes),
@@ -115,16 +116,22 @@ def _config(restored: Restored, model: TimmModel) -> dict[str, Any]:
         "pretrained_cfg": {
             "input_size": list(restored.image_shape),
             "fixed_input_size": "img_size" in model.arguments,
-            "interpolation": "bilinear",
-            "crop_pct": 1.0 if known.small or not data.streamed else 1 / RESIZE_RATIO,
+            "interpolation": FILTER,
+            "crop_pct": crop_part(fed),
             "crop_mode": "center",
-            "mean": list(known.mean),
-            "std": list(known.std),
+            "mean": list(fed.mean),
+            "std": list(fed.std),
             "num_classes": len(restored.classes),
             "first_conv": model.first_conv,
             "classifier": model.classifier,
         },
     }
+
+
+def crop_part(fed: Preparation) -> float:
+    """The crop's part of the scaled side, by which timm divides the crop and rounds down."""
+    part = fed.crop / fed.resize
+    return part if math.floor(fed.crop / part) == fed.resize else math.nextafter(part, 0)
 
 
 def _fitted(model: TimmModel, name: str, tensor: Tensor) -> Tensor:

@@ -73,5 +73,5 @@ def test_help_shows_each_meaning_beside_its_option(script: str, monkeypatch: pyt
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_says_what_it_does_and_how_it_is_called(script: str) -> None:
     text = (HOUSE / script).read_text(encoding="utf-8")
-    alone = script in ("demo.py", "export_model.py")  # of which one process is enough
+    alone = script in ("demo.py", "export_model.py", "predict_images.py")  # of which one process is enough
     assert (f"python {script}" if alone else f"accelerate launch {script} --") in text.split('"""')[1]

@@ -173,7 +173,7 @@ FREE_TEXTS = {
     ),
     *("data.root", "data.auto_augment", "space", "architectures", "supernet", "truth", "scores", "losses"),
     *("search", "cuts", "trained", "title", "costs", "compare", "search.pretrained_run"),
-    *("plugins", "truth_note", "run_of", "out", "data_root", "chapters", "data"),
+    *("plugins", "truth_note", "run_of", "out", "data_root", "export", "images", "chapters", "data"),
 }
 """Names of files and folders, and what is looked up when work begins."""
 

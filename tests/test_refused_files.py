@@ -81,6 +81,7 @@ WEIGHTS = {
     "search_architecture.py --supernet": HERE,
     "rank_report.py --supernet": f"--truth table.csv {HERE}",
     "export_model.py --weights": "",
+    "predict_images.py --weights": "--images table.csv",
 }
 FOLDERS = {
     "retrain_model.py --data.root": f"--data.name folder {NET}",
@@ -93,6 +94,8 @@ FOLDERS = {
     "rank_report.py --cuts": "",
     "rank_report.py --trained": "",
     "export_model.py --run-of": "",
+    "predict_images.py --run-of": "--images table.csv",
+    "predict_images.py --export": "--images table.csv",
 }
 
 # ---- what is wrong inside of one of the right kind -----------------------------------------------------
@@ -102,6 +105,10 @@ def _document(kind: str, **content: Any) -> dict[str, Any]:
     return {"format": f"cleave/{kind}", "version": 1, **content}
 
 
+FED: dict[str, Any] = {
+    "input": {"resize": 37, "crop": 32, "mean": [0.5] * 3, "std": [0.5] * 3},
+    "classes": ["a", "b"],
+}
 LAYER = {"ops": ["mbconv_k3_e4", "skip"], "out_chs": 8, "stride": 1}
 BEST = {"architecture": "0000", "choices": [0, 0, 0, 0], "score": 0.5, "macs": 1, "params": 1}
 GOOD: dict[str, dict[str, Any]] = {
@@ -259,6 +266,30 @@ RUNS: dict[str, list[tuple[dict[str, Any], str]]] = {
         (
             {"config.toml": b"", "results.json": _document("results"), "best.safetensors": b"\xaf"},
             "is not the weights of a run",
+        ),
+    ],
+    "predict_images.py --export": [
+        ({"export.json": b"{"}, "is not JSON"),
+        ({"export.json": {**_document("export"), "version": 2}}, "version 2 of cleave/export"),
+        ({"export.json": _document("export")}, "is not whole: 'formats'"),
+        ({"export.json": _document("export", formats=3)}, "is not whole"),
+        ({"export.json": _document("export", formats={"state": {}})}, "there is no file"),
+        ({"export.json": _document("export", formats={"onnx": {}})}, "does not say how images are prepared"),
+        *(
+            ({"export.json": _document("export", formats={name: {}}, **FED), "network.onnx": b"\xaf"}, said)
+            for name, said in (
+                ("onnx", "cannot read"),
+                ("timm", "cannot read"),
+                ("torch_export", "could run"),
+            )
+        ),
+        (
+            {
+                "export.json": _document(
+                    "export", formats={"onnx": {}}, **FED | {"input": FED["input"] | {"resize": "x"}}
+                )
+            },
+            "is not whole: 'x' is no number",
         ),
     ],
     "demo.py --run": [
@@ -445,7 +476,7 @@ def refused(case: Case, house: Path, tmp_path: Path) -> str:
     path = house / case.path
     rest = [str(house / word) if word in ("good", "table.csv") else word for word in case.rest.split()]
     rest = [word.replace("good/", f"{house}/good/") for word in rest]
-    if case.option != "--run" and case.script != "export_model.py":
+    if case.option != "--run" and case.script not in ("export_model.py", "predict_images.py"):
         rest += ["--run", str(tmp_path / "run")]
     if case.script == "export_model.py" and case.option != "--out":
         rest += ["--out", str(tmp_path / "run")]

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from tools.config import check_choice, check_range, flag
+from tools.preparation import RESIZE_RATIO, Preparation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +228,13 @@ class DataConfig:
         if self.loader == "auto":
             return not self.known.small or bool(self._stream_only)
         return self.loader == "stream"
+
+    @property
+    def preparation(self) -> Preparation:
+        """What is done to an image that is evaluated: to a file of images, or to any new one."""
+        whole = self.known.small or not self.streamed
+        resize = self.size if whole else round(self.size * RESIZE_RATIO)
+        return Preparation(resize=resize, crop=self.size, mean=self.known.mean, std=self.known.std)
 
     @property
     def flips(self) -> bool:

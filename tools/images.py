@@ -74,6 +74,11 @@ def list_classes(folder: Path) -> list[str]:
     return names
 
 
+def images_below(folder: Path) -> list[Path]:
+    """All images of a folder and the folders inside, sorted; hidden files are passed over."""
+    return sorted(map(Path, _images_below(folder)))
+
+
 def list_images(folder: Path, classes: Sequence[str], inner: str = "") -> FolderImages:
     """All images of <folder>/<class>/<inner>, in sorted order; folders inside are searched too."""
     names: list[str] = []
@@ -106,14 +111,19 @@ def decode(path: Path) -> Image.Image:
         raise BadImage(f"{path}: cannot be decoded as an image ({reason}); replace or remove it") from None
 
 
+def fit(image: Image.Image, *, resize: int, crop: int) -> Image.Image:
+    """The square in the middle of an image whose shorter side is scaled; one that fits stays as it is."""
+    if image.size == (crop, crop) == (resize, resize):
+        return image
+    fitted: Image.Image = transforms.center_crop(transforms.resize(image, [resize]), [crop])
+    return fitted
+
+
 def decode_all(images: FolderImages, size: int) -> Tensor:
     """All images as one uint8 array (N, size, size, 3), the shorter side scaled, the middle kept."""
 
     def load(index: int) -> NDArray[np.uint8]:
-        image = decode(images.path(index))
-        if image.size != (size, size):
-            image = transforms.center_crop(transforms.resize(image, [size]), [size])
-        return np.asarray(image)
+        return np.asarray(fit(decode(images.path(index)), resize=size, crop=size))
 
     result = torch.empty(len(images), size, size, 3, dtype=torch.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding the interpreter's lock

@@ -10,6 +10,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,9 @@ from tools.batches import Batch, Share, TrainingOrder
 from tools.data import DataConfig
 from tools.datasets import Data
 from tools.failures import RunFailed
-from tools.images import BadImage, FolderImages, Images, decode
+from tools.images import BadImage, FolderImages, Images, decode, fit
+from tools.preparation import Preparation
 from tools.seeding import derive
-
-RESIZE_RATIO = 256 / 224
-"""Evaluation scales the shorter side to this much more than the crop, as is the custom on ImageNet."""
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -112,7 +111,7 @@ class StreamedEvaluation:
         self._normalise = Normalise(data.image_size, mean=data.mean, std=data.std, device=self._device)
         parts = [part[share.rows(len(part))] for part in torch.split(torch.arange(len(split)), batch_size)]
         self._parts = [part for part in parts if len(part)]
-        self._dataset = _EvaluationImages(split, evaluation_transform(data, config), self._parts)
+        self._dataset = _EvaluationImages(split, evaluation_transform(config.preparation), self._parts)
 
     def __iter__(self) -> Iterator[Batch]:
         stream = _run_workers(self._dataset, range(len(self._parts)), self._workers, self._device)
@@ -130,10 +129,11 @@ def training_transform(data: Data, config: DataConfig) -> Transform:
     size, standard = data.image_size, config.augment == "standard"
     steps: list[Callable[[Any], Any]] = []
     if not standard:
-        steps += _to_size(size, config)
+        steps.append(_to_size(config.preparation))
     elif config.known.small:
         mode = "reflect" if config.pad_mode == "reflect" else "constant"
-        steps += [*_to_size(size, config), v2.RandomCrop(size, config.crop_pad or None, padding_mode=mode)]
+        steps.append(_to_size(config.preparation))
+        steps.append(v2.RandomCrop(size, config.crop_pad or None, padding_mode=mode))
     else:
         steps.append(v2.RandomResizedCrop(size))
     if config.rotate:
@@ -155,16 +155,14 @@ def training_transform(data: Data, config: DataConfig) -> Transform:
     return transform
 
 
-def evaluation_transform(data: Data, config: DataConfig) -> Transform:
-    """From a decoded image to bytes (H, W, 3)."""
-    transform: Transform = v2.Compose([*_to_size(data.image_size, config), _to_bytes(data.channels)])
+def evaluation_transform(preparation: Preparation) -> Transform:
+    """From a decoded image to bytes (H, W, C)."""
+    transform: Transform = v2.Compose([_to_size(preparation), _to_bytes(len(preparation.mean))])
     return transform
 
 
-def _to_size(size: int, config: DataConfig) -> list[Callable[[Any], Any]]:
-    if config.known.small:
-        return [v2.Resize([size, size])]
-    return [v2.Resize(round(size * RESIZE_RATIO)), v2.CenterCrop(size)]
+def _to_size(preparation: Preparation) -> Callable[[Image.Image], Image.Image]:
+    return partial(fit, resize=preparation.resize, crop=preparation.crop)
 
 
 def _timm_policy(policy: str, size: int, mean: Sequence[float]) -> Callable[[Any], Any]:

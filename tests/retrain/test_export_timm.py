@@ -1,6 +1,7 @@
 """A network that timm makes of its description is the network, bit for bit."""
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,19 +11,25 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
 from torch import nn
 
 from local_learning.build import build_chain
 from retrain.export_source import restore
-from retrain.export_timm import read_timm, timm_model, write_timm
-from supernet.documents import space_from
+from retrain.export_timm import crop_part, read_timm, timm_model, write_timm
+from supernet.documents import space_from, space_to
 from supernet.layers import KINDS
 from supernet.presets import preset
 from supernet.space import Architecture, Space
+from supernet.supernet import build_architecture
 from tests.retrain.exporting import of_space, save, shapes_images, train_a_little
+from tools.augment import Normalise
 from tools.cost import count_macs, count_params
 from tools.data import DataConfig
+from tools.preparation import RESIZE_RATIO, Preparation
+from tools.streaming import evaluation_transform
 
 
 def exported(path: Path, folder: Path) -> nn.Module:
@@ -189,6 +196,32 @@ def test_the_config_says_what_the_network_expects(tmp_path: Path) -> None:
     )
     assert (wanted["crop_pct"], wanted["interpolation"]) == (1.0, "bilinear")
     assert config["label_names"] == [f"class {index}" for index in range(10)]
+
+
+@pytest.mark.parametrize("loader", ["stream", "device"])
+def test_timms_transforms_prepare_images_as_evaluation_does(tmp_path: Path, loader: str) -> None:
+    size = 32  # of which eight sevenths are 36.57: scaled to 37, where timm would round down
+    space = preset("tiny", image_size=size, **TEN)
+    data = DataConfig(name="folder", root="photos", image_size=size, loader=loader)
+    net = build_architecture(space, Architecture.parse("0123"))
+    notes = {"space": space_to(space), "choices": [0, 1, 2, 3]}
+    exported(
+        save(tmp_path / "w.safetensors", net, "tiny/0123", data=data, architecture=notes), tmp_path / "timm"
+    )
+    theirs = create_transform(**resolve_data_config({}, model=read_timm(tmp_path / "timm")))  # type: ignore[no-untyped-call]
+    fed = data.preparation
+    ours = Normalise(size, mean=fed.mean, std=fed.std, device=torch.device("cpu"))
+    for width, height in ((40, 25), (25, 41), (33, 33), (37, 37), (9, 30)):
+        image = Image.effect_noise((width, height), 80).convert("RGB")
+        found = ours(evaluation_transform(fed)(image)[None])
+        torch.testing.assert_close(theirs(image)[None], found, rtol=0, atol=1e-6)
+
+
+def test_timm_scales_to_the_very_pixel_at_every_size() -> None:
+    for crop in range(1, 2000):
+        for resize in (crop, round(crop * RESIZE_RATIO)):
+            fed = Preparation(resize=resize, crop=crop, mean=(0.5,), std=(0.5,))
+            assert math.floor(crop / crop_part(fed)) == resize
 
 
 @pytest.mark.slow
