@@ -19,8 +19,15 @@ LEGAL_HUGE = {
     "only a name for random streams": ["seed"],
     "factors, weights and rates: the guard against what is no number stops a training that they ruin": [
         *("width", "block_rates", "local.reconstruction", "local.prediction", "local.temperature"),
-        *("local.diversity", "gluing.penalty", "gluing.step", "search.lr", "search.weight_decay"),
-        *("search.slack", "recipe.lr", "recipe.eps", "recipe.weight_decay", "recipe.clip_norm"),
+        *("local.diversity", "gluing.penalty", "gluing.step", "search.lr", "search.inner_lr"),
+        *(
+            "search.weight_decay",
+            "search.slack",
+            "recipe.lr",
+            "recipe.eps",
+            "recipe.weight_decay",
+            "recipe.clip_norm",
+        ),
         *("data.mixup", "data.cutmix"),
     ],
     "of machines that need not be here": [
