@@ -3,32 +3,33 @@
 Everywhere the higher number is the better one, in scores and in truth. What is the other way round (a loss,
 a latency) must be negated by whoever knows it.
 
-Intervals are percentiles over resampled networks: n of n with replacement. Pairs of a network with itself are
-then ties in both lists, which tau-b leaves out. A network brings its own truth along, so that the noise of
-its trainings is in the spread between networks; resampling repeats as well would count it twice, and tell of
-a truth noisier than it is.
+What chance would do is said by `tools.chance`, for the networks: a network brings its own truth along, so
+that the noise of its trainings is in the spread between networks. To count that of repeats as well would tell
+of a truth noisier than it is.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from tools.chance import (
+    DRAWS,
+    FEW,
+    Tested,
+    by_exchange,
+    by_jackknife,
+    by_order,
+    taus_left_out,
+)
 from tools.config import check_range
 from tools.seeding import numpy_stream
 
 Numbers = NDArray[np.float64]
-Signs = NDArray[np.int8]
-
-RESAMPLES = 2000
-FEW = 10
-"""Below so many networks, that all resamples agree means nothing."""
-BLOCK = 512
-"""Networks whose pairs with all others are looked at together."""
 
 
 class Tau(NamedTuple):
@@ -56,10 +57,14 @@ def kendall_tau(
     truth: ArrayLike,
     *,
     level: float = 0.95,
-    resamples: int = RESAMPLES,
+    resamples: int = DRAWS,
     seed: int = 0,
 ) -> Tau:
-    """Tau-b of scores against the truth, or against the mean of its rows where it has several."""
+    """Tau-b of scores against the truth, or against the mean of its rows where it has several.
+
+    The interval leaves 0 out exactly where the p value is below 1 - level. `resamples` and `seed` are of
+    what is drawn for few networks: see `tools.chance`.
+    """
     return rank_all([scores], truth, level=level, resamples=resamples, seed=seed)[0][0]
 
 
@@ -69,10 +74,10 @@ def compare(
     truth: ArrayLike,
     *,
     level: float = 0.95,
-    resamples: int = RESAMPLES,
+    resamples: int = DRAWS,
     seed: int = 0,
 ) -> Difference:
-    """Tau of one list less tau of another, both on the same networks, and resampled together."""
+    """Tau of one list less tau of another, both on the same networks."""
     return rank_all([one, other], truth, level=level, resamples=resamples, seed=seed)[1][0, 1]
 
 
@@ -81,27 +86,30 @@ def rank_all(
     truth: ArrayLike,
     *,
     level: float = 0.95,
-    resamples: int = RESAMPLES,
+    resamples: int = DRAWS,
     seed: int = 0,
+    pairs: Iterable[tuple[int, int]] | None = None,
 ) -> tuple[list[Tau], dict[tuple[int, int], Difference]]:
-    """Tau of every list, and for each two how much higher that of the first is; from the same resamples."""
+    """Tau of every list, and for each two, or those of `pairs`, how much higher that of the first is."""
+    check_range("level", level, 0, 1, open_low=True)
     checked = [_checked(scores, truth) for scores in lists]
-    given, repeats = [scores for scores, _ in checked], checked[0][1]
-    mean = repeats.mean(axis=0)
-    taken = _resampled(given, mean, resamples, seed)
-    taus = []
-    for scores, values in zip(given, taken, strict=True):
-        tested = stats.kendalltau(scores, mean)
-        taus.append(
-            Tau(float(tested.statistic), *_interval(values, level), float(tested.pvalue), len(scores))
-        )
-    differences = {}
-    for one, other in itertools.combinations(range(len(given)), 2):
-        values = taken[one] - taken[other]
-        value = taus[one].value - taus[other].value
-        p_value = _two_sided(value, values, len(mean))
-        differences[one, other] = Difference(value, *_interval(values, level), p_value, len(mean))
-    return taus, differences
+    given, mean = [scores for scores, _ in checked], checked[0][1].mean(axis=0)
+    n, values = len(mean), [tau_b(scores, mean) for scores in given]
+    options = {"draws": resamples, "seed": seed}
+    if n <= FEW:
+        taus = by_order(values, given, mean, level=level, **options)
+    else:
+        left = [taus_left_out(scores, mean) for scores in given]
+        taus = [by_jackknife(*each, level=level, limit=1) for each in zip(values, left, strict=True)]
+
+    def difference(one: int, other: int) -> Tested:
+        value = values[one] - values[other]
+        if n <= FEW:
+            return by_exchange(value, given[one], given[other], mean, level=level, **options)
+        return by_jackknife(value, left[one] - left[other], level=level, limit=2)
+
+    asked = itertools.combinations(range(len(given)), 2) if pairs is None else pairs
+    return [Tau(*each, n) for each in taus], {pair: Difference(*difference(*pair), n) for pair in asked}
 
 
 def tau_b(scores: ArrayLike, truth: ArrayLike) -> float:
@@ -151,11 +159,6 @@ def regret_at(scores: ArrayLike, truth: ArrayLike, k: int) -> float:
     """How much better the best network is than the best of the k best by score, in units of the truth."""
     true = np.asarray(truth, float)
     return float(true.max() - true[_best(scores, k)].max())
-
-
-def null_deviation(n: int) -> float:
-    """The standard deviation of tau between independent lists of n without ties; for n of 10 or more."""
-    return math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))
 
 
 def repeat_tau(repeats: ArrayLike) -> float:
@@ -223,64 +226,3 @@ def _best(values: ArrayLike, k: int) -> NDArray[np.int64]:
     numbers = np.asarray(values, float)
     check_range("k", k, 1, len(numbers))
     return np.argsort(-numbers, kind="stable")[:k]
-
-
-def _interval(values: Numbers, level: float) -> tuple[float, float]:
-    check_range("level", level, 0, 1, open_low=True)
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _two_sided(value: float, values: Numbers, count: int) -> float:
-    """The chance of a value as far from 0 by Student's t, with the spread of resamples as its error.
-
-    Counting resamples beyond 0 would never tell a chance below 1 / their number, too coarse where many
-    differences are looked at.
-    """
-    error = float(np.nanstd(values)) if np.isfinite(values).any() else math.nan
-    if error > 1e-12:
-        return float(2 * stats.t.sf(abs(value) / error, count - 1))
-    return 0.0 if abs(value) > 1e-12 and count >= FEW else 1.0  # such as perfect against reversed
-
-
-def _resampled(lists: Sequence[Numbers], true: Numbers, resamples: int, seed: int) -> list[Numbers]:
-    """Tau-b of each list in every resample, the same resamples for all lists."""
-    count = len(true)
-    weights = numpy_stream(seed, "bootstrap").multinomial(count, np.full(count, 1 / count), resamples)
-    signs = [[_signs(given, start) for start in range(0, count, BLOCK)] for given in lists]
-    return _weighted_taus(lists, signs, true, weights.astype(float))
-
-
-def _weighted_taus(
-    lists: Sequence[Numbers], signs: Sequence[Sequence[Signs]], true: Numbers, weights: Numbers
-) -> list[Numbers]:
-    """Tau-b where network i stands weights[b, i] times, for every b: sums over pairs are quadratic forms."""
-    counts = weights.astype(np.float32)  # exact: no sum along a row reaches 2 to the 24th
-    concordant = np.zeros((len(lists), len(weights)))
-    for number, start in enumerate(range(0, len(true), BLOCK)):
-        order, part = _signs(true, start), weights[:, start : start + BLOCK]
-        for sums, of_list in zip(concordant, signs, strict=True):
-            pairs = (of_list[number] * order).astype(np.float32)
-            sums += ((counts @ pairs).astype(float) * part).sum(axis=1)
-    apart = _untied(true, weights)
-    with np.errstate(invalid="ignore"):
-        return [
-            sums / np.sqrt(_untied(given, weights) * apart)
-            for sums, given in zip(concordant, lists, strict=True)
-        ]
-
-
-def _signs(values: Numbers, start: int) -> Signs:
-    """Which of a block's networks each network is above (1), beside (0) or below (-1)."""
-    block = values[None, start : start + BLOCK]
-    signs: Signs = (values[:, None] > block).astype(np.int8) - (values[:, None] < block).astype(np.int8)
-    return signs
-
-
-def _untied(values: Numbers, weights: Numbers) -> Numbers:
-    """The weight of ordered pairs that a list tells apart."""
-    order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf))
-    equal = np.add.reduceat(weights[:, order], starts, axis=1)
-    apart: Numbers = weights.sum(axis=1) ** 2 - (equal**2).sum(axis=1)
-    return apart
