@@ -53,8 +53,9 @@ class RankReportConfig(RunOptions):
     """Networks that are scored at each snapshot that a supernet's training kept (--records.snapshots)."""
     shift_images: int = 1000
     """Validation images on which the modules of each layer are compared; 0: they are not."""
-    resamples: int = 2000
-    """How often the networks are drawn anew for each interval; more make its ends steadier."""
+    resamples: int = 10_000
+    """Up to 30 networks: how many orders of them, and exchanges of two scores, are drawn at most for p
+    values and intervals. Of more networks nothing is drawn."""
     search: tuple[str, ...] = ()
     """Also tell of these runs of search_architecture.py."""
     cuts: tuple[str, ...] = ()

@@ -32,7 +32,7 @@ def tau_figure(found: Mapping[str, Any], asked: Sequence[str]) -> Figure:
     names.sort(key=lambda name: found["scores"][name]["tau"]["value"])
     figure = Figure(figsize=(WIDTH, 0.75 + 0.19 * len(names)), layout="constrained")
     axes, paint = figure.subplots(), colours(asked)
-    chance = 1.96 * found["null_deviation"]
+    chance = found["edge_of_chance"]
     axes.axvspan(-chance, chance, color=GREY, alpha=0.25, lw=0)
     axes.axvline(0, color=GREY, lw=0.6)
     for value, line in ((found["repeat_tau"], "--"), (found["noise_ceiling"], ":")):

@@ -13,7 +13,7 @@ from search.ranking_figures import (
 from search.ranking_modules import course_section, memory_section, shift_section, trained_by
 from search.ranking_statistics import PARTS, Ranked
 from search.ranking_supernets import Answers
-from search.ranking_words import COUNTS, chance, interval, judged, number
+from search.ranking_words import COUNTS, comparisons, interval, judged, needed, number
 from tools.pictures import house_style
 from tools.ranking import kendall_tau
 from tools.report import Drawings, Part, Row, Section, Table, Text, drawing
@@ -122,28 +122,38 @@ def _tables(ranked: Ranked, found: Mapping[str, Any], answers: Mapping[str, Answ
         "lower is better."
     )
     parts.append(Table(columns, rows, caption))
-    rows = [
-        Row([f"{pair['one']} less {pair['other']}", interval(pair), chance(pair), _word(pair)])
-        for pair in found["differences"]
-    ]
-    if rows:
-        parts.append(
-            Table(
-                ["difference of taus", "value [95 %]", "p (Holm)", ""],
-                rows,
-                "Paired: both scores on the same resampled networks. Intervals are of one difference "
-                "alone, p values "
-                "adjusted for all: an interval without 0 may go with 'not told apart'.",
-            )
-        )
+    if found["differences"]:
+        parts.append(_differences(found))
     parts += _recalibrated(ranked, answers)
     parts += _seeds(found, answers)
     parts.append(Text("Baselines: " + "; ".join(f"{name}: {what}" for name, what in BASELINES.items()) + "."))
     return Section("The numbers", parts)
 
 
-def _word(pair: Mapping[str, Any]) -> str:
-    return {"above": "higher", "below": "lower", "not told from": "not told apart"}[judged(pair)]
+def _differences(found: Mapping[str, Any]) -> Table:
+    """What is told apart, by p values of each difference alone and adjusted for all."""
+    pairs = found["differences"]
+    enough = found["networks"] >= needed(found)
+    words = {"above": "higher", "below": "lower", "not told from": "not told apart"}
+    rows = [
+        Row(
+            [
+                f"{pair['one']} less {pair['other']}",
+                interval(pair),
+                number(pair["p_value"], 3),
+                number(pair["p_holm"], 3),
+                words[judged(pair)] if enough else "too few networks",
+            ]
+        )
+        for pair in pairs
+    ]
+    return Table(
+        ["difference of taus", "value [95 %]", "p", f"p, Holm of {len(pairs)}", ""],
+        rows,
+        "Paired: both scores of the same networks. The interval and the first p value are of one difference "
+        "alone: it leaves 0 out where that is below .05. Told apart is what is below .05 after Holm's "
+        f"adjustment for {comparisons(len(pairs))}, so an interval without 0 may go with 'not told apart'.",
+    )
 
 
 def _style(name: str, found: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Scores of networks against their truth, as numbers: what report.json says of a ranking."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,12 @@ import numpy as np
 
 from supernet.layers import Projection, Skip
 from supernet.space import Architecture, Space
+from tools.chance import edge_of_chance, null_deviation
 from tools.ranking import (
     Numbers,
     additive_scores,
     best_rank_at,
     noise_ceiling,
-    null_deviation,
     partial_tau,
     precision_at,
     rank_all,
@@ -86,15 +87,23 @@ def statistics(ranked: Ranked, *, resamples: int, seed: int) -> dict[str, Any]:
     """All that is reported of the ranking."""
     n = len(ranked.networks)
     telling = {name: each for name, each in ranked.scores.items() if np.ptp(each) > 0}
-    taus, differences = rank_all(list(telling.values()), ranked.truth, resamples=resamples, seed=seed)
     names = list(telling)
-    pairs = [
-        {"one": names[one], "other": names[other], **found._asdict()}
-        for (one, other), found in differences.items()
+    wanted = [
+        (one, other)
+        for one, other in itertools.combinations(range(len(names)), 2)
         if _is_asked(names[one], names[other], ranked.asked)
+    ]
+    taus, differences = rank_all(
+        list(telling.values()), ranked.truth, resamples=resamples, seed=seed, pairs=wanted
+    )
+    pairs = [
+        {"one": names[one], "other": names[other], **found._asdict(), "comparisons": len(wanted)}
+        for (one, other), found in differences.items()
     ]
     for pair, adjusted in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
         pair["p_holm"] = adjusted
+    asked = [number for number, name in enumerate(names) if name in ranked.asked]
+    against_chance = holm([taus[number].p_value for number in asked])
     sizes = sorted({k for k in (1, 10, round(n / 10), round(n / 4)) if 0 < k < n})
     scores = {
         name: {
@@ -104,12 +113,15 @@ def statistics(ranked: Ranked, *, resamples: int, seed: int) -> dict[str, Any]:
         }
         for name, tau in zip(names, taus, strict=True)
     }
+    for number, adjusted in zip(asked, against_chance, strict=True):
+        scores[names[number]]["tau_p_holm"] = adjusted
     again, ceiling = repeat_tau(ranked.truth), noise_ceiling(ranked.truth, seed=seed)
     return {
         "networks": n,
         "asked": list(ranked.asked),
         "repeats": len(ranked.truth),
         "null_deviation": null_deviation(n),
+        "edge_of_chance": edge_of_chance(n),
         "repeat_tau": _plain(again),
         "noise_ceiling": _plain(ceiling),
         "lower_is_better": sorted(ranked.negated),

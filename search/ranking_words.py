@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tools.chance import FEW, fewest
 from tools.files import read_document
-from tools.ranking import FEW
 
 SURE = 0.05
-"""Differences with a p value below this, adjusted for their number, are called real."""
+"""What has a p value below this, adjusted for the number of comparisons, is told apart."""
 COUNTS = {"MACs": "Counting MACs", "params": "Counting parameters", "depth": "Counting layers"}
 """Baselines that need neither training nor truth."""
 
@@ -32,7 +32,17 @@ def interval(found: Mapping[str, float], digits: int = 2) -> str:
 
 def chance(pair: Mapping[str, Any]) -> str:
     """The p value of a difference, adjusted for the number of differences."""
-    return "p < .001" if pair["p_holm"] < 0.0005 else f"p = {number(pair['p_holm'], 3)}"
+    return f"{p_value(pair['p_holm'])}, {comparisons(pair['comparisons'])}"
+
+
+def p_value(value: float) -> str:
+    """A p value as it is written."""
+    return "p < .001" if value < 0.0005 else f"p = {number(value, 3)}"
+
+
+def comparisons(count: int) -> str:
+    """How many there are."""
+    return f"{count} comparison{'s' * (count > 1)}"
 
 
 def difference(found: Mapping[str, Any], one: str, other: str) -> dict[str, Any]:
@@ -53,6 +63,11 @@ def judged(pair: Mapping[str, Any]) -> str:
     return "above" if pair["value"] > 0 else "below"
 
 
+def needed(found: Mapping[str, Any]) -> int:
+    """How many networks there must be before any difference can be told from 0 in as many comparisons."""
+    return fewest(SURE / max(1, len(found["differences"])), paired=True)
+
+
 def verdict(found: Mapping[str, Any], strategies: Mapping[str, str], told: Sequence[str] = ()) -> list[str]:
     """The sentence to remember, then what belongs to it; `strategies` names that of each supernet.
 
@@ -66,11 +81,13 @@ def verdict(found: Mapping[str, Any], strategies: Mapping[str, str], told: Seque
     if not asked:
         return [*lines, *told]
     asked.sort(key=lambda name: -found["scores"][name]["tau"]["value"])
+    if found["networks"] < needed(found):
+        compared = _no_comparison(found)
+    else:
+        compared = [*_among(found, asked), *_beside(found, asked), *_claim(found, strategies)]
     return [
         _first(found, asked),
-        *_among(found, asked),
-        *_beside(found, asked),
-        *_claim(found, strategies),
+        *compared,
         *lines,
         *told,
         *_context(found),
@@ -78,19 +95,24 @@ def verdict(found: Mapping[str, Any], strategies: Mapping[str, str], told: Seque
 
 
 def _first(found: Mapping[str, Any], asked: list[str]) -> str:
-    """The best of those asked for, and the strongest count that needs no training."""
-    best, n = asked[0], found["networks"]
-    tau = found["scores"][best]["tau"]
+    """The one of highest tau of those asked for, and the strongest count that needs no training."""
+    best, n, many = asked[0], found["networks"], len(asked) > 1
+    tau, p_holm = found["scores"][best]["tau"], found["scores"][best]["tau_p_holm"]
+    whom = f"{best}, of the {len(asked)} asked for the one with the highest tau," if many else best
     said = f"tau {interval(tau)} over {n:,} networks"
-    whom = best if len(asked) == 1 else f"the best of the {len(asked)} asked for, {best},"
-    if tau["p_value"] < SURE and tau["high"] < 0:
-        return f"{whom} ranks the wrong way round, {said}: is it a loss? Such scores are given as --losses."
-    if tau["p_value"] >= SURE or tau["low"] <= 0:
-        return f"No better than chance: {whom} has {said} (p = {number(tau['p_value'], 3)})."
-    ranks = "ranks networks" if len(asked) == 1 else f"ranks best of the {len(asked)} asked for"
+    by = f"{p_value(p_holm)}{f', {comparisons(len(asked))}' * many}"
+    if n < (least := fewest(SURE / len(asked))):
+        few = "networks are too few to tell a ranking from chance"
+        return f"{n} {few}: {whom} has {said}. Take {least} at least."
+    if p_holm >= SURE:
+        return f"Not told from chance: {whom} has {said} ({by})."
+    if tau["value"] < 0:
+        loss = "is it a loss? Such scores are given as --losses."
+        return f"{whom} ranks the wrong way round, {said} ({by}): {loss}"
+    ranks = f"has the highest tau of the {len(asked)} asked for" if many else "ranks networks"
     simple = [name for name in COUNTS if name in found["scores"]]
-    if not simple:
-        return f"{best} {ranks} with {said}."
+    if not simple or n < needed(found):
+        return f"{best} {ranks}: {said} ({by})."
     strongest = max(simple, key=lambda name: found["scores"][name]["tau"]["value"])
     pair, count = difference(found, best, strongest), COUNTS[strongest]
     theirs = interval(found["scores"][strongest]["tau"])
@@ -101,11 +123,22 @@ def _first(found: Mapping[str, Any], asked: list[str]) -> str:
         case "below":
             return f"{count} alone ranks networks better (tau {theirs}) than {whom} does: {said} ({by})."
     count = count[0].lower() + count[1:]
-    return f"{best} {ranks}, {said}, but cannot be told from {count}, tau {theirs} ({by})."
+    return f"{best} {ranks}, {said}, but is not told from {count}, tau {theirs} ({by})."
+
+
+def _no_comparison(found: Mapping[str, Any]) -> list[str]:
+    """That nothing is compared, and what would be needed for it."""
+    if not found["differences"]:
+        return []
+    return [
+        f"{found['networks']} networks are too few to tell two scores apart in "
+        f"{comparisons(len(found['differences']))}: whatever they were, no p value could be below "
+        f"{number(SURE)}. Take {needed(found)} at least, better more than {FEW}."
+    ]
 
 
 def _among(found: Mapping[str, Any], asked: list[str]) -> list[str]:
-    """Which of those asked for are behind the best, and which cannot be told from it."""
+    """Which of those asked for are below the one with the highest tau, and which are not told from it."""
     best = asked[0]
     words: dict[str, list[str]] = {"below": [], "not told from": []}
     for name in asked[1:]:
@@ -116,7 +149,7 @@ def _among(found: Mapping[str, Any], asked: list[str]) -> list[str]:
     if words["below"]:
         lines.append(f"{best} ranks better than {', '.join(words['below'])}.")
     if words["not told from"]:
-        lines.append(f"{best} cannot be told from {', '.join(words['not told from'])}.")
+        lines.append(f"{best} is not told from {', '.join(words['not told from'])}.")
     return lines
 
 
@@ -130,7 +163,8 @@ def _beside(found: Mapping[str, Any], asked: list[str]) -> list[str]:
                 words[judged(difference(found, name, other))].append(other)
         said = [f"{word} {' and '.join(others)}" for word, others in words.items() if others]
         lines.append(f"{name} is {', '.join(said)}")
-    return ["Beside what needs no supernet: " + "; ".join(lines) + "."] if lines else []
+    told = f"Beside what needs no supernet, in {comparisons(len(found['differences']))}: "
+    return [told + "; ".join(lines) + "."] if lines else []
 
 
 def _claim(found: Mapping[str, Any], strategies: Mapping[str, str]) -> list[str]:
@@ -157,7 +191,7 @@ def _claim(found: Mapping[str, Any], strategies: Mapping[str, str]) -> list[str]
 
 
 def _context(found: Mapping[str, Any]) -> list[str]:
-    lines, edge = [], 1.96 * found["null_deviation"]
+    lines, edge = list[str](), found["edge_of_chance"]
     if found["repeat_tau"] is not None and found["repeat_tau"] > edge:
         lines.append(
             "The truth itself is noisy: one training of each network orders them as the mean of its "
@@ -165,19 +199,17 @@ def _context(found: Mapping[str, Any]) -> list[str]:
             f"tau {number(found['repeat_tau'])}. By that a perfect score would reach about "
             f"{number(found['noise_ceiling'])} against the mean of all."
         )
-    elif found["repeat_tau"] is not None:
+    elif found["repeat_tau"] is not None and found["networks"] >= fewest(SURE):
         lines.append(
-            f"The truth does not agree with itself: its repeats by tau {number(found['repeat_tau'])}. It "
-            "needs longer trainings, or more of them."
+            f"That the truth agrees with itself is not told from chance: its repeats do by tau "
+            f"{number(found['repeat_tau'])}. It needs longer trainings, or more of them."
         )
-    if found["networks"] >= FEW:
+    if found["networks"] >= needed(found):
         lines.append(
-            f"Chance alone stays within ±{number(edge)} in 95 of 100 rankings of as many networks. Intervals "
-            "are of 95 % over resampled networks; p values are adjusted for their number (Holm). They say "
-            "nothing of what another seed of a supernet would give."
+            f"Chance alone stays within ±{number(found['edge_of_chance'])} in 95 of 100 rankings of as many "
+            "networks. Intervals are of 95 %, each of its number alone; p values are adjusted for the number "
+            "of comparisons (Holm). Both say nothing of what another seed of a supernet would give."
         )
-    else:
-        lines.append(f"With {found['networks']} networks hardly anything can be told; take 30 or more.")
     return lines
 
 

@@ -129,10 +129,10 @@ def test_the_verdict_says_what_the_numbers_say() -> None:
         return found, verdict(found, strategies)
 
     found, lines = told({"good": good, "poor": poor}, {"good": "nongreedy", "poor": "spos"})
-    assert lines[0].startswith("good ranks best of the 2 asked for: tau .")
+    assert lines[0].startswith("good has the highest tau of the 2 asked for: tau .")
     assert "which is beaten" in lines[0]
     assert "good ranks better than poor" in lines[1]
-    assert lines[2].startswith("Beside what needs no supernet: good is above ")
+    assert lines[2].startswith("Beside what needs no supernet, in 9 comparisons: good is above ")
     assert "good less poor" in lines[3]
     assert "here better" in lines[3]
     turned = difference(found, "poor", "good")
@@ -149,24 +149,52 @@ def test_the_verdict_says_what_the_numbers_say() -> None:
     _, lines = told({"good": good}, {})
     assert lines[0].startswith("good ranks networks: tau")
     _, lines = told({"none": none}, {})
-    assert lines[0].startswith("No better than chance: none has tau")
+    assert lines[0].startswith("Not told from chance: none has tau")
     _, lines = told({"turned": -good}, {})
     assert "ranks the wrong way round" in lines[0]
     assert "--losses" in lines[0]
     found, lines = told({"flat": np.ones(len(truth)), "good": good, "twin": good + 0.0}, {})
     assert found["orders_nothing"] == ["flat"]
     assert any("flat gives all networks the same score" in line for line in lines)
-    assert any("cannot be told from" in line and ("twin" in line or "good" in line) for line in lines)
+    assert any("is not told from" in line and ("twin" in line or "good" in line) for line in lines)
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_few_networks_tell_nothing(count: int) -> None:
-    space = macro()
-    networks = list(space.architectures())[1000 : 1000 + 7 * count : 7]
-    truth = np.arange(float(count))[None]
-    found = statistics(gather(space, networks, truth, {"mine": truth[0]}, seed=0), resamples=100, seed=0)
-    lines = verdict(found, {})
+def of_few(count: int, asked: dict[str, Numbers], truth: Numbers) -> tuple[dict[str, Any], list[str]]:
+    networks = list(macro().architectures())[1000 : 1000 + 7 * count : 7]
+    found = statistics(gather(macro(), networks, truth[None], asked, seed=0), resamples=100, seed=0)
     json.dumps(found, allow_nan=False)
-    if count < 5:
-        assert lines[0].startswith("No better than chance")
-    assert lines[-1].startswith(f"With {count} networks hardly anything can be told")
+    return found, verdict(found, {"mine": "nongreedy", "other": "spos"})
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
+def test_of_few_networks_nothing_is_told(count: int) -> None:
+    truth = np.arange(float(count))
+    found, lines = of_few(count, {"mine": truth, "other": -truth}, truth)
+    few = f"{count} networks are too few to tell"
+    assert lines[0].startswith(f"{few} a ranking from chance: mine,") == (count < 5)
+    assert lines[1].startswith(f"{few} two scores apart in {len(found['differences'])} comparisons: ")
+    words = ("is above", "is below", "ranks better", "beaten", "is not told", "told apart")
+    assert not any(word in line for line in lines for word in words)
+    for tau in (each["tau"] for each in found["scores"].values()):
+        assert (tau["low"] > 0 or tau["high"] < 0) == (tau["p_value"] < 0.05)
+    for pair in found["differences"]:
+        assert pair["p_value"] >= 2.0 ** (1 - count)
+        assert (pair["low"] > 0 or pair["high"] < 0) == (pair["p_value"] < 0.05)
+
+
+def test_the_p_value_of_the_best_of_several_counts_them() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.arange(12.0)
+    asked = {str(number): rng.normal(size=12) for number in range(5)} | {
+        "mine": truth + 4 * rng.normal(size=12)
+    }
+    found, lines = of_few(12, asked, truth)
+    p_values = {name: found["scores"][name]["tau"]["p_value"] for name in asked}
+    adjusted = {name: found["scores"][name]["tau_p_holm"] for name in asked}
+    assert list(adjusted.values()) == holm(list(p_values.values()))
+    best = max(asked, key=lambda name: found["scores"][name]["tau"]["value"])
+    assert p_values[best] < 0.05 < adjusted[best]
+    assert lines[0].startswith(
+        f"Not told from chance: {best}, of the 6 asked for the one with the highest tau,"
+    )
+    assert f"p = {number(adjusted[best], 3)}, 6 comparisons" in lines[0]
