@@ -41,10 +41,10 @@ def tau_figure(found: Mapping[str, Any], asked: Sequence[str]) -> Figure:
     for place, name in enumerate(names):
         tau, colour = found["scores"][name]["tau"], paint.get(name, GREY)
         axes.plot([tau["low"], tau["high"]], [place, place], color=colour, lw=2, solid_capstyle="butt")
-        axes.plot(tau["value"], place, "o" if name in asked else "D", ms=4.5, color=colour)
-        side = tau["high"] < 0.8
-        at = tau["high"] + 0.03 if side else tau["low"] - 0.03
-        axes.text(at, place, number(tau["value"]), va="center", ha="left" if side else "right", color=INK)
+        axes.plot(tau["value"], place, "o" if name in asked else "D", ms=4.5, color=colour, clip_on=False)
+        # In a column of their own: beside an interval they would stand on a name or on another row's line.
+        where = axes.get_yaxis_transform()
+        axes.text(1.02, place, number(tau["value"]), va="center", color=INK, transform=where)
     axes.set_yticks(range(len(names)), list(map(short, names)))
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
         label.set_fontweight("bold" if name in asked else "normal")

@@ -1,5 +1,6 @@
 """What a ranking report says in numbers and words, against ways of one's own."""
 
+import io
 import itertools
 import json
 from typing import Any
@@ -9,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.ranking_figures import expected_regret, regret_figure, true_front
+from search.ranking_figures import expected_regret, regret_figure, tau_figure, true_front
 from search.ranking_modules import kept_by_layer
 from search.ranking_statistics import gather, holm, statistics
 from search.ranking_words import difference, number, verdict
 from search.tables import read_table
 from supernet.presets import preset
 from tests.search.spaces import TABLE, macro
+from tools.pictures import house_style
 from tools.ranking import Numbers
 
 
@@ -198,3 +200,24 @@ def test_the_p_value_of_the_best_of_several_counts_them() -> None:
         f"Not told from chance: {best}, of the 6 asked for the one with the highest tau,"
     )
     assert f"p = {number(adjusted[best], 3)}, 6 comparisons" in lines[0]
+
+
+@pytest.mark.parametrize("count", [4, 40])
+def test_no_number_of_the_tau_figure_stands_on_a_name_or_a_line(count: int) -> None:
+    rng, truth = np.random.default_rng(1), np.arange(float(count))
+    asked = {
+        "mine": truth + count * rng.normal(size=count),
+        "a name of some length": -truth,
+        "perfect": truth,
+    }
+    found, _ = of_few(count, asked, truth)
+    with house_style():
+        figure = tau_figure(found, list(asked))
+        figure.savefig(io.BytesIO(), format="svg")
+    (axes,) = figure.axes
+    inside, whole = axes.get_window_extent(), figure.bbox
+    assert len(axes.texts) == len(axes.get_yticklabels())
+    for text, name in zip(axes.texts, axes.get_yticklabels(), strict=True):
+        box = text.get_window_extent()
+        assert inside.x1 <= box.x0 < box.x1 <= whole.x1
+        assert name.get_window_extent().x1 <= inside.x0
