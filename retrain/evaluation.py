@@ -20,7 +20,7 @@ from tools.tally import tally
 def evaluate(
     network: DecoupledNet, batches: Iterable[Batch], accelerator: Accelerator
 ) -> Mapping[str, float]:
-    """Loss, top-1 and top-5 of the classifier in eval mode, over all processes' batches together.
+    """Loss, top-1 and top-5 (of more than five classes) of the classifier in eval mode, over all processes.
 
     Where there are other heads, also the top-1 of each by block, of the last two together as in SEDONA, and
     of all, weighted by depth, as in GN-DGL; groups of a block count by the mean of their softmax.
@@ -113,6 +113,8 @@ def _counts(outputs: list[tuple[Tensor, ...]], targets: Tensor) -> dict[str, Ten
         found["last_two_top1"] = _hits(last_two(heads), targets)
         found["layerwise_top1"] = _hits(layerwise(outputs), targets)
         found |= {f"heads_top1/{k}": _hits(head, targets) for k, head in enumerate(heads[:-1], start=1)}
+    if logits.shape[1] <= 5:  # all classes are among the five, which says nothing
+        return {name: value for name, value in found.items() if not name.endswith("top5")}
     return found
 
 

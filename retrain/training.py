@@ -234,7 +234,8 @@ def _summary(run: Run, results: dict[str, Any]) -> str:
         if which in results["test"]:
             found = results["test"][which]
             name = {"last": "last step", "best": "best on validation"}[which]
-            lines.append(f"test, {name}: top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}  {path}")
+            top5 = f", top-5 {found['top5']:.2%}" if "top5" in found else ""
+            lines.append(f"test, {name}: top-1 {found['top1']:.2%}{top5}  {path}")
             if "last_two_top1" in found:
                 heads = ", ".join(f"{found[key]:.2%}" for key in found if key.startswith("heads_top1/"))
                 lines.append(

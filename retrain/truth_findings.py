@@ -22,7 +22,8 @@ def line_of(trial: Trial, seed: int, results: Mapping[str, Any]) -> dict[str, An
     """What truth.jsonl says of a training; nothing in it depends on time."""
     last = results["test"]["last"]
     line = {**trial.facts, "seed": seed + trial.repeat}
-    line |= {"accuracy": last["top1"], "top5": last["top5"], "loss": last["loss"]}
+    measured = {"accuracy": "top1", "top5": "top5", "loss": "loss"}
+    line |= {name: last[key] for name, key in measured.items() if key in last}
     if results["validation"]:
         line["validation"] = results["validation"]["last"]["validation_top1"]
     return line | {"macs": results["macs"], "params": results["params"]}
