@@ -6,7 +6,7 @@ from typing import Any
 
 from search.architecture_config import ArchitectureSearchConfig
 from search.architecture_figures import course_figure, front_figure, operations_figure
-from search.evaluations import NAMES, described, in_units
+from search.evaluations import NAMES, described, in_units, said_of_noise
 from search.fronts import Nsga2, front
 from search.limits import UNITS
 from search.method import Method, Scored
@@ -58,9 +58,9 @@ def write_findings(
 
 
 def results_of(
-    method: Method, costs: Mapping[str, Additive], *, measured: Measured | None, seconds: float
+    method: Method, costs: Mapping[str, Additive], *, measured: Measured | None, seconds: float, images: int
 ) -> dict[str, Any]:
-    """The facts of a finished search, for results.json."""
+    """The facts of a finished search, for results.json; its scores are over so many validation images."""
     limits = {NAMES[each.cost.name]: in_units(each.cost.name, each.high) for each in method.within.limits}
     scored = [each for generation in method.history for each in generation]
     works = [work([each.architecture for each in batch], method.space) for batch in method.history]
@@ -69,6 +69,7 @@ def results_of(
         "method": method.name,
         "limits": limits,
         "evaluations": len(scored),
+        "validation_images": images,
         "seconds": round(seconds, 1),
         "macs_saved_by_sharing": round(Work(*map(sum, zip(*works, strict=True))).saving, 3),
         "best": [_entry(each, costs) for each in method.best(10)],
@@ -90,16 +91,23 @@ def summary(run: Run, results: dict[str, Any]) -> str:
     known = {name: best[key] for name, key in NAMES.items() if key in best}
     told = [f"{value:,}" if type(value) is int else f"{value:.4g}" for value in known.values()]
     told = [f"{number}{UNITS[name][1]}" for number, name in zip(told, known, strict=True)]
-    return "\n".join(
-        [
-            f"scored {results['evaluations']:,} networks of {results['space']} in "
-            f"{results['seconds']:,.0f} s; one by one they take {results['macs_saved_by_sharing']:.2f} times "
-            "the MACs",
-            f"best: {best['architecture']}, score {best['score']:.4f}, {', '.join(told)}",
-            f"architecture {run.path / 'best.json'}, the next ones in {run.path / 'top'}, "
-            f"{len(results['front'])} networks of the front in {run.path / 'front'}",
-        ]
+    lines = [
+        f"scored {results['evaluations']:,} networks of {results['space']} in "
+        f"{results['seconds']:,.0f} s; one by one they take {results['macs_saved_by_sharing']:.2f} times "
+        "the MACs",
+        f"best: {best['architecture']}, score {best['score']:.4f}, {', '.join(told)}",
+    ]
+    if "validation_images" in results:
+        noise = said_of_noise(best["score"], results["validation_images"])
+        lines.append(
+            f"its score is {noise} (standard error); as the highest of {results['evaluations']:,} it is "
+            "likely too high"
+        )
+    lines.append(
+        f"architecture {run.path / 'best.json'}, the next ones in {run.path / 'top'}, "
+        f"{len(results['front'])} networks of the front in {run.path / 'front'}"
     )
+    return "\n".join(lines)
 
 
 def _objectives(method: Method, costs: Mapping[str, Additive]) -> Sequence[Additive]:

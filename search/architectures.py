@@ -71,7 +71,7 @@ def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator
     def finish() -> dict[str, Any]:
         write_findings(run, config, method, costs, measured, others)
         seconds = sum(line.get("seconds", 0.0) for line in read_metrics(run.metrics_path))
-        results = results_of(method, costs, measured=measured, seconds=seconds)
+        results = results_of(method, costs, measured=measured, seconds=seconds, images=images.num_validation)
         run.write_results(results)
         return results
 

@@ -57,6 +57,20 @@ def read_evaluations(path: Path, space: Space) -> list[Scored]:
     return list(found.values())
 
 
+def score_error(score: float, images: int) -> float:
+    """By which the choice of so many images alone makes a score uncertain: its binomial standard error.
+
+    All or none right is taken for half an image less or more, which is not certain either.
+    """
+    share = min(max(score, 0.5 / images), 1 - 0.5 / images)
+    return math.sqrt(share * (1 - share) / images)
+
+
+def said_of_noise(score: float, images: int) -> str:
+    """The same in words."""
+    return f"uncertain by {100 * score_error(score, images):.1f} points, over {images:,} validation images"
+
+
 def best_so_far(scores: Iterable[float]) -> list[float]:
     """The highest up to each."""
     found: list[float] = []

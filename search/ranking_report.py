@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from search.evaluations import said_of_noise
 from search.ranking_config import BASELINES
 from search.ranking_figures import (
     colours,
@@ -65,6 +66,11 @@ def _overview(ranked: Ranked, found: Mapping[str, Any], answers: Mapping[str, An
     said = [f"{name}: {SAID[name]}" for name in dict.fromkeys(strategies) if name in SAID]
     if said:
         words += " A supernet trains all of them at once, with shared weights. " + "; ".join(said) + "."
+    for name, each in answers.items():
+        mean = sum(each.scores.values()) / len(each.scores)
+        words += (
+            f" A score by {name} of {100 * mean:.1f} %, the mean, is {said_of_noise(mean, each.scored_on)}."
+        )
     return Section("At a glance", [Text(words), Drawings([taus, regret])])
 
 

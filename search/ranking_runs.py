@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import chi2
 
-from search.evaluations import best_so_far
+from search.evaluations import best_so_far, said_of_noise, score_error
 from search.ranking_config import names
 from search.ranking_figures import costs_figure, courses_figure
 from search.ranking_words import finished, percent, percent_points, reading
@@ -54,11 +54,13 @@ def searches(
         with reading("search", path):
             results = finished(path, "search", "search_architecture.py", "front")
             ours = space if space is not None and results["space"] == space.name else None
+            images = results.get("validation_images", 0)
             for number, entry in enumerate(results["best"][:SHOWN]):
                 found = Architecture(tuple(entry["choices"]))
                 known = _known(found, ours, truth, lower=lower)
-                cells = [name, entry["architecture"], f"{entry['score']:.4f}", f"{entry['macs'] / 1e6:,.2f}"]
-                cells.append(f"{entry['params'] / 1e6:,.3f}")
+                error = f" ± {score_error(entry['score'], images):.4f}" if images else ""
+                cells = [name, entry["architecture"], f"{entry['score']:.4f}{error}"]
+                cells += [f"{entry['macs'] / 1e6:,.2f}", f"{entry['params'] / 1e6:,.3f}"]
                 cells += (
                     [_worth(known.value, lower), f"{known.rank:,} of {known.among:,}"]
                     if known
@@ -90,7 +92,10 @@ def searches(
                 "The best score found after so many networks were scored.",
             ),
         ]
-    caption = "Scores are with the supernet's weights; the truth is of the same networks trained alone."
+    caption = (
+        "Scores are with the supernet's weights, ± their standard error by the choice of the validation "
+        "images; the highest of many are likely too high. The truth is of the same networks trained alone."
+    )
     parts: list[Part] = [*map(Text, lines), Table(columns, rows, caption), Drawings(drawn)]
     return Section("What searches found", parts), lines
 
@@ -185,10 +190,12 @@ def _said(
 ) -> str:
     told = [UNITS[limit].format(most) for limit, most in limits.items() if limit in UNITS]
     limit = f" of at most {' and '.join(told)}" if told else ""
+    images = results.get("validation_images", 0)
+    of_score = f" ({said_of_noise(entry['score'], images)})" if images else ""
     said = (
         f"The search {name!r} ({results['method']}) scored {results['evaluations']:,} networks{limit}; "
-        f"its best is {entry['architecture']}, score {entry['score']:.4f}, {entry['macs'] / 1e6:,.2f} "
-        "million MACs"
+        f"its best is {entry['architecture']}, score {entry['score']:.4f}{of_score}, "
+        f"{entry['macs'] / 1e6:,.2f} million MACs"
     )
     if known:
         among = f"the {known.among:,} networks that the truth has"

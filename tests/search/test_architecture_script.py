@@ -1,6 +1,7 @@
 """Searches for architectures by the script, as users make them."""
 
 import json
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,10 @@ def test_a_finished_search_is_shown_and_kept(supernet: Path, tmp_path: Path) -> 
     assert "is finished" in shown.stdout
     best = json.loads((folder / "results.json").read_text())["best"][0]
     assert f"best: {best['architecture']}, score {best['score']:.4f}, {best['macs']:,} MACs" in shown.stdout
+    images = len(json.loads((folder / "scoring.json").read_text())["validation_images"])
+    noise = 100 * math.sqrt(best["score"] * (1 - best["score"]) / images)
+    told = f"its score is uncertain by {noise:.1f} points, over {images:,} validation images (standard error)"
+    assert told in shown.stdout
     other = run(SCRIPT, *line, "--generations", "2")
     assert other.returncode == 2
     assert "--generations (was 1, is 2)" in other.stderr
