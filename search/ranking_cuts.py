@@ -8,8 +8,10 @@ import numpy as np
 from scipy.special import log_softmax
 
 from search.ranking_config import names
-from search.ranking_words import interval, number
+from search.ranking_statistics import holm
+from search.ranking_words import SURE, comparisons, interval, p_value
 from search.records import Relaxation, load_relaxation
+from tools.chance import fewest
 from tools.jsonl import read_lines
 from tools.ranking import kendall_tau
 from tools.report import Part, Row, Table, Text
@@ -58,18 +60,23 @@ def truth_of_cuts(name: str, path: Path, searched: tuple[str, ...]) -> list[Part
     columns = ["", "network", "blocks", "cut after", "heads", "groups", "test top-1", "trainings"]
     columns += [f"log p by {other}" for other in thoughts]
     parts: list[Part] = [Table(columns, rows, f"{name}: which cut is better?")]
-    for other, each in thoughts.items():
-        for blocks in sorted({len(key.places) + 1 for key in found}):
-            same = [key for key in found if len(key.places) + 1 == blocks]
-            values = [statistics.fmean(found[key]) for key in same]
-            if len(same) >= 4 and np.ptp(values) and np.ptp([each[key] for key in same]):
-                tau = kendall_tau([each[key] for key in same], values)
-                parts.append(
-                    Text(
-                        f"{other} orders the {len(same)} decouplings in {blocks} blocks with tau "
-                        f"{interval(tau._asdict())} (p = {number(tau.p_value, 3)})."
-                    )
-                )
+    taus = [
+        (f"{other} orders the {len(same)} decouplings in {blocks} blocks", kendall_tau(thought, values))
+        for other, each in thoughts.items()
+        for blocks in sorted({len(key.places) + 1 for key in found})
+        for same in [[key for key in found if len(key.places) + 1 == blocks]]
+        for thought, values in [([each[key] for key in same], [statistics.fmean(found[key]) for key in same])]
+        if len(same) >= 4 and np.ptp(values) and np.ptp(thought)
+    ]
+    adjusted = holm([tau.p_value for _, tau in taus])
+    for (what, tau), p_holm in zip(taus, adjusted, strict=True):
+        said = f"{what} with tau {interval(tau._asdict())}"
+        if tau.n < fewest(SURE / len(taus)):
+            parts.append(Text(f"{said}; {tau.n} are too few to tell that from chance."))
+            continue
+        told = "told" if p_holm < SURE else "not told"
+        by = f"{p_value(p_holm)}, {comparisons(len(taus))}"
+        parts.append(Text(f"{said}, {told} from chance ({by})."))
     return parts
 
 

@@ -122,7 +122,8 @@ def trained(asked: tuple[str, ...], searched: tuple[str, ...]) -> tuple[Section 
     if any(OF_CHANCE in line for line in lines):
         lines.append(
             "Points of chance: by the choice of the test images alone two equally good networks differ by no "
-            "more, in at least 95 of 100 cases. One training each; what another seed would give is not known."
+            "more, in at least 95 of 100 cases. What another seed would give is another question, which one "
+            "of each does not answer."
         )
     if runs:
         parts[:0] = [*map(Text, lines), _table(runs), Drawings(_drawn(runs))]
@@ -224,15 +225,16 @@ def _against(cut: Training, whole: Training) -> str:
 
 
 OF_CHANCE = "points of chance"
+ONE_SEED = "one seed each, not tested"
 
 
 def _by_chance(one: Training, other: Training) -> str:
-    """Whether the choice of the test images alone could part them so."""
+    """Whether the choice of the test images alone could part them so; more than that is not tested."""
     edge = 196 * math.hypot(one.error, other.error)
     if not math.isfinite(edge):
-        return ""
+        return f"; {ONE_SEED}"
     word = "more than" if 100 * abs(one.accuracy - other.accuracy) > edge else "within"
-    return f": {word} the {edge:.1f} {OF_CHANCE}"
+    return f": {word} the {edge:.1f} {OF_CHANCE}; {ONE_SEED}"
 
 
 def _places(run: Training) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from search.evaluations import said_of_noise, score_error
 from search.ranking_runs import _known
 from search.ranking_trained import Training, _compared, _searched_against_others, trained
 from search.records import Relaxation, save_relaxation
@@ -42,6 +43,15 @@ def test_a_truth_is_as_uncertain_as_most_of_its_trainings() -> None:
     assert math.isnan(alone.error)
 
 
+def test_a_score_is_as_uncertain_as_draws_of_its_images_make_it() -> None:
+    rng = np.random.default_rng(0)
+    for share, images in ((0.3, 16), (0.5, 500), (0.9, 2000)):
+        drawn = rng.binomial(images, share, size=20_000) / images
+        assert score_error(share, images) == pytest.approx(drawn.std(), rel=0.03)
+    assert said_of_noise(0.5, 16) == "uncertain by 12.5 points, over 16 validation images"
+    assert score_error(1.0, 16) == score_error(0.0, 16) > 0.04  # all right of 16 are not all right of all
+
+
 def training(name: str, top1: float, cuts: tuple[int, ...] = (), **options: object) -> Training:
     results: dict[str, object] = {"test": {"last": {"top1": top1}}, "cuts": cuts, "training_seconds": 10.0}
     results |= {"test_images": 2000, "kept_bytes": [3000, 1000] if cuts else [4000]}
@@ -54,7 +64,8 @@ def test_only_trainings_that_are_alike_are_compared() -> None:
     wide = training("wide", 0.90, rule="", decoupling="", seed=0, width=2.0)
     (line,) = _compared([wide, blocks, whole])
     edge = 196 * math.sqrt(0.6 * 0.4 / 2000 + 0.63 * 0.37 / 2000)
-    assert f"3.00 points less than in one piece (63.00 %): within the {edge:.1f} points" in line
+    told = f"within the {edge:.1f} points of chance; one seed each, not tested. Its largest block"
+    assert f"3.00 points less than in one piece (63.00 %): {told}" in line
     assert "keeps 0.75 times the activations" in line
     (line,) = _compared([wide, blocks])
     assert line == (
@@ -79,7 +90,7 @@ def test_searched_cuts_are_compared_with_others_of_as_many_blocks() -> None:
     start = (
         "Cut after layer 1 (linear), as the search 'cuts' found, net gets 50.00 % of the test images right, "
     )
-    end = f" (57.00 %): more than the {edge:.1f} points of chance."
+    end = f" (57.00 %): more than the {edge:.1f} points of chance; one seed each, not tested."
     assert line == (
         f"{start}7.00 points less than in the run 'middle', cut after layer 2 (linear) without a search{end}"
     )

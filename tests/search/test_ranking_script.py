@@ -291,11 +291,14 @@ def test_other_runs_are_told_of(home: Path, tmp_path: Path) -> None:
         "which cut is better?",
     ):
         assert words in page
-    best = json.loads((tmp_path / "found/results.json").read_text())["best"][0]["architecture"]
-    assert best in page
+    found = json.loads((tmp_path / "found/results.json").read_text())
+    assert found["best"][0]["architecture"] in page
+    assert f" points, over {found['validation_images']} validation images), " in page
+    assert "A score by spos of " in page
     assert "  2 blocks: cut after 2 (aux2)" in page
     assert "90.50 ± 0.71 %" in page
     assert "cuts orders the 4 decouplings in 2 blocks with tau" in page
+    assert "; 4 are too few to tell that from chance." in page
     folded = dict(re.findall(r"<summary>(.*?)</summary><pre[^>]*>(.*?)</pre></details>", page, re.DOTALL))
     told = {"this report": folder, "search found": tmp_path / "found"}
     told |= {f"trained {name}": tmp_path / name for name in ("whole", "halves")}
