@@ -3,8 +3,8 @@
 python -m benchmarks.evolution --truth nas-bench-macro_cifar10.json [--seeds 10] [--max-macs 50e6]
 
 For each method the regret (points of accuracy below the best network within the limit) after so many distinct
-evaluations, median and range over seeds; and how much of the true front's hypervolume NSGA-II and random
-search find without a limit.
+evaluations, median and worst over seeds, and how many each seed needed to find that best network; and how
+much of the true front's hypervolume NSGA-II and random search find without a limit.
 """
 
 import argparse
@@ -52,6 +52,10 @@ def main() -> None:
         for count in asked.evaluations:
             regrets = [best - max(each.score for each in course[:count]) for course in courses]
             line[f"regret_{count}"] = [round(x, 3) for x in (statistics.median(regrets), max(regrets))]
+        line["evaluations_to_best"] = [
+            next((number for number, each in enumerate(course, 1) if best - each.score < 1e-9), None)
+            for course in courses
+        ]
         print(json.dumps(line), flush=True)
     worst = min(truth.values()), max(macs.of(each) for each in truth)
     everything = area([Scored(each, value) for each, value in truth.items()], worst, macs)
