@@ -87,6 +87,8 @@ def read_chapters(config: ChaptersConfig) -> tuple[list[Chapter], str]:
         ValueError: in one line, where the file is not what it should be.
     """
     name = config.chapters
+    if not os.path.exists(name) and (ROOT / name).exists():
+        name = os.path.relpath(ROOT / name)  # ours, from wherever the script is started
     try:
         table = tomllib.loads(Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:

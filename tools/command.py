@@ -15,6 +15,7 @@ from tools.failures import Interrupted, RunFailed
 Config = TypeVar("Config")
 
 HOUSE = Path(__file__).resolve().parents[1]
+FLOORS = ("tools", "local_learning", "supernet", "search", "retrain")
 
 
 def main(cls: type[Config], run: Callable[[Config], None], description: str | None) -> None:
@@ -48,8 +49,11 @@ def main(cls: type[Config], run: Callable[[Config], None], description: str | No
 def is_ours(error: ValueError) -> bool:
     """A ValueError of our own code is for the user; from anywhere else it is a bug to be seen whole."""
     frames = traceback.extract_tb(error.__traceback__)
-    raised_in = Path(frames[-1].filename).resolve() if frames else HOUSE
-    ours = raised_in.is_relative_to(HOUSE) and "site-packages" not in raised_in.parts
+    if not frames:
+        return True
+    raised_in = Path(frames[-1].filename).resolve()
+    # Other libraries lie inside a checkout (.venv), and around an installation.
+    ours = raised_in.parent == HOUSE or any(raised_in.is_relative_to(HOUSE / floor) for floor in FLOORS)
     return ours and not plugins.is_plugin(raised_in)
 
 

@@ -24,11 +24,20 @@ def provenance() -> dict[str, str]:
 
 
 def commit() -> str:
-    """That of the code, and whether it was changed since."""
+    """That of the code, and whether it was changed since; of an installation its version."""
+    # An installation may lie inside somebody else's checkout.
+    top = _git("rev-parse", "--show-toplevel")
+    if not top or Path(top).resolve() != HOUSE:
+        return f"unknown: the code is not in a git checkout, but {_version()}"
     found = _git("rev-parse", "--short=10", "HEAD")
-    if not found:
-        return "unknown: the code is not in a git checkout"
     return found + (", changed since" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _version() -> str:
+    try:
+        return f"installed as cleave {metadata.version('cleave')}"
+    except metadata.PackageNotFoundError:
+        return "in a folder of its own"
 
 
 def processor() -> str:
