@@ -1,12 +1,12 @@
 """What `--decoupling` can say: a file, or how to choose the cuts. Free of torch."""
 
+import difflib
 import os
 import re
 from dataclasses import dataclass
 from typing import Literal
 
 from local_learning.decoupling import HEADS
-from tools.config import suggest
 
 OPTION = "--decoupling"
 
@@ -81,8 +81,8 @@ def _check_file(text: str, prefix: str) -> None:
         return
     if os.path.isdir(text):
         raise ValueError(f"{OPTION}: '{text}' is a folder; it takes {_forms()}")
-    near = suggest(prefix, list(FORMS)) if prefix else ""
-    hint = near if "did you mean" in near else f"; it takes {_forms()}"
+    near = difflib.get_close_matches(prefix, FORMS, n=1)
+    hint = f"; did you mean '{near[0]}{text[len(prefix) :]}'?" if near else f"; it takes {_forms()}"
     raise ValueError(f"{OPTION}: there is no file '{text}'{hint}")
 
 

@@ -21,6 +21,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
+from tools.hints import options_meant
+
 Config = TypeVar("Config")
 
 CONFIG_FLAG = "--config"
@@ -207,7 +209,9 @@ def _check_names(cls: type[Any], flags: Sequence[str]) -> None:
     for argument in flags:
         name = argument.split("=", 1)[0].replace("_", "-")
         if name.startswith("--") and name not in known:
-            raise ValueError(f"unknown option '{name}'{suggest(name, known)}")
+            meant = options_meant(name, known)
+            hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else suggest(name, known)
+            raise ValueError(f"unknown option '{name}'{hint}")
 
 
 def _one_line(boxed: str) -> str:
