@@ -5,6 +5,7 @@ Starting on an existing run continues it; on one whose config differs, the diffe
 
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -16,6 +17,8 @@ from tools.files import read_document, write_bytes, write_document
 from tools.plugins import digests
 
 LOCK_PATIENCE_S = 60.0
+MADE_BY = "# made by "
+"""In front of the options in config.toml: the script's name follows."""
 
 Config = TypeVar("Config")
 
@@ -62,7 +65,7 @@ class Run:
             if "plugins" not in free:
                 self.check_plugins(config)
         if not self.results_path.exists():
-            write_bytes(self.config_path, to_toml(config).encode())
+            write_bytes(self.config_path, f"{MADE_BY}{_script()}\n{to_toml(config)}".encode())
             self._keep_plugins(config)
 
     @property
@@ -110,7 +113,15 @@ class Run:
 
     def _compare(self, config: Any, free: Collection[str]) -> None:
         text = self.config_path.read_text("utf-8", errors="replace")
-        old = flatten(of_run(type(config), text, source=str(self.config_path)))
+        first = text.partition("\n")[0]
+        maker = first.removeprefix(MADE_BY) if first.startswith(MADE_BY) else ""
+        try:
+            old = flatten(of_run(type(config), text, source=str(self.config_path)))
+        except ValueError as error:
+            if maker == _script():
+                raise
+            whose = f"{maker}, and this is {_script()}" if maker else f"another script or version: {error}"
+            raise ValueError(f"--run: '{self.path}' was made by {whose}; name a new folder") from None
         new = flatten(config)
         # Of plug-ins it is what they say that counts, not where they lie.
         free = {*free, "plugins"}
@@ -167,6 +178,10 @@ class Run:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+
+
+def _script() -> str:
+    return Path(sys.argv[0]).name
 
 
 def _is_foreign(path: Path) -> bool:

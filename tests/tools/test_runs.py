@@ -50,6 +50,30 @@ def test_differing_options_are_named(tmp_path: Path) -> None:
     assert "rate = 0.1" in (tmp_path / "r" / "config.toml").read_text()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Others:
+    space: str = "tiny"
+
+
+def test_a_run_of_another_script_says_whose_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["somewhere/train_supernet.py", "--space", "tiny"])
+    run = Run(tmp_path / "r")
+    run.open(Others(), free=())
+    run.close()
+    run.write_results({"top1": 0.5})
+    monkeypatch.setattr("sys.argv", ["retrain_model.py"])
+    with pytest.raises(
+        ValueError, match=r"r' was made by train_supernet\.py, and this is retrain_model\.py; n"
+    ):
+        opened(tmp_path / "r", Options())
+    # Of before names were kept.
+    run.config_path.write_text('space = "tiny"\n')
+    with pytest.raises(
+        ValueError, match=r"--run: '.*r' was made by another script or version: .* key 'space'"
+    ):
+        opened(tmp_path / "r", Options())
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="holds files but no run"):
