@@ -33,6 +33,10 @@ class Infeasible(ValueError):
     """No network, or fewer than are needed, keep the limits."""
 
 
+class TooMany(Infeasible):
+    """More networks are needed than the space has, whatever the limits."""
+
+
 @dataclass(frozen=True)
 class Limit:
     """The most that a network may cost."""
@@ -97,7 +101,7 @@ class Limits:
                     f"{shown(limit.cost.name, limit.cost.least)}"
                 )
         found = len(list(itertools.islice(self.networks(), count)))
-        asked = " and ".join(map(str, self.limits)) or "no limit"
+        asked = " and ".join(map(str, self.limits))
         if found < min(count, 1):
             reasons = "; ".join(
                 f"the cheapest in {limit.cost.name}, {limit.cost.cheapest}, has "
@@ -106,6 +110,12 @@ class Limits:
             )
             raise Infeasible(
                 f"no architecture of {self.space.name} keeps all limits, {asked}, at once: {reasons}"
+            )
+        whole = self.space.num_networks if self._canonical else self.space.size
+        if whole < count:
+            raise TooMany(
+                f"{self.space.name} has only {whole} networks, and {count} are needed for a population; "
+                "lower the population"
             )
         if found < count:
             raise Infeasible(

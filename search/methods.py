@@ -7,7 +7,7 @@ from search.architecture_config import USED, ArchitectureSearchConfig
 from search.baselines import Exhaustive, RandomSearch, RegularisedEvolution
 from search.evolution import Evolution
 from search.fronts import Nsga2
-from search.limits import UNITS, Infeasible, Limit
+from search.limits import UNITS, Infeasible, Limit, TooMany
 from search.method import Method
 from supernet.additive import Additive
 from supernet.space import Space
@@ -22,7 +22,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def make_method(config: ArchitectureSearchConfig, space: Space, costs: Mapping[str, Additive]) -> Method:
-    """The way that the options name; a limit that cannot be kept is refused by the option's name."""
+    """The way that the options name; what cannot be kept is refused by the option's name."""
     options: dict[str, Any] = {name: getattr(config.breeding, name) for name in USED[config.method]}
     if "objectives" in options:
         names = options.pop("objectives")
@@ -37,9 +37,11 @@ def make_method(config: ArchitectureSearchConfig, space: Space, costs: Mapping[s
             generations=config.generations,
             **options,
         )
+    except TooMany as error:
+        raise TooMany(f"--population: {error}") from None
     except Infeasible as error:
         given = [f"--max-{name}" for name in LIMITS if getattr(config, f"max_{name}")]
-        raise Infeasible(f"{' and '.join(given) or '--population'}: {error}") from None
+        raise Infeasible(f"{' and '.join(given)}: {error}") from None
 
 
 def asked_limits(config: ArchitectureSearchConfig, costs: Mapping[str, Additive]) -> list[Limit]:

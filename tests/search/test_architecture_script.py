@@ -335,6 +335,8 @@ def mistakes() -> list[tuple[list[str], str]]:
         (["--supernet", "missing"], "--supernet: there is no file 'missing'"),
         (["--max-macs", "1e3"], "--max-macs: no architecture of tiny has at most 1,000 MACs; the cheapest, "),
         (["--max-macs", "190e3"], "and 8 are needed for a population"),
+        (["--population", "900"], "--population: tiny has only 144 networks, and 900 are needed for"),
+        (["--population", "900", "--max-macs", "9e9"], "--population: tiny has only 144 networks, and 900"),
         (["--max-params", "-1"], "--max-params: -1 is out of range"),
         (["--method", "annealing"], "--method: unknown value 'annealing'"),
         (["--method", "random", "--breeding.parents", "5"], "--breeding.parents: --method random does not"),
