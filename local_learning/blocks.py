@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from local_learning.chain import Chain
+from local_learning.cuttable import check_apart, check_form, through
 from local_learning.decoupling import Decoupling
-from local_learning.features import as_map, layout_of, map_shape, probe
+from local_learning.features import as_map, layout_of, map_shape
 from local_learning.groups import GroupedHeads, group_layers
 from local_learning.heads import make_head
 from local_learning.losses import (
@@ -189,11 +190,13 @@ def decouple(
     `local_learning.heads.make_head`.
 
     Raises:
-        ValueError: where the decoupling does not fit the chain.
+        ValueError: where the decoupling does not fit the chain, or the chain cannot be cut so.
     """
+    check_form(chain, image_size)
     options = LocalLosses() if options is None else options
     loss = CrossEntropy() if last_loss is None else last_loss
     ranges, groups = decoupling.blocks(chain.num_layers), decoupling.groups_of(chain.num_layers)
+    check_apart(chain, ranges)
     reference = next(chain.parameters())
     shape = (image_chs, image_size, image_size)
     features = torch.zeros(2, *shape, device=reference.device, dtype=reference.dtype)
@@ -205,7 +208,8 @@ def decouple(
             own, sizes = group_layers(
                 own, features, groups[k], first=layers.start + 1, uneven=decoupling.uneven
             )
-        features = probe(own, features)
+        for number, layer in enumerate(own, start=layers.start + 1):
+            features = through(layer, features, number)
         layout = layout_of(tuple(features.shape))
         chs, size = map_shape(tuple(features.shape))
 

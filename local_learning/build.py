@@ -157,7 +157,10 @@ def _smallest_image(name: str) -> int:
 
 
 def _check_numbers(*, num_classes: int, image_size: int, width: float, in_chs: int) -> None:
-    for option, value in {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}.items():
+    counts: dict[str, Any] = {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}
+    for option, value in counts.items():
+        if not isinstance(value, int):
+            raise ValueError(f"{option} is {value!r}; it must be one whole number (images are square)")
         if value < 1:
             raise ValueError(f"{option} is {value}; it must be at least 1")
     if not (width > 0 and math.isfinite(width)):

@@ -236,6 +236,12 @@ def _reconstruction_error(
 ) -> Tensor:
     """Binary cross-entropy between the sigmoid of a reconstruction and the image with pixels in [0, 1]."""
     reconstruction = upcast(reconstruction)
+    if reconstruction.shape != images.shape:
+        sizes = [" x ".join(map(str, each.shape[1:])) for each in (reconstruction, images)]
+        raise ValueError(
+            f"InfoPro's head was made to reconstruct images of {sizes[0]}, and these are {sizes[1]}; images "
+            "are square, of the image_size that the heads were made for"
+        )
     images = images.to(reconstruction.dtype)
     shift, scale = (images.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     pixels = (images * scale + shift).clamp(0, 1)

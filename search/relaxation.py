@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from local_learning.chain import Chain
+from local_learning.cuttable import check_form, through
 from local_learning.decoupling import HEADS
 from local_learning.features import as_map, layout_of, map_shape, probe
 from local_learning.heads import make_head
@@ -53,6 +54,7 @@ class RelaxedNet(nn.Module):
         logit_scaling: bool = False,
     ) -> None:
         super().__init__()
+        check_form(chain, image_size)
         check_kinds(head_kinds)
         if chain.num_layers < 2:
             raise ValueError("a network of one layer cannot be cut")
@@ -66,8 +68,8 @@ class RelaxedNet(nn.Module):
         features = torch.zeros(2, image_chs, image_size, image_size).to(reference)
         self._layouts: list[str] = []
         self.heads = nn.ModuleList()
-        for layer in list(chain.layers)[:-1]:
-            features = probe([layer], features)
+        for number, layer in enumerate(list(chain.layers)[:-1], start=1):
+            features = through(layer, features, number)
             self._layouts.append(layout_of(features.shape))
             chs, size = map_shape(features.shape)
             made = [make_head(kind, chs, size, num_classes, width=chain.width) for kind in head_kinds]
