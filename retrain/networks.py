@@ -5,13 +5,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import functional
 
 from local_learning.blocks import DecoupledNet, decouple
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling
 from local_learning.losses import CrossEntropy
+from local_learning.options import LOSSES
 from local_learning.profile import balanced
 from local_learning.published import published
 from local_learning.requests import parse_request
@@ -73,6 +76,8 @@ def make_net(
         net = net.joined()
     elif config.chosen_rule in WITHOUT_HEADS:
         net.drop_heads()
+    if config.local.loss in LOSSES.own and (config.data.mixup or config.data.cutmix):
+        _check_mixed(config, net, data)
     if tensors is not None:
         _load(config, net, tensors)
     return net
@@ -142,6 +147,24 @@ def _check_rule(config: RetrainConfig, decoupling: Decoupling) -> None:
         raise ValueError(
             "--data.mixup and --data.cutmix: the loss between groups or images needs one class each"
         )
+
+
+def _check_mixed(config: RetrainConfig, net: DecoupledNet, data: Data) -> None:
+    """Try a loss of the user's own on targets that are probabilities, before a training does."""
+    trial = copy.deepcopy(net).eval()
+    images = torch.zeros(2, data.channels, data.image_size, data.image_size).to(next(trial.parameters()))
+    targets = torch.arange(2) % data.num_classes
+    mixed = functional.one_hot(targets, data.num_classes).to(images)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        trial.losses(images, targets)
+        try:
+            trial.losses(images, mixed)
+        except Exception as error:  # whatever a user's code may raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"--data.mixup and --data.cutmix: --local.loss {config.local.loss} does not take the "
+                f"probabilities that they make of classes ({reason}); leave them out, or let it take both"
+            ) from None
 
 
 def _load(config: RetrainConfig, net: DecoupledNet, tensors: Mapping[str, Tensor]) -> None:

@@ -30,6 +30,11 @@ def ownentropy(outputs: Tensor, targets: Tensor, images: Tensor, smoothing: floa
     return F.cross_entropy(outputs, targets, label_smoothing=smoothing)
 
 
+@register_loss("ownmargin")
+def ownmargin(outputs: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+    return F.multi_margin_loss(outputs, targets)
+
+
 @register_network("ownnet")
 def ownnet(num_classes: int, in_chs: int, width: float = 1.0) -> nn.Module:
     chs = int(16 * width)

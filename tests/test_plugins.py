@@ -90,6 +90,14 @@ def test_a_loss_that_is_cross_entropy_is_the_same(ours: Path, tmp_path: Path) ->
     assert_same_run(ours, made("retrain_model.py", tmp_path / "run", *asked))
 
 
+def test_a_loss_that_takes_no_mixed_labels_is_refused_before_the_training(tmp_path: Path) -> None:
+    asked = [*NET, *OWN, "--decoupling", CUTS, "--data.mixup", "0.2", "--run", str(tmp_path / "run")]
+    said = refused("retrain_model.py", *asked, "--local.loss", "ownmargin")
+    assert "--data.cutmix: --local.loss ownmargin does not take the probabilities that they make of" in said
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    made("retrain_model.py", tmp_path / "other", *asked[:-2], "--local.loss", "ownentropy")
+
+
 def test_a_run_goes_on_with_its_parts_and_no_others(ours: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     shutil.copy(PARTS, mine)

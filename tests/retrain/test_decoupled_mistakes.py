@@ -64,7 +64,7 @@ OTHERS = [
     (["--decoupling", "uniform:4"], "--decoupling: 'uniform:4' names no head; write uniform:K:HEAD"),
     (
         ["--decoupling", "unifrom:4:aux1"],
-        "--decoupling: there is no file 'unifrom:4:aux1'; did you mean 'uniform'?",
+        "--decoupling: there is no file 'unifrom:4:aux1'; did you mean 'uniform:4:aux1'?",
     ),
     (
         ["--decoupling", "uniform:99:aux1"],
