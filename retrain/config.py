@@ -7,7 +7,7 @@ from local_learning.requests import parse_request
 from supernet.chosen import NetworkChoice
 from tools.config import check_choice, check_idle, check_range
 from tools.data import DataConfig
-from tools.options import FREE, FastOptions, RunOptions
+from tools.options import FREE, ExtendOptions, FastOptions, RunOptions
 from tools.recipes import Recipe
 
 RULES = ("backprop", "greedy", "replay", "gluing")
@@ -67,7 +67,7 @@ class ClusterOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrainConfig(FastOptions, NetworkChoice, RunOptions):
+class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
     """Which network, on which data, by which recipe, on what machine."""
 
     run: str = "runs/retrain"

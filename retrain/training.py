@@ -26,6 +26,7 @@ from tools.config import flatten, to_toml
 from tools.cost import count_macs, count_params
 from tools.datasets import Data, load_data
 from tools.launch import on_main
+from tools.lengthen import LENGTH, lengthen
 from tools.loop import Loop
 from tools.plan import Plan, Position
 from tools.runs import Run
@@ -38,7 +39,7 @@ def retrain(config: RetrainConfig) -> None:
     if config.plan:
         plan_devices(config)
         return
-    in_run(config, _train, _summary, free=FREE_IN_RETRAINING)
+    in_run(config, _train, _summary, free=FREE_IN_RETRAINING, length=LENGTH if config.extend else ())
 
 
 def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
@@ -68,6 +69,8 @@ def train_network(
         with contextlib.suppress(ValueError, RuntimeError):
             facts["kept_bytes"] = kept_bytes(net, (data.channels, data.image_size, data.image_size))
     num_steps = recipe.num_steps(len(data.train) / recipe.batch_size)
+    if config.extend:
+        on_main(accelerator, lambda: lengthen(run, asked, num_steps))
     validates = len(data.validation) > 0
     plan = Plan(
         num_steps=num_steps,

@@ -39,6 +39,8 @@ class TruthConfig(RetrainConfig):
         check_range("--repeats", self.repeats, 1, 1000)
         check_range("--jobs", self.jobs, 1)
         self._check_together()
+        if self.extend:
+            raise ValueError("--extend: is for one run; a truth's trainings all have one length")
         if self.parallel == "blocks" or self.plan:
             raise ValueError(
                 "--parallel blocks and --plan: are for retrain_model.py; a truth trains many networks at once"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from supernet.options import OBJECTIVES, STRATEGIES, ContrastOptions, LayerwiseOptions, PathOptions
 from tools.config import check_choice, check_idle, check_range
 from tools.data import DataConfig
-from tools.options import FastOptions, RunOptions
+from tools.options import ExtendOptions, FastOptions, RunOptions
 from tools.recipes import Recipe
 
 
@@ -60,7 +60,7 @@ _USED: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupernetConfig(FastOptions, RunOptions):
+class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
     """Which space, how it is trained, on which data, by which recipe, on what machine."""
 
     run: str = "runs/supernet"
@@ -91,6 +91,8 @@ class SupernetConfig(FastOptions, RunOptions):
         STRATEGIES.check("--strategy", self.strategy)
         check_choice("--objective", self.objective, OBJECTIVES)
         check_range("--tail-steps", self.tail_steps, 0)
+        if self.extend and self.tail_steps:
+            raise ValueError("--extend: cannot go with --tail-steps, which are trained behind the last step")
         self._check_recipe()
         self._check_objective()
         self._check_idle()

@@ -29,6 +29,7 @@ from tools.cost import count_params
 from tools.datasets import Data, load_data
 from tools.launch import on_main
 from tools.layout import use_channels_last
+from tools.lengthen import LENGTH, lengthen
 from tools.loaders import make_train_loader
 from tools.loop import Loop
 from tools.meters import MetricsLog
@@ -44,7 +45,7 @@ from tools.weights import load_weights, read_weights
 
 def train_supernet(config: SupernetConfig) -> None:
     """Train what the config says, or continue, or say that it is done."""
-    in_run(config, _train, _summary, free=FREE)
+    in_run(config, _train, _summary, free=FREE, length=LENGTH if config.extend else ())
 
 
 def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
@@ -76,6 +77,8 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
         world_size=accelerator.num_processes,
     )
     num_steps = recipe.num_steps(loader.steps_per_epoch)
+    if config.extend:
+        on_main(accelerator, lambda: lengthen(run, config, num_steps))
     described = space_to(space)
     notes = {
         "strategy": config.strategy,

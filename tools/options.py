@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from tools.config import check_choice, check_range
 
 # These name places and machines, not the work: a run may be continued with others.
-FREE = frozenset({"run", "device", "threads", "trackers", "data.root", "data.workers", "data.download"})
+FREE = frozenset(
+    {"run", "device", "threads", "trackers", "data.root", "data.workers", "data.download", "extend"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,15 @@ class RunOptions:
         check_choice("--device", self.device, ("auto", "cpu", "cuda"))
         check_choice("--precision", self.precision, precisions)
         check_range("--threads", self.threads, 0, 4096)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtendOptions:
+    """How a finished training is made longer."""
+
+    extend: bool = False
+    """Go on with a finished run up to the --recipe.steps or --recipe.epochs that are given now, where its
+    schedule has no end: constant, or step."""
 
 
 @dataclass(frozen=True, kw_only=True)

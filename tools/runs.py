@@ -65,8 +65,18 @@ class Run:
             if "plugins" not in free:
                 self.check_plugins(config)
         if not self.results_path.exists():
-            write_bytes(self.config_path, f"{MADE_BY}{_script()}\n{to_toml(config)}".encode())
+            self.keep_config(config)
             self._keep_plugins(config)
+
+    def keep_config(self, config: Any) -> None:
+        """Write by which options the run is made."""
+        write_bytes(self.config_path, f"{MADE_BY}{_script()}\n{to_toml(config)}".encode())
+
+    def differs(self, config: Any, options: Collection[str]) -> bool:
+        """Whether these options are not those that the run was made with."""
+        text = self.config_path.read_text("utf-8", errors="replace")
+        old = flatten(of_run(type(config), text, source=str(self.config_path), checked=False))
+        return any(value != old[name] for name, value in flatten(config).items() if name in options)
 
     @property
     def has_begun(self) -> bool:

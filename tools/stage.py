@@ -38,11 +38,13 @@ def in_run(
     free: Collection[str],
     smaller: str = SMALLER,
     again: Callable[[Config, Run], None] = lambda config, run: None,
+    length: Collection[str] = (),
 ) -> None:
     """Do the work in the run's folder, or show the summary of what was done.
 
     `free` names the options that may change from one start to the next, `smaller` what needs less memory;
-    `again` is done before the summary of a finished run is shown.
+    `again` is done before the summary of a finished run is shown; where options of `length` are others than
+    those that it was made with, it is worked on as one under way.
     """
     run = Run(Path(config.run))
     asked, config = config, run.continued(config)
@@ -54,9 +56,12 @@ def in_run(
         folder=run.path,
     )
     try:
-        on_main(accelerator, lambda: run.open(config, free=free))
+        on_main(accelerator, lambda: run.open(config, free={*free, *(length if run.results else ())}))
         on_main(accelerator, lambda: _tell_what_stays(run, flatten(asked), flatten(config)))
-        if run.results:
+        finished = run.results is not None
+        longer = finished and bool(length) and run.differs(config, length)
+        accelerator.wait_for_everyone()  # until all have looked nobody changes what they look at
+        if finished and not longer:
             on_main(accelerator, lambda: again(config, run))
             on_main(accelerator, lambda: print(f"{run.path} is finished\n{summary(run, run.results or {})}"))
         else:
