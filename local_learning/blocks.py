@@ -12,6 +12,7 @@ from local_learning.cuttable import check_apart, check_form, through
 from local_learning.decoupling import Decoupling
 from local_learning.features import as_map, layout_of, map_shape
 from local_learning.groups import GroupedHeads, group_layers
+from local_learning.head_width import scale_of
 from local_learning.heads import make_head
 from local_learning.losses import (
     CrossEntropy,
@@ -214,7 +215,8 @@ def decouple(
         chs, size = map_shape(tuple(features.shape))
 
         def head(chs: int, kind: str = kind, size: int = size) -> nn.Module:
-            made = make(kind, chs, size, num_classes, width=chain.width, image_shape=shape)
+            width = scale_of(decoupling.head_width, kind, chs, num_classes, chain.width)
+            made = make(kind, chs, size, num_classes, width=width, image_shape=shape)
             return made.to(reference.device, reference.dtype)
 
         objective = _objective(

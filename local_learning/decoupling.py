@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from local_learning.balance import balanced_cuts
+from local_learning.head_width import PAPER, parse_head_width
 from tools.config import suggest
 from tools.files import read_document, write_document
 from tools.plugins import Registry
@@ -47,6 +48,10 @@ class Decoupling:
     uneven: bool = False
     """Groups may differ by one channel where their number does not divide the channels."""
 
+    head_width: str | float = PAPER
+    """Hidden channels of the heads: as many as the papers', scaled like the network (paper), as fits the map
+    (map), or this factor on the papers' numbers."""
+
     def __post_init__(self) -> None:
         cuts = _integers("cuts", self.cuts)
         heads = _heads(self.heads)
@@ -58,6 +63,11 @@ class Decoupling:
             groups = 1
         if not isinstance(self.uneven, bool):
             raise ValueError(f"uneven is {self.uneven!r}; it must be true or false")
+        try:
+            head_width = parse_head_width(self.head_width)
+        except ValueError as error:
+            raise ValueError(f"head_width: {error}") from None
+        object.__setattr__(self, "head_width", head_width)
         object.__setattr__(self, "cuts", cuts)
         object.__setattr__(self, "heads", heads)
         object.__setattr__(self, "groups", groups)
@@ -207,6 +217,8 @@ def save_decoupling(
     content |= {"cuts": decoupling.cuts, "heads": decoupling.heads, "groups": decoupling.groups}
     if decoupling.uneven:
         content["uneven"] = True
+    if decoupling.head_width != PAPER:
+        content["head_width"] = decoupling.head_width
     write_document(Path(path), "decoupling", 1, content)
 
 
@@ -218,6 +230,7 @@ _CONTENT: dict[str, tuple[tuple[type, ...], str]] = {
     "heads": ((list,), "a list"),
     "groups": ((int, list), "a whole number or a list"),
     "uneven": ((bool,), "true or false"),
+    "head_width": ((str, int, float), "paper, map, or a number"),
 }
 
 

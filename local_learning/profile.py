@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling
 from local_learning.features import as_map, layout_of, map_shape
 from local_learning.groups import GroupedHeads
+from local_learning.head_width import PAPER, scale_of
 from local_learning.heads import make_head
 from tools.cost import count_macs, saved_activation_bytes
 
@@ -41,6 +42,7 @@ def measure_costs(
     by: str,
     image_chs: int = 3,
     batch_size: int = 32,
+    head_width: str | float = PAPER,
 ) -> Costs:
     """Cost of forward and backward passes: seconds, multiply-accumulates (forward), or bytes kept between.
 
@@ -60,7 +62,8 @@ def measure_costs(
             if head:
                 chs, size = map_shape(tuple(features.shape))
                 shape = (image_chs, image_size, image_size)
-                made = make_head(head, chs, size, num_classes, width=chain.width, image_shape=shape)
+                width = scale_of(head_width, head, chs, num_classes, chain.width)
+                made = make_head(head, chs, size, num_classes, width=width, image_shape=shape)
                 adapted = _OnFeatures(made, layout_of(tuple(features.shape)))
                 # One at a time: the heads of all layers, with gradients, can be far larger than the network.
                 heads += _measured([(adapted.to(reference.device, reference.dtype).train(), features)], by)
@@ -86,6 +89,7 @@ def balanced(
     groups: int = 1,
     image_chs: int = 3,
     batch_size: int = 32,
+    head_width: str | float = PAPER,
     costs_of: str | None = None,
     blocks_cost: Callable[[Decoupling], Sequence[float]] | None = None,
 ) -> Decoupling:
@@ -103,12 +107,14 @@ def balanced(
         by=by,
         image_chs=image_chs,
         batch_size=batch_size,
+        head_width=head_width,
     )
 
     def cut(layers: Sequence[float]) -> Decoupling:
-        return Decoupling.balanced(
+        found = Decoupling.balanced(
             layers, costs.heads, costs.classifier, num_blocks, head, groups=groups, entry_costs=costs.entries
         )
+        return replace(found, head_width=head_width)
 
     found = cut(costs.layers)
     return found if blocks_cost is None else _corrected(found, costs, cut, blocks_cost)

@@ -1,7 +1,9 @@
 """The options of retrain_model.py; free of torch."""
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+from local_learning.head_width import PAPER, check_head_width
 from local_learning.options import GluingOptions, LocalLosses
 from local_learning.requests import parse_request
 from supernet.chosen import NetworkChoice
@@ -70,6 +72,8 @@ class ClusterOptions:
 class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
     """Which network, on which data, by which recipe, on what machine."""
 
+    EARLIER: ClassVar[dict[str, Any]] = {"head_width": PAPER}
+
     run: str = "runs/retrain"
     reset_classifier: bool = False
     """Leave the classifier as initialised when --weights come from a set of other classes."""
@@ -77,6 +81,10 @@ class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
     """Where to cut and with which heads: a decoupling.json, uniform:K:HEAD, balanced:K:HEAD or published:K
     for K blocks. Heads: aux1 to aux4, mlp_sr, predsim, infopro, infopro_contrast, conv1c2f, linear,
     and your own."""
+    head_width: str = ""
+    """Hidden channels of the heads at the cuts: paper (the papers' numbers times --width), map (as fits the
+    map that a head is on), or a factor on the papers' numbers. By default what the file of --decoupling says
+    (paper, if nothing); else paper for the papers' networks, and map for all others."""
     rule: str = ""
     """How the blocks learn: backprop (the cuts are ignored), greedy, replay (Features Replay) or gluing
     (BlockProp). By default greedy with --decoupling, backprop without."""
@@ -123,6 +131,11 @@ class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
         check_choice("--balance", self.balance, ("time", "macs", "memory"))
         for rate in self.block_rates:
             check_range("--block-rates", rate, 0)
+        widened = self.head_width not in ("", PAPER)  # which is what all runs of before had, of whatever kind
+        if widened:
+            check_head_width(self.head_width)
+            if self.decoupling and self.chosen_rule != "greedy":
+                raise ValueError(f"--head-width: --rule {self.chosen_rule} trains no heads; leave it out")
         if self.rule:
             check_choice("--rule", self.rule, RULES)
         if self.decoupling:
@@ -133,6 +146,8 @@ class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
             raise ValueError("--alignment: compares the gradients of blocks; it needs --decoupling")
         elif self.local.loss != "cross_entropy":
             raise ValueError("--local.loss: judges the heads of blocks; it needs --decoupling")
+        elif widened:
+            raise ValueError("--head-width: is about the heads of a --decoupling; leave it out without")
         elif self.groups > 1:
             raise ValueError("--groups: splits the blocks of a --decoupling, such as uniform:4:conv1c2f")
         elif self.uneven_groups or self.balance != "time":

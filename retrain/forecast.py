@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
+from local_learning.head_width import PAPER
 from retrain.placement import Placement
 
 MODELLED = ("backprop", "greedy", "replay")
@@ -74,6 +75,7 @@ class Subject:
     num_classes: int
     optimizer: str
     precision: str
+    head_width: str | float = PAPER
 
 
 @dataclass(frozen=True, kw_only=True)

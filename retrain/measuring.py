@@ -56,6 +56,7 @@ def subject_of(config: RetrainConfig, num_layers: int, decoupling: Decoupling, d
         num_classes=data.num_classes,
         optimizer=config.recipe.optimizer,
         precision=config.precision,
+        head_width=decoupling.head_width,
     )
 
 

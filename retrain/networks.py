@@ -13,6 +13,7 @@ from torch.nn import functional
 from local_learning.blocks import DecoupledNet, decouple
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling
+from local_learning.head_width import parse_head_width
 from local_learning.losses import CrossEntropy
 from local_learning.options import LOSSES
 from local_learning.profile import balanced
@@ -20,7 +21,7 @@ from local_learning.published import published
 from local_learning.requests import parse_request
 from retrain.config import RetrainConfig
 from retrain.measuring import seconds_here, subject_of
-from supernet.chains import cuts_of, network_name, with_chain_names
+from supernet.chains import cuts_of, network_name, usual_head_width, with_chain_names
 from tools.datasets import Data
 from tools.seeding import seed_globals
 from tools.weights import load_weights
@@ -40,12 +41,19 @@ def choose_decoupling(
         return Decoupling((), ())
     try:
         decoupling = _grouped(config, chain, _cuts(config, chain, data, accelerator))
+        if config.head_width or parse_request(config.decoupling).kind != "file":
+            decoupling = replace(decoupling, head_width=head_width_of(config))
         decoupling.blocks(chain.num_layers)  # a file's cuts may lie beyond the network
     except ValueError as error:
         what = str(error).removeprefix(f"{config.decoupling}: ")
         raise ValueError(f"--decoupling {config.decoupling}: {what}") from error
     _check_rule(config, decoupling)
     return decoupling
+
+
+def head_width_of(config: RetrainConfig) -> str | float:
+    """As --head-width says, or as is usual for the network."""
+    return parse_head_width(config.head_width or usual_head_width(config))
 
 
 def make_net(
@@ -98,6 +106,7 @@ def _cuts(config: RetrainConfig, chain: Chain, data: Data, accelerator: Accelera
             data.image_size,
             by=config.balance,
             groups=config.groups,
+            head_width=head_width_of(config),
             image_chs=data.channels,
             costs_of="" if config.chosen_rule in (*WITHOUT_HEADS, "backprop") else request.head,
             blocks_cost=_measure_of(config, chain, data, accelerator) if accelerator else None,

@@ -13,7 +13,7 @@ from retrain.block_costs import check_subject, load_block_costs, save_block_cost
 from retrain.config import RetrainConfig
 from retrain.forecast import BlockCosts, Conditions, Forecast, backprop, check_modelled, forecast
 from retrain.measuring import conditions_of, described, measure_here, placed, subject_of
-from retrain.networks import choose_decoupling, make_net
+from retrain.networks import choose_decoupling, head_width_of, make_net
 from retrain.placement import Placement, usable
 from supernet.chains import chosen_chain
 from tools.datasets import Data, load_data
@@ -184,7 +184,9 @@ def _measured_cuts(config: RetrainConfig, read: BlockCosts | None) -> Decoupling
         return None
     if read.network != described(config) or read.heads != (request.head,) * (request.num_blocks - 1):
         return None
-    return Decoupling(read.cuts, read.heads)
+    if read.head_width != head_width_of(config):
+        return None
+    return Decoupling(read.cuts, read.heads, head_width=read.head_width)
 
 
 # ---- text ----------------------------------------------------------------------------------------------

@@ -181,7 +181,8 @@ def _facts(net: DecoupledNet, decoupling: Decoupling, shape: tuple[int, ...]) ->
         facts["macs"] = count_macs(net.chain(), shape)
     if len(net.blocks) > 1:
         facts |= {"cuts": list(decoupling.cuts), "heads": list(decoupling.heads)}
-        facts |= {"groups": decoupling.groups, "head_params": count_params(net) - facts["params"]}
+        facts |= {"groups": decoupling.groups, "head_width": decoupling.head_width}
+        facts |= {"head_params": count_params(net) - facts["params"]}
         with contextlib.suppress(ValueError):
             facts["busiest_module_macs"] = max(module_macs(net, shape))
     return facts

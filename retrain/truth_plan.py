@@ -126,7 +126,8 @@ def _cuts(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
         file = _file(run, DECOUPLINGS, number)
         save_decoupling(file, decoupling, name, chain.num_layers, **counted(config))
         facts = {"network": name, "cuts": list(decoupling.cuts), "heads": list(decoupling.heads)}
-        networks.append(facts | counted(config) | {"groups": decoupling.groups, "name": asked})
+        widths = {"groups": decoupling.groups, "head_width": decoupling.head_width}
+        networks.append(facts | counted(config) | widths | {"name": asked})
     return TruthPlan(DECOUPLINGS, name, tuple(networks), config.repeats)
 
 

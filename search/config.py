@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from local_learning.decoupling import HEADS
+from local_learning.head_width import PAPER, check_head_width
 from supernet.chosen import NetworkChoice
 from tools.config import check_choice, check_range
 from tools.data import DataConfig
@@ -133,7 +134,11 @@ def _recipe() -> Recipe:
 class DecouplingSearchConfig(NetworkChoice, RunOptions):
     """Which network, with which heads, on which data, and how to search."""
 
-    EARLIER: ClassVar[dict[str, Any]] = {"search.memory": OLDEST, "search.snapshots": 50}
+    EARLIER: ClassVar[dict[str, Any]] = {
+        "search.memory": OLDEST,
+        "search.snapshots": 50,
+        "head_width": PAPER,
+    }
 
     run: str = "runs/sedona"
     network: str = "resnet50"
@@ -144,6 +149,10 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
     """fp32, or fp64 to compare two ways exactly."""
     heads: tuple[str, ...] = ("aux1", "aux2", "aux3", "aux4")
     """The kinds of head to choose from: of aux1 to aux4, mlp_sr, conv1c2f, linear, and your own."""
+    head_width: str = ""
+    """Hidden channels of the heads: paper (the papers' numbers times --width), map (as fits the map that a
+    head is on), or a factor on the papers' numbers. By default paper for the papers' networks, and map for
+    all others."""
     search: SearchOptions = field(default_factory=SearchOptions)
     data: DataConfig = field(default_factory=lambda: DataConfig(validation=0.4))
     recipe: Recipe = field(default_factory=_recipe)
@@ -154,6 +163,8 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
         self.check_network()
         for kind in self.heads:
             HEADS.check("--heads", kind, among=SEARCHABLE)
+        if self.head_width:
+            check_head_width(self.head_width)
         if len(set(self.heads)) != len(self.heads) or not self.heads:
             raise ValueError("--heads: name one kind or more, each once")
         self._check_recipe()

@@ -5,7 +5,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling, save_decoupling
+from local_learning.head_width import parse_head_width
 from local_learning.profile import measure_costs
 from search.config import DecouplingSearchConfig
 from search.discretisation import (
@@ -68,14 +69,17 @@ def write_findings(
         "data": config.data.name,
         "steps": config.search.steps,
         "repeats": config.search.repeats,
+        "head_width": config.head_width,
     } | counted(config)
     save_relaxation(run.path / "relaxation.json", Relaxation(name, kinds, alpha, beta, facts))
     costs = _costs(net, config, data)
     chosen: dict[int, Decoupling] = {}
     within: dict[int, Decoupling] = {}
+    width = parse_head_width(config.head_width)
     for blocks in range(2, num_layers + 1):
-        chosen[blocks] = discretise(alpha, beta, kinds, blocks)
-        within[blocks] = discretise_within(alpha, beta, kinds, blocks, costs, config.search.slack)
+        chosen[blocks] = replace(discretise(alpha, beta, kinds, blocks), head_width=width)
+        even = discretise_within(alpha, beta, kinds, blocks, costs, config.search.slack)
+        within[blocks] = replace(even, head_width=width)
         for suffix, decoupling in (("", chosen[blocks]), ("-balanced", within[blocks])):
             path = run.path / f"decoupling-{blocks}{suffix}.json"
             save_decoupling(path, decoupling, name, num_layers, **counted(config))
@@ -194,7 +198,15 @@ def _costs(net: RelaxedNet, config: DecouplingSearchConfig, data: Data) -> Block
     layers = copy.deepcopy(net.layers)
     chain = Chain(list(layers), copy.deepcopy(net.classifier), width=config.width)
     by_kind = [
-        measure_costs(chain, kind, data.num_classes, data.image_size, by="time", image_chs=data.channels)
+        measure_costs(
+            chain,
+            kind,
+            data.num_classes,
+            data.image_size,
+            by="time",
+            image_chs=data.channels,
+            head_width=parse_head_width(config.head_width),
+        )
         for kind in net.head_kinds
     ]
     heads = zip(*(costs.heads[:-1] for costs in by_kind), strict=True)
@@ -218,6 +230,7 @@ def _write_controls(
             chance = random.Random(derive(config.seed, "controls", blocks, index))
             for what, draw in (("cuts", random_cuts), ("heads", random_heads)):
                 decoupling = draw(alpha, beta, kinds, blocks, chance)
+                decoupling = replace(decoupling, head_width=parse_head_width(config.head_width))
                 path = folder / f"random-{what}-{blocks}-{index + 1}.json"
                 save_decoupling(path, decoupling, network_name(config), num_layers, **counted(config))
 

@@ -24,6 +24,7 @@ class _Cut(NamedTuple):
     places: tuple[int, ...]
     heads: tuple[str, ...]
     groups: str
+    head_width: str
     stem: str
 
 
@@ -39,6 +40,7 @@ def truth_of_cuts(name: str, path: Path, searched: tuple[str, ...]) -> list[Part
             places=tuple(line["cuts"]),
             heads=tuple(line["heads"]),
             groups=str(line.get("groups", 1)),
+            head_width=str(line.get("head_width", "paper")),
             stem=str(line.get("stem", "unit")),
         )
         found.setdefault(key, []).append(float(line["accuracy"]))

@@ -23,7 +23,7 @@ from tools.report import Drawing, Drawings, Part, Row, Section, Table, Text, dra
 
 WHERE = "decoupling balance alignment parallel pipeline plan"
 """To cut, and on how many processes to train what is cut."""
-HOW = "rule groups uneven_groups block_rates local gluing"
+HOW = "rule groups uneven_groups block_rates local gluing head_width"
 """The pieces learn."""
 PLACES = "run device threads trackers plugins architecture compile compile_mode cluster"
 RECORDS = (
@@ -106,6 +106,7 @@ def trained(asked: tuple[str, ...], searched: tuple[str, ...]) -> tuple[Section 
             flat |= {key: value for key, value in options.items() if not isinstance(value, dict)}
             if flat.get("architecture") and (path / COPY).exists():
                 flat["stem"] = stem_of(path / COPY)  # which the options of a run of before do not know
+            flat["head_width"] = results.get("head_width", "paper" if "cuts" in results else "")
             if flat.get("decoupling") and not flat.get("rule"):
                 flat["rule"] = "greedy"  # as the script has it
             run = Training(
@@ -316,6 +317,7 @@ class _Found(NamedTuple):
             run.cuts == tuple(each["cuts"])
             and (run.headless or run.heads == tuple(each["heads"]))
             and run.results.get("groups", 1) == each.get("groups", 1)
+            and (run.headless or run.options.get("head_width", "paper") == each.get("head_width", "paper"))
             for each in decouplings
         )
 

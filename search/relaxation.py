@@ -14,6 +14,7 @@ from local_learning.chain import Chain
 from local_learning.cuttable import check_form, through
 from local_learning.decoupling import HEADS
 from local_learning.features import as_map, layout_of, map_shape, probe
+from local_learning.head_width import PAPER, scale_of
 from local_learning.heads import make_head
 from local_learning.losses import cross_entropy
 from search.config import SEARCHABLE
@@ -52,6 +53,7 @@ class RelaxedNet(nn.Module):
         label_smoothing: float = 0.1,
         smoothing: str = "all",
         logit_scaling: bool = False,
+        head_width: str | float = PAPER,
     ) -> None:
         super().__init__()
         check_form(chain, image_size)
@@ -72,7 +74,11 @@ class RelaxedNet(nn.Module):
             features = through(layer, features, number)
             self._layouts.append(layout_of(features.shape))
             chs, size = map_shape(features.shape)
-            made = [make_head(kind, chs, size, num_classes, width=chain.width) for kind in head_kinds]
+            scales = [scale_of(head_width, kind, chs, num_classes, chain.width) for kind in head_kinds]
+            made = [
+                make_head(kind, chs, size, num_classes, width=scale)
+                for kind, scale in zip(head_kinds, scales, strict=True)
+            ]
             for kind, head in zip(head_kinds, made, strict=True):
                 if kind in HEADS.own:
                     _check_logits(kind, head, torch.zeros(2, chs, size, size), num_classes)

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from local_learning.head_width import parse_head_width
 from search.config import DecouplingSearchConfig
 from search.findings import Outcome, results_of, summary, write_findings
 from search.hypergradient import hypergradient
@@ -26,6 +27,7 @@ from supernet.chains import (
     differs_from,
     kept_in_run,
     network_name,
+    usual_head_width,
     with_chain_names,
 )
 from tools.checkpoint import load_checkpoint
@@ -52,7 +54,7 @@ def search_decoupling(config: DecouplingSearchConfig) -> None:
 
 
 def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) -> None:
-    config = kept_in_run(config, run, accelerator)
+    config = _with_width(kept_in_run(config, run, accelerator))
     network_name(config)
     ranks = accelerator.num_processes
     if config.recipe.batch_size % ranks:
@@ -148,6 +150,11 @@ def _searched(
     return Outcome(part, alpha, beta, job.updates), end.seconds
 
 
+def _with_width(config: DecouplingSearchConfig) -> DecouplingSearchConfig:
+    """The options with the width of heads that is usual for the network, if they name none."""
+    return replace(config, head_width=config.head_width or usual_head_width(config))
+
+
 def _relaxed(config: DecouplingSearchConfig, data: Data, accelerator: Accelerator) -> RelaxedNet:
     chain = chosen_chain(config, data.num_classes, data.image_size, data.channels)
     if config.weights:
@@ -166,6 +173,7 @@ def _relaxed(config: DecouplingSearchConfig, data: Data, accelerator: Accelerato
             label_smoothing=config.recipe.label_smoothing,
             smoothing=config.recipe.smoothing,
             logit_scaling=bool(config.search.compat),
+            head_width=parse_head_width(config.head_width),
         )
     except ValueError as error:
         raise ValueError(f"{asked_for(config)}: {error}") from error
@@ -284,7 +292,7 @@ def _snapshots_of(run: Path, config: DecouplingSearchConfig, num_steps: int) -> 
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option}: cannot read the options of '{run}': {error}") from None
     old = of_run(DecouplingSearchConfig, text, source=str(run / "config.toml"))
-    theirs, mine = flatten(as_kept(old, run)), flatten(config)
+    theirs, mine = flatten(_with_width(as_kept(old, run))), flatten(config)
     kept = {name for name in mine if not name.startswith("search.")} | {"search.compat"}
     kept -= FREE | {"recipe.log_every", "recipe.checkpoint_every", "plugins", "architecture"}
     differing = [

@@ -8,9 +8,10 @@ from typing import Any, Protocol, TypeVar
 from accelerate import Accelerator
 from torch import Tensor
 
-from local_learning.build import NetworkOptions, check_name, seeded_chain
+from local_learning.build import NETWORKS, NetworkOptions, check_name, seeded_chain
 from local_learning.chain import Chain
 from local_learning.decoupling import DecouplingFile, read_decoupling
+from local_learning.head_width import MAP, PAPER
 from local_learning.networks.traced import with_our_names
 from supernet.documents import load_architecture, save_architecture, space_to, stem_of
 from supernet.space import Architecture, Space
@@ -107,6 +108,11 @@ def chosen_chain(options: ChosenNetwork, num_classes: int, image_size: int, in_c
         space = replace(space, tail=replace(space.tail, dropout=options.dropout))
     seed_globals(options.seed, "init")
     return build_architecture(space, architecture, stem=options.stem)
+
+
+def usual_head_width(options: ChosenNetwork) -> str:
+    """How wide its heads are if nothing is said: the papers' numbers are for the papers' networks."""
+    return PAPER if not options.architecture and options.network in NETWORKS else MAP
 
 
 def cuts_of(options: ChosenNetwork, path: str) -> DecouplingFile:

@@ -18,6 +18,9 @@ CASES = [
             ("--groups 2", "--groups: splits the blocks of a --decoupling"),
             ("--uneven-groups", "--uneven-groups: is about the blocks of a --decoupling"),
             ("--balance macs", "--balance: is about the blocks of a --decoupling"),
+            ("--head-width map", "--head-width: is about the heads of a --decoupling"),
+            (f"--head-width map --rule replay {CUT}", "--head-width: --rule replay trains no heads"),
+            (f"--head-width wide {CUT}", "--head-width: unknown value 'wide'; it must be paper, map"),
             (
                 "--local.diversity 0.1",
                 "--local.diversity: a training without --decoupling does not look at it",
