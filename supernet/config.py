@@ -47,7 +47,7 @@ class RecordOptions:
 _GREEDY = ("decoders", "decoder_gradient", "last_decoder", "skip_in_mean", "stem", "update")
 _USED: dict[str, dict[str, tuple[str, ...]]] = {
     "paths": {
-        "spos": ("canonical", "min_macs", "max_macs", "bin_macs"),
+        "spos": ("draw", "canonical", "min_macs", "max_macs", "bin_macs"),
         "fair": ("skip", "shared_scale"),
     },
     "layerwise": {

@@ -15,6 +15,9 @@ OBJECTIVES = ("cross_entropy", "infonce")
 class PathOptions:
     """Which paths spos and fair train."""
 
+    draw: str = "strings"
+    """spos: what is drawn uniformly: strings of choices, of which a network with few layers has more, or
+    networks, each different one alike."""
     canonical: bool = True
     """spos: move skips to the end among equal layers, so that one network always uses the same weights."""
     min_macs: float = 0.0
@@ -31,6 +34,11 @@ class PathOptions:
     """fair: the gradients of stem and tail, which all paths share: sum, or mean over the paths."""
 
     def __post_init__(self) -> None:
+        check_choice("--paths.draw", self.draw, ("strings", "networks"))
+        if self.draw == "networks" and not self.canonical:
+            raise ValueError(
+                "--paths.canonical: networks are drawn with their skips last; leave it on, or draw strings"
+            )
         check_range("--paths.min-macs", self.min_macs, 0)
         check_range("--paths.max-macs", self.max_macs, 0)
         check_range("--paths.bin-macs", self.bin_macs, 1 if self.bin_macs else 0)

@@ -6,7 +6,7 @@ from torch import Tensor
 from supernet.engine import Engine
 from supernet.objectives import Objective
 from supernet.options import PathOptions
-from supernet.sampling import LimitedSampler, bins, permutations, sample, stream
+from supernet.sampling import LimitedSampler, bins, permutations, sample, sample_network, stream
 from supernet.space import Architecture
 from supernet.strategy import MakeOptimizer, SharedStem, Strategy
 from supernet.supernet import Supernet
@@ -49,7 +49,10 @@ class EndToEnd(Strategy):
 
 
 class SinglePath(EndToEnd):
-    """Each batch trains one path, drawn uniformly (Guo et al., Single Path One-Shot, Eq. 7)."""
+    """Each batch trains one path, drawn uniformly (Guo et al., Single Path One-Shot, Eq. 7).
+
+    Uniformly over strings of choices, of which a network with skips has several, or over different networks.
+    """
 
     def __init__(
         self,
@@ -67,18 +70,20 @@ class SinglePath(EndToEnd):
         self._sampler: LimitedSampler | None = None
         self._bins = [(0, 0)]
         if options.max_macs or options.min_macs:
-            self._sampler = LimitedSampler(net.space)
+            self._sampler = LimitedSampler(net.space, networks=options.draw == "networks")
             self._bins = _bins(options, self._sampler)
 
     def path(self, step: int) -> Architecture:
         """The path of a step."""
         rng = stream(self.seed, "path", step)
         space = self.net.space
-        if self._sampler is None:
-            path = sample(space, rng)
-        else:
+        if self._sampler is not None:
             low, high = rng.choice(self._bins)
             path = self._sampler.draw(rng, high, low)
+        elif self.options.draw == "networks":
+            path = sample_network(space, rng)
+        else:
+            path = sample(space, rng)
         return space.canonical(path) if self.options.canonical else path
 
     def step(self, images: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:

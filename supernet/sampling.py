@@ -1,26 +1,31 @@
 """Random architectures: of the whole space, or of those whose cost lies between limits, each equally likely.
 
+Either each string of choices is equally likely, or each network: skips among equal layers may stand anywhere,
+so that a network has the more strings the more it skips. Networks are drawn with their skips last.
+
 Costs add up over layers, so the architectures of every total can be counted: once for the first layers and
 once for the last, which are put together at a layer in the middle. All is exact, nothing is tried and
 thrown away.
 """
 
+import itertools
 import random
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from supernet.additive import Additive, counted
-from supernet.space import Architecture, Space
+from supernet.space import Architecture, Layer, Space
 from tools.seeding import derive
 
 Totals = NDArray[np.int64]
 Counts = NDArray[Any]
 """Of 64-bit integers, or of Python's where those are too small."""
+Ways = tuple[Totals, Counts]
+"""What architectures can cost, ascending, and how many of them cost so much."""
 
 
 def stream(seed: int, purpose: str, *indices: int) -> random.Random:
@@ -33,6 +38,17 @@ def sample(space: Space, rng: random.Random) -> Architecture:
     return Architecture(tuple(rng.randrange(len(layer)) for layer in space.layers))
 
 
+def sample_network(space: Space, rng: random.Random) -> Architecture:
+    """Any of the different networks, each equally likely."""
+    choices: list[int] = []
+    for run in space.runs:
+        layer, by_depth = space.layers[run.start], space.networks_by_depth(run)
+        depth = list(by_depth)[_weighted(rng, list(by_depth.values()))]
+        drawn = [layer.weighted[rng.randrange(len(layer.weighted))] for _ in range(depth)]
+        choices += _with_skips(layer, drawn, len(run))
+    return Architecture(tuple(choices))
+
+
 def permutations(space: Space, members: Sequence[Sequence[int]], rng: random.Random) -> list[Architecture]:
     """As many architectures as layers have members, in which every member of every layer stands once."""
     orders = [rng.sample(list(of_layer), len(of_layer)) for of_layer in members]
@@ -40,21 +56,30 @@ def permutations(space: Space, members: Sequence[Sequence[int]], rng: random.Ran
 
 
 class LimitedSampler:
-    """Draws from the architectures whose cost is at most a limit, and at least another."""
+    """Draws from the architectures whose cost is at most a limit, and at least another.
 
-    def __init__(self, space: Space, *, cost: str | Additive = "macs") -> None:
+    With `networks` it counts and draws different networks, otherwise strings of choices.
+    """
+
+    def __init__(self, space: Space, *, cost: str | Additive = "macs", networks: bool = False) -> None:
         self.space = space
         self.cost = counted(space, cost) if isinstance(cost, str) else cost
-        self._fixed, self._table = self.cost.fixed, self.cost.table
+        self._fixed, table = self.cost.fixed, self.cost.table
         exact: type = np.int64 if space.size < 2**62 else object
-        start: tuple[Totals, Counts] = np.zeros(1, np.int64), np.ones(1, exact)
-        self._front, self._back = [start], [start]  # by the number of layers put together
-        count = len(self._table)
+        self._parts: Sequence[_Layer | _Run]
+        if networks:
+            rows_of = [table[run.start : run.stop] for run in space.runs]
+            self._parts = [_Run(space, *each, exact) for each in zip(space.runs, rows_of, strict=True)]
+        else:
+            self._parts = [_Layer(row) for row in table]
+        start = _nothing(exact)
+        self._front, self._back = [start], [start]  # by the number of parts put together
+        count = len(self._parts)
         while (front := len(self._front) - 1) + (back := len(self._back) - 1) < count:
             if len(self._front[-1][0]) <= len(self._back[-1][0]):
-                self._front.append(_extended(*self._front[-1], self._table[front]))
+                self._front.append(_extended(self._front[-1], self._parts[front]))
             else:
-                self._back.append(_extended(*self._back[-1], self._table[count - 1 - back]))
+                self._back.append(_extended(self._back[-1], self._parts[count - 1 - back]))
         self._below = np.concatenate([np.zeros(1, exact), np.cumsum(self._back[-1][1])])
         self._weights: dict[tuple[int, int], tuple[list[int], NDArray[Any]]] = {}
 
@@ -77,15 +102,16 @@ class LimitedSampler:
             )
         middle = int(middles[bisect_right(total, rng.randrange(total[-1]))])
         split = len(self._front) - 1
-        choices = [0] * len(self._table)
+        drawn = [0] * len(self._parts)
         rest = middle
         for index in reversed(range(split)):
-            choices[index], rest = self._step(rng, self._front[index], self._table[index], rest)
+            drawn[index], rest = _step(rng, self._front[index], self._parts[index], rest)
         rest = self._last(rng, high - self._fixed - middle, low - self._fixed - middle)
-        for index in range(split, len(self._table)):
-            after = self._back[len(self._table) - 1 - index]
-            choices[index], rest = self._step(rng, after, self._table[index], rest)
-        return Architecture(tuple(choices))
+        for index in range(split, len(self._parts)):
+            after = self._back[len(self._parts) - 1 - index]
+            drawn[index], rest = _step(rng, after, self._parts[index], rest)
+        chosen = [part.choices(rng, member) for part, member in zip(self._parts, drawn, strict=True)]
+        return Architecture(tuple(itertools.chain.from_iterable(chosen)))
 
     def _totals(self, high: int, low: int) -> tuple[list[int], Totals]:
         """Running numbers of architectures by the total of their first layers, and those totals."""
@@ -106,35 +132,98 @@ class LimitedSampler:
         drawn = int(self._below[lower]) + rng.randrange(int(self._below[upper] - self._below[lower]))
         return int(ends[int(np.searchsorted(self._below, drawn, side="right")) - 1])
 
-    @staticmethod
-    def _step(
-        rng: random.Random, others: tuple[Totals, Counts], row: Sequence[int], total: int
-    ) -> tuple[int, int]:
-        """A choice for one layer, by the ways in which the others make up the rest; and the rest."""
-        totals, counts = others
-        ways = []
-        for cost in row:
-            at = int(np.searchsorted(totals, total - cost))
-            found = at < len(totals) and int(totals[at]) == total - cost
-            ways.append(int(counts[at]) if found else 0)
-        choice = _weighted(rng, ways)
-        return choice, total - row[choice]
-
 
 def bins(low: int, high: int, width: int) -> list[tuple[int, int]]:
     """Intervals of a width from `low` to `high`, the last perhaps narrower; both ends belong to them."""
     edges = [*range(low, max(high, low + 1), width), high]
-    return [(start, stop - 1) for start, stop in pairwise(edges[:-1])] + [(edges[-2], high)]
+    return [(start, stop - 1) for start, stop in itertools.pairwise(edges[:-1])] + [(edges[-2], high)]
 
 
-def _extended(totals: Totals, counts: Counts, row: Sequence[int]) -> tuple[Totals, Counts]:
-    """Totals and their numbers with one more layer."""
-    sums = (totals[:, None] + np.array(row, np.int64)).ravel()
-    ways = np.repeat(counts, len(row))
-    found, where = np.unique(sums, return_inverse=True)
+class _Layer:
+    """A layer as a part of an architecture: its members are its candidates."""
+
+    def __init__(self, costs: Sequence[int]) -> None:
+        self.costs: Sequence[int] = costs
+        self.ways: Sequence[int] = [1] * len(costs)
+        """In how many ways each member comes about."""
+
+    def choices(self, rng: random.Random, member: int) -> list[int]:
+        """The choices of a member."""
+        return [member]
+
+
+class _Run:
+    """Layers among which skips may stand anywhere, as a part: its members are what they can cost together."""
+
+    def __init__(self, space: Space, run: range, rows: Sequence[Sequence[int]], exact: type) -> None:
+        self._layer, self._length = space.layers[run.start], len(run)
+        self._rows = [_Layer([row[choice] for choice in self._layer.weighted]) for row in rows]
+        self._by_depth = [_nothing(exact)]
+        for row in self._rows:
+            self._by_depth.append(_extended(self._by_depth[-1], row))
+        self._depths = list(space.networks_by_depth(run))
+        skips = _with_skips(self._layer, [], 1)
+        self._skipped = {
+            depth: sum(row[skip] for row in rows[depth:] for skip in skips) for depth in self._depths
+        }
+        """What the skips behind so many layers cost; nothing, if products are counted."""
+        members = [
+            (self._by_depth[depth][0] + self._skipped[depth], self._by_depth[depth][1])
+            for depth in self._depths
+        ]
+        totals, counts = _merged(*map(np.concatenate, zip(*members, strict=True)))
+        self.costs: Sequence[int] = totals.tolist()
+        self.ways: Sequence[int] = counts.tolist()
+
+    def choices(self, rng: random.Random, member: int) -> list[int]:
+        """One of the networks that cost so much, each equally likely."""
+        total = self.costs[member]
+        ways = [_number(self._by_depth[depth], total - self._skipped[depth]) for depth in self._depths]
+        depth = self._depths[_weighted(rng, ways)]
+        drawn, rest = [0] * depth, total - self._skipped[depth]
+        for index in reversed(range(depth)):
+            drawn[index], rest = _step(rng, self._by_depth[index], self._rows[index], rest)
+        return _with_skips(self._layer, [self._layer.weighted[each] for each in drawn], self._length)
+
+
+def _with_skips(layer: Layer, choices: list[int], length: int) -> list[int]:
+    """So many choices of equal layers, of which the rest are skips."""
+    skips = [choice for choice in range(len(layer)) if choice not in layer.weighted]
+    return choices + skips * (length - len(choices))
+
+
+def _nothing(exact: type) -> Ways:
+    """Of no layers: one way to cost nothing."""
+    return np.zeros(1, np.int64), np.ones(1, exact)
+
+
+def _extended(others: Ways, part: _Layer | _Run) -> Ways:
+    """Totals and their numbers with one more part."""
+    totals, counts = others
+    sums = (totals[:, None] + np.array(part.costs, np.int64)).ravel()
+    return _merged(sums, np.outer(counts, np.array(part.ways, counts.dtype)).ravel())
+
+
+def _merged(totals: Totals, counts: Counts) -> Ways:
+    """Each total once, in ascending order."""
+    found, where = np.unique(totals, return_inverse=True)
     added = np.zeros(len(found), counts.dtype)
-    np.add.at(added, where, ways)
+    np.add.at(added, where, counts)
     return found, added
+
+
+def _number(ways: Ways, total: int) -> int:
+    """In how many ways a total comes about."""
+    totals, counts = ways
+    at = int(np.searchsorted(totals, total))
+    return int(counts[at]) if at < len(totals) and int(totals[at]) == total else 0
+
+
+def _step(rng: random.Random, others: Ways, part: _Layer | _Run, total: int) -> tuple[int, int]:
+    """A member of one part, by the ways in which the others make up the rest; and the rest."""
+    members = zip(part.costs, part.ways, strict=True)
+    choice = _weighted(rng, [ways * _number(others, total - cost) for cost, ways in members])
+    return choice, total - part.costs[choice]
 
 
 def _weighted(rng: random.Random, ways: list[int]) -> int:

@@ -150,14 +150,14 @@ class Space:
     @property
     def num_networks(self) -> int:
         """The number of different networks: skips among equal layers may stand anywhere."""
-        count = 1
-        for run in self.runs:
-            ways, length = len(self.layers[run.start].weighted), len(run)
-            if length == 1:
-                count *= len(self.layers[run.start])
-            else:
-                count *= sum(ways**depth for depth in range(length + 1))
-        return count
+        return math.prod(sum(self.networks_by_depth(run).values()) for run in self.runs)
+
+    def networks_by_depth(self, run: range) -> dict[int, int]:
+        """How many different networks the layers of a run can be, by how many of them are not skipped."""
+        layer = self.layers[run.start]
+        ways = len(layer.weighted)
+        least = 0 if ways < len(layer) else len(run)
+        return {depth: ways**depth for depth in range(least, len(run) + 1)}
 
     def validate(self, architecture: Architecture) -> None:
         """Refuse what is no architecture of this space, naming the layer."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import chisquare
 from torch import Tensor
 
 from supernet.layers import Conv, Skip, Style
@@ -194,6 +195,53 @@ def test_canonical_paths_have_their_skips_behind() -> None:
         assert Counter(path.choices) == Counter(raw.choices)
         moved += path != raw
     assert moved > 10
+
+
+def test_networks_are_drawn_alike_and_blocks_as_often_as_they_have_them() -> None:
+    space = preset("nas_bench_macro", num_classes=5, image_size=8)
+    strategy = single_path(space, draw="networks")
+    networks = {space.canonical(each) for each in space.architectures()}
+    assert len(networks) == space.num_networks == 3969
+    drawn = [strategy.path(step) for step in range(2400)]
+    assert networks.issuperset(drawn)
+    found = [Counter(path.choices[layer] for path in drawn) for layer in range(8)]
+    for layer, counts in enumerate(found):
+        inside = Counter(each.choices[layer] for each in networks)
+        wanted = {choice: 2400 * number / 3969 for choice, number in inside.items()}
+        # Chi-squared with 2 degrees of freedom: 1 in 10,000 is over 18.4.
+        assert sum((counts[choice] - wanted[choice]) ** 2 / wanted[choice] for choice in wanted) < 18.4
+
+
+def test_how_often_blocks_are_trained_by_strings_and_by_networks() -> None:
+    space = preset("nas_bench_macro", num_classes=5, image_size=8)
+    strings = [space.canonical(each) for each in space.architectures()]
+    for layer in (3, 6):  # second in their stages, whose skips may stand anywhere; the next are third
+        for drawn, counts in ((strings, (1067, 533)), (list(set(strings)), (1029, 686))):
+            for choice in (1, 2):
+                inside = [sum(each.choices[at] == choice for each in drawn) for at in (layer, layer + 1)]
+                assert tuple(round(2400 * number / len(drawn)) for number in inside) == counts
+
+
+def test_networks_within_limits_are_drawn_alike() -> None:
+    space = skipping_space()
+    costs = Counter(map(space.macs, {space.canonical(each) for each in space.architectures()}))
+    low, high = (sorted(costs.elements())[int(part * costs.total())] for part in (0.2, 0.25))
+    inside = {total: number for total, number in costs.items() if low <= total <= high}
+    strategy = single_path(space, draw="networks", min_macs=low, max_macs=high)
+    steps = 40 * sum(inside.values())
+    found = Counter(space.macs(strategy.path(step)) for step in range(steps))
+    assert found.keys() <= inside.keys()
+    assert (
+        chisquare([found[total] for total in inside], [40 * number for number in inside.values()]).pvalue
+        > 1e-4
+    )
+
+
+def test_networks_have_their_skips_last() -> None:
+    with pytest.raises(ValueError, match=r"--paths.canonical: .*skips last"):
+        PathOptions(draw="networks", canonical=False)
+    with pytest.raises(ValueError, match=r"--paths.draw: unknown value 'nets'"):
+        PathOptions(draw="nets")
 
 
 def test_limits_hold_over_two_hundred_steps() -> None:

@@ -2,8 +2,9 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import nn
 
+from supernet.additive import Additive
 from supernet.layers import Conv, MBConv, Place, Projection, Skip, Style
 from supernet.presets import PRESETS, preset
-from supernet.sampling import LimitedSampler, bins, permutations, sample, stream
+from supernet.sampling import LimitedSampler, bins, permutations, sample, sample_network, stream
 from supernet.space import Architecture, Fixed, Layer, Space
 from supernet.tail import Tail
 
@@ -253,6 +255,123 @@ def test_draws_from_spaces_of_any_size_are_equally_likely(layers: int) -> None:
     shares = [sum(ways[: wide - 3]) if total == wide - 4 else ways[total] for total in kept]
     expected = [800 * share / sum(ways) for share in shares]
     assert chisquare([seen[total] for total in kept], expected).pvalue > 1e-3
+
+
+# ---- networks instead of strings -----------------------------------------------------------------------
+
+
+def skipping_space() -> Space:
+    """Runs of two, of one without a skip, and of one with; totals that several networks share."""
+    shrinking = Layer((Conv(1), Projection()), 4, 2)
+    of_two = Layer((Wide(1), Skip(), Wide(2)), 4)
+    layers = (of_two, of_two, shrinking, Layer((Skip(), Wide(1), Wide(2)), 4))
+    return Space((Fixed(Projection(), 4),), layers, Tail(), image_size=4)
+
+
+class Branching(random.Random):
+    """Goes through all that a draw can come to, one after the other, and says how likely each was."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self._way: list[list[int]] = []
+        self._at = 0
+
+    def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:  # type: ignore[override]
+        assert stop is None
+        if self._at == len(self._way):
+            self._way.append([0, start])
+        drawn, among = self._way[self._at]
+        assert among == start
+        self._at += 1
+        return drawn
+
+    def chances(self, draw: Callable[[random.Random], Architecture]) -> dict[Architecture, Fraction]:
+        found: dict[Architecture, Fraction] = {}
+        while True:
+            self._at = 0
+            drawn = draw(self)
+            chance = math.prod((Fraction(1, among) for _, among in self._way), start=Fraction(1))
+            found[drawn] = found.get(drawn, Fraction(0)) + chance
+            while self._way and self._way[-1][0] == self._way[-1][1] - 1:
+                self._way.pop()
+            if not self._way:
+                return found
+            self._way[-1][0] += 1
+
+
+def networks_of(space: Space) -> dict[Architecture, int]:
+    """The different networks and their numbers of strings, by taking the skips of layers 1 and 2 out."""
+    found: dict[tuple[object, ...], Architecture] = {}
+    strings = Counter[tuple[object, ...]]()
+    for each in space.architectures():
+        words = [str(layer[choice]) for layer, choice in zip(space.layers, each.choices, strict=True)]
+        key = (*(word for word in words[:2] if word != "skip"), *words[2:])
+        strings[key] += 1
+        found[key] = space.canonical(each)
+    return {network: strings[key] for key, network in found.items()}
+
+
+def test_each_network_is_exactly_as_likely_as_another() -> None:
+    space = skipping_space()
+    networks = networks_of(space)
+    # (1 + 2 + 4) * 2 * 3, of 9 * 2 * 3 strings.
+    assert len(networks) == space.num_networks == 42 < space.size == 54
+    chances = Branching().chances(lambda rng: sample_network(space, rng))
+    assert chances == dict.fromkeys(networks, Fraction(1, 42))
+    # By strings a network is the likelier the more of them it has.
+    chances = Branching().chances(lambda rng: space.canonical(sample(space, rng)))
+    assert chances == {network: Fraction(strings, 54) for network, strings in networks.items()}
+
+
+@pytest.mark.parametrize("part", [(0.0, 0.3), (0.45, 0.55), (0.9, 1.0)])
+def test_networks_within_limits_are_exactly_as_likely(part: tuple[float, float]) -> None:
+    space = skipping_space()
+    costs = {each: space.macs(each) for each in networks_of(space)}
+    ordered = sorted(costs.values())
+    low, high = (ordered[int(each * (len(ordered) - 1))] for each in part)
+    within = [each for each, total in costs.items() if low <= total <= high]
+    sampler = LimitedSampler(space, networks=True)
+    assert sampler.count(high, low) == len(within) > 3
+    assert sampler.count(sampler.cost.most) == len(costs)
+    chances = Branching().chances(lambda rng: sampler.draw(rng, high, low))
+    assert chances == dict.fromkeys(within, Fraction(1, len(within)))
+
+
+def test_skips_that_cost_something_count_as_well() -> None:
+    space = wide_space([[1, 0, 2], [1, 0, 2], [0, 3]])
+    uneven = Additive("ticks", 5, ((4, 1, 6), (3, 2, 7), (1, 9)))
+    costs = {each: uneven.of(each) for each in map(space.canonical, space.architectures())}
+    sampler = LimitedSampler(space, cost=uneven, networks=True)
+    for limit in sorted(set(costs.values()))[::3]:
+        within = [each for each, total in costs.items() if total <= limit]
+        assert sampler.count(limit) == len(within)
+        chances = Branching().chances(lambda rng, high=limit: sampler.draw(rng, high))  # type: ignore[misc]
+        assert chances == dict.fromkeys(within, Fraction(1, len(within)))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_networks_of_presets_are_counted_and_drawn_within_limits(name: str) -> None:
+    space, rng = preset(name, num_classes=10, image_size=32), stream(8, "test")
+    sampler = LimitedSampler(space, networks=True)
+    assert sampler.count(sampler.cost.most) == space.num_networks
+    for _ in range(5):
+        low, high = sorted(space.macs(sample_network(space, rng)) for _ in range(2))
+        drawn = sampler.draw(rng, high, low)
+        assert low <= space.macs(drawn) <= high
+        assert space.canonical(drawn) == drawn
+
+
+@pytest.mark.parametrize("layers", [39, 41, 100])
+def test_networks_of_long_runs_are_counted_exactly(layers: int) -> None:
+    space = wide_space([[1, 2, 0]] * layers)
+    sampler, rng = LimitedSampler(space, networks=True), stream(9, "test")
+    # Of so many layers with so many wide ones: total = layers + wide.
+    ways = [sum(math.comb(depth, total - depth) for depth in range(total + 1)) for total in range(layers + 1)]
+    for total in (0, 1, layers // 2, layers):
+        exactly = sampler.cost.least + 8 * total
+        assert sampler.count(exactly, exactly) == ways[total]
+        assert space.macs(sampler.draw(rng, exactly, exactly)) == exactly
+    assert sampler.count(sampler.cost.most) == space.num_networks == 2 ** (layers + 1) - 1
 
 
 # ---- permutations and bins -----------------------------------------------------------------------------
