@@ -61,6 +61,8 @@ class TruthPlan:
     """The space, or the network that is cut."""
     networks: tuple[Mapping[str, Any], ...]
     repeats: int
+    classifier_init: str
+    """With which first weights of their classifiers architectures are trained, all of them."""
 
     def __str__(self) -> str:
         noun = "decoupling" if self.kind == DECOUPLINGS else "network"
@@ -96,6 +98,8 @@ def config_of(config: TruthConfig, run: Run, plan: TruthPlan, trial: Trial) -> R
         network = {"decoupling": str(file)}
     else:
         network = {"architecture": str(file), "stem": stem_of(file)}
+    if config.architecture or plan.kind == ARCHITECTURES:
+        network["classifier_init"] = plan.classifier_init
     return config.training(run=str(folder_of(run, trial).path), seed=config.seed + trial.repeat, **network)
 
 
@@ -103,7 +107,11 @@ def read_plan(run: Run) -> TruthPlan:
     """The plan of a run that has begun."""
     document = read_document(run.path / "plan.json", KIND, VERSION)
     return TruthPlan(
-        document["kind"], document["about"], tuple(document["networks"]), int(document["repeats"])
+        document["kind"],
+        document["about"],
+        tuple(document["networks"]),
+        int(document["repeats"]),
+        document.get("classifier_init", "timm"),  # the one way there was, before plans said so
     )
 
 
@@ -111,6 +119,7 @@ def write_plan(config: TruthConfig, run: Run, data: Data) -> None:
     """Choose the networks and write them, the plan itself last."""
     plan = _cuts(config, run, data) if config.decouplings else _networks(config, run, data)
     content = {"kind": plan.kind, "about": plan.about, "repeats": plan.repeats, "seed": config.seed}
+    content |= {"classifier_init": plan.classifier_init}
     write_document(run.path / "plan.json", KIND, VERSION, content | {"networks": list(plan.networks)})
 
 
@@ -128,7 +137,7 @@ def _cuts(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
         facts = {"network": name, "cuts": list(decoupling.cuts), "heads": list(decoupling.heads)}
         widths = {"groups": decoupling.groups, "head_width": decoupling.head_width}
         networks.append(facts | counted(config) | widths | {"name": asked})
-    return TruthPlan(DECOUPLINGS, name, tuple(networks), config.repeats)
+    return TruthPlan(DECOUPLINGS, name, tuple(networks), config.repeats, config.classifier_init)
 
 
 def _networks(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
@@ -153,7 +162,7 @@ def _networks(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
     for number, architecture in enumerate(architectures, start=1):
         save_architecture(_file(run, ARCHITECTURES, number), architecture, space, stem=config.stem)
     networks = tuple({"choices": list(each.choices)} for each in architectures)
-    return TruthPlan(ARCHITECTURES, space.name, networks, config.repeats)
+    return TruthPlan(ARCHITECTURES, space.name, networks, config.repeats, config.classifier_init)
 
 
 def _read(path: Path, space: Space | None, images: Mapping[str, int]) -> tuple[Space, list[Architecture]]:

@@ -30,6 +30,8 @@ class ChosenNetwork(NetworkOptions, Protocol):
 
     @property
     def architecture(self) -> str: ...
+    @property
+    def classifier_init(self) -> str: ...
 
 
 Chosen = TypeVar("Chosen", bound=ChosenNetwork)
@@ -107,7 +109,7 @@ def chosen_chain(options: ChosenNetwork, num_classes: int, image_size: int, in_c
     if options.dropout:
         space = replace(space, tail=replace(space.tail, dropout=options.dropout))
     seed_globals(options.seed, "init")
-    return build_architecture(space, architecture, stem=options.stem)
+    return build_architecture(space, architecture, stem=options.stem, classifier_init=options.classifier_init)
 
 
 def usual_head_width(options: ChosenNetwork) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from supernet.options import CLASSIFIER_INITS
 from tools.config import check_choice, check_range, flag
 
 
@@ -21,6 +22,9 @@ class NetworkChoice:
     """Rate of stochastic depth, for the timm models that have it."""
     init: str = "fan_in"
     """Kaiming initialisation of the papers' networks: fan_in or fan_out."""
+    classifier_init: str = "torch"
+    """First weights of an architecture's classifier: torch (losses begin near log(classes)), or timm (uniform
+    within 1/sqrt(classes), as for ImageNet's thousand)."""
     stem: str = "fused"
     """The stem of a ResNet or of an architecture: part of the first layer (fused, as in SEDONA), or layers
     of its own (unit, as in DGL)."""
@@ -35,9 +39,14 @@ class NetworkChoice:
         check_range("--dropout", self.dropout, 0, 0.99)
         check_range("--drop-path", self.drop_path, 0, 0.99)
         check_choice("--init", self.init, ("fan_in", "fan_out"))
+        check_choice("--classifier-init", self.classifier_init, CLASSIFIER_INITS)
         check_choice("--stem", self.stem, ("fused", "unit"))
         if self.pretrained and self.weights:
             raise ValueError("--pretrained: cannot go with --weights; choose one")
+        if self.classifier_init != NetworkChoice.classifier_init and not self.architecture:
+            raise ValueError(
+                "--classifier-init: goes with --architecture; --network has an --init of its own"
+            )
         if self.architecture:
             network = type(self).__dataclass_fields__["network"].default
             if self.network != network:

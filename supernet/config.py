@@ -1,8 +1,16 @@
 """The options of train_supernet.py; free of torch."""
 
 from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
-from supernet.options import OBJECTIVES, STRATEGIES, ContrastOptions, LayerwiseOptions, PathOptions
+from supernet.options import (
+    CLASSIFIER_INITS,
+    OBJECTIVES,
+    STRATEGIES,
+    ContrastOptions,
+    LayerwiseOptions,
+    PathOptions,
+)
 from tools.config import check_choice, check_idle, check_range
 from tools.data import DataConfig
 from tools.options import ExtendOptions, FastOptions, RunOptions
@@ -63,6 +71,8 @@ _USED: dict[str, dict[str, tuple[str, ...]]] = {
 class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
     """Which space, how it is trained, on which data, by which recipe, on what machine."""
 
+    EARLIER: ClassVar[dict[str, Any]] = {"classifier_init": "timm"}
+
     run: str = "runs/supernet"
     space: str = "nas_bench_macro"
     """lwsl_table1, lwsl_fit, cream, nas_bench_macro, tiny, your own, or the .toml or .json file of one."""
@@ -76,6 +86,9 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
     tail_steps: int = 0
     """Steps behind those of the recipe in which only the classifier (after infonce) or the tail (after
     --layerwise.last-decoder local) is trained, on uniform paths."""
+    classifier_init: str = "torch"
+    """First weights of the classifier: torch (losses begin near log(classes)), or timm (uniform within
+    1/sqrt(classes), as for ImageNet's thousand)."""
     paths: PathOptions = field(default_factory=PathOptions)
     layerwise: LayerwiseOptions = field(default_factory=LayerwiseOptions)
     contrast: ContrastOptions = field(default_factory=ContrastOptions)
@@ -90,6 +103,7 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
             raise ValueError("--space: name a preset or a file")
         STRATEGIES.check("--strategy", self.strategy)
         check_choice("--objective", self.objective, OBJECTIVES)
+        check_choice("--classifier-init", self.classifier_init, CLASSIFIER_INITS)
         check_range("--tail-steps", self.tail_steps, 0)
         if self.extend and self.tail_steps:
             raise ValueError("--extend: cannot go with --tail-steps, which are trained behind the last step")

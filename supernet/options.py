@@ -9,6 +9,7 @@ from tools.plugins import Registry
 
 STRATEGIES: Registry[Callable[..., Any]] = Registry("strategy", ("spos", "fair", "greedy", "nongreedy"))
 OBJECTIVES = ("cross_entropy", "infonce")
+CLASSIFIER_INITS = ("torch", "timm")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,19 +6,21 @@ from timm.models._efficientnet_builder import efficientnet_init_weights
 from torch import Tensor, nn
 
 from local_learning.chain import Chain
+from supernet.options import CLASSIFIER_INITS
 from supernet.space import Architecture, Space
 from supernet.stem import layers_with_stem
 from supernet.tail import build_tail
+from tools.config import check_choice
 
 
 class Supernet(nn.Module):
     """Stem, the candidates of every searchable layer, and tail.
 
-    `layers[l][j]` is candidate j of searchable layer l. Initial weights, timm's for such networks, come from
-    torch's global generator.
+    `layers[l][j]` is candidate j of searchable layer l. Initial weights come from torch's global generator;
+    what they are `initialise` says.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, *, classifier_init: str = "torch") -> None:
         super().__init__()
         self.space = space
         self.stem = nn.ModuleList(_stem(space))
@@ -27,7 +29,7 @@ class Supernet(nn.Module):
             for layer, place in zip(space.layers, space.places, strict=True)
         )
         self.tail = _tail(space)
-        efficientnet_init_weights(self)
+        initialise(self, self.tail, classifier_init)
 
     def begin(self, images: Tensor) -> Tensor:
         """What the stem gives to the first searchable layer."""
@@ -70,7 +72,9 @@ class Supernet(nn.Module):
         return chain
 
 
-def build_architecture(space: Space, architecture: Architecture, *, stem: str = "fused") -> Chain:
+def build_architecture(
+    space: Space, architecture: Architecture, *, stem: str = "fused", classifier_init: str = "torch"
+) -> Chain:
     """A single network of a space, with initial weights from torch's global generator.
 
     The stem is part of the first layer (`fused`), or its layers come first (`unit`).
@@ -79,8 +83,22 @@ def build_architecture(space: Space, architecture: Architecture, *, stem: str = 
     places = zip(space.layers, space.places, architecture.choices, strict=True)
     chosen = [layer[choice].build(place, space.style) for layer, place, choice in places]
     chain = _chain(_stem(space), chosen, _tail(space), stem)
-    efficientnet_init_weights(chain)
+    initialise(chain, chain.classifier, classifier_init)
     return chain
+
+
+def initialise(module: nn.Module, tail: nn.Module, classifier_init: str) -> None:
+    """Give a new module timm's initial weights for such networks, but its classifier torch's.
+
+    timm's range for a classifier, 1 / sqrt(classes), fits a thousand classes: with ten, the first losses are
+    far over log(classes). With `classifier_init` "timm" it is taken all the same.
+    """
+    check_choice("--classifier-init", classifier_init, CLASSIFIER_INITS)
+    classifier = tail.get_submodule("fc")
+    of_torch = copy.deepcopy(classifier.state_dict())  # as it was built, so that no more is drawn
+    efficientnet_init_weights(module)
+    if classifier_init == "torch":
+        classifier.load_state_dict(of_torch)
 
 
 def _stem(space: Space) -> list[nn.Module]:

@@ -155,7 +155,7 @@ def _check(config: SupernetConfig, accelerator: Accelerator) -> None:
 
 def _supernet(config: SupernetConfig, space: Space, accelerator: Accelerator) -> Supernet:
     seed_globals(config.seed, "init")
-    net = Supernet(space)
+    net = Supernet(space, classifier_init=config.classifier_init)
     net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
     use_channels_last(net)
     return net

@@ -7,12 +7,15 @@ import pytest
 import safetensors
 import torch
 
+from retrain.config import RetrainConfig
+from supernet.chains import chosen_chain
 from supernet.documents import load_architecture, save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture
 from supernet.supernet import build_architecture
 from tests.forked import run, run_up_to
 from tests.script import SMALL, weights
+from tools.seeding import seed_globals
 from tools.weights import load_weights
 
 CHOICES = Architecture((0, 3, 2, 1))
@@ -43,6 +46,17 @@ def test_it_trains_whole_and_in_pieces(file: Path, tmp_path: Path) -> None:
     assert all(torch.equal(chain.state_dict()[name], value) for name, value in trained.items())
     cuts = json.loads((tmp_path / "pieces" / "decoupling.json").read_text())
     assert (cuts["network"], cuts["num_layers"], cuts["cuts"]) == ("tiny/0321", 3, [1])
+
+
+@pytest.mark.parametrize("classifier_init", ["torch", "timm"])
+def test_its_classifier_begins_as_asked_for(file: Path, classifier_init: str) -> None:
+    config = RetrainConfig(architecture=str(file), classifier_init=classifier_init, seed=4)
+    chain = chosen_chain(config, 10, 16, 3)
+    seed_globals(4, "init")
+    space = preset("tiny", num_classes=10, image_size=16)
+    wanted = build_architecture(space, CHOICES, classifier_init=classifier_init).state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in chain.state_dict().items())
+    assert bool(chain.classifier.get_parameter("fc.bias").any()) == (classifier_init == "torch")
 
 
 @pytest.mark.slow

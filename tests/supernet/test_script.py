@@ -38,6 +38,15 @@ def trained(folder: Path, *options: str, ranks: int = 1) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("classifier_init", ["torch", "timm"])
+def test_the_classifier_begins_as_asked_for(classifier_init: str, tmp_path: Path) -> None:
+    still = ["--recipe.steps", "1", "--recipe.lr", "1e-9", "--recipe.min-lr", "0"]
+    folder = trained(tmp_path / "run", *still, "--classifier-init", classifier_init)
+    bias = weights(folder)["tail.fc.bias"]
+    # torch draws it like the weights, within 1 / sqrt(64); timm leaves it at 0.
+    assert (0.01 < bias.abs().max() < 0.125) if classifier_init == "torch" else bias.abs().max() < 1e-6
+
+
 def lines_of(path: Path) -> list[dict[str, Any]]:
     return [
         {name: value for name, value in line.items() if name not in MEASURED} for line in read_metrics(path)

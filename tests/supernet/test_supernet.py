@@ -249,9 +249,9 @@ def test_dropout_draws_alike_in_path_and_chain() -> None:
 # ---- initial weights -----------------------------------------------------------------------------------
 
 
-def assert_initial(net: nn.Module) -> None:
+def assert_initial(net: nn.Module, classifier_init: str = "torch") -> None:
     """Every weight is drawn by its rule: five standard errors at most from what it says."""
-    for module in net.modules():
+    for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
             spread = module.weight.std().item() / math.sqrt(2 / fan_out)
@@ -266,10 +266,12 @@ def assert_initial(net: nn.Module) -> None:
             assert not module.running_mean.any()
             assert (module.running_var == 1).all()
         elif isinstance(module, nn.Linear):
-            bound = 1 / math.sqrt(module.out_features)
+            by_torch = classifier_init == "torch" and name.endswith(".fc")
+            bound = 1 / math.sqrt(module.in_features if by_torch else module.out_features)
             assert 0.95 * bound < module.weight.abs().max() <= bound
             assert abs(module.weight.std().item() / bound * math.sqrt(3) - 1) < 0.1
-            assert not module.bias.any()
+            assert bool(module.bias.any()) == by_torch
+            assert module.bias.abs().max() <= bound
 
 
 @pytest.mark.parametrize("name", ["lwsl_table1", "cream", "nas_bench_macro", "tiny"])
@@ -278,6 +280,44 @@ def test_initial_weights_follow_the_reference(name: str) -> None:
     assert_initial(net)
     architecture = sample(net.space, random.Random(0))
     assert_initial(net.extract(architecture, fresh=True))
+    assert_initial(Supernet(net.space, classifier_init="timm"), "timm")
+    assert_initial(build_architecture(net.space, architecture, classifier_init="timm"), "timm")
+
+
+@pytest.mark.parametrize("classes", [10, 100, 1000])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_first_loss_is_that_of_a_guess(classes: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    space = preset("nas_bench_macro", num_classes=classes, image_size=16)
+    path = sample(space, random.Random(seed))
+    images, labels = torch.randn(64, 3, 16, 16), torch.randint(classes, (64,))
+    for net in (build_architecture(space, path), Supernet(space).extract(path)):
+        assert abs(F.cross_entropy(net(images), labels).item() - math.log(classes)) < 0.15
+
+
+def test_the_range_of_timm_is_for_a_thousand_classes() -> None:
+    space = preset("nas_bench_macro", num_classes=10, image_size=16)
+    torch.manual_seed(0)
+    net = build_architecture(space, Architecture((2,) * 8), classifier_init="timm")
+    logits = net(torch.randn(64, 3, 16, 16))
+    assert F.cross_entropy(logits, torch.randint(10, (64,))) > math.log(10) + 0.5
+
+
+def test_the_classifiers_first_weights_change_no_others() -> None:
+    space = own_space()
+    drawn: dict[str, tuple[dict[str, Tensor], Tensor]] = {}
+    for classifier_init in ("torch", "timm"):
+        torch.manual_seed(5)
+        net = Supernet(space, classifier_init=classifier_init)
+        drawn[classifier_init] = net.state_dict(), torch.rand(4)
+    (ours, after), (theirs, after_theirs) = drawn["torch"], drawn["timm"]
+    assert {name for name in ours if not torch.equal(ours[name], theirs[name])} == {
+        "tail.fc.weight",
+        "tail.fc.bias",
+    }
+    assert torch.equal(after, after_theirs)
+    with pytest.raises(ValueError, match=r"--classifier-init: unknown value 'keras'"):
+        Supernet(space, classifier_init="keras")
 
 
 def test_fresh_weights_are_others_of_the_same_shapes() -> None:
@@ -317,6 +357,5 @@ def test_the_tails_hidden_layer_has_the_spaces_activation(act: str) -> None:
     hidden = features.mean((2, 3)) @ tail.get_parameter("hidden.weight").T
     slopes = {"relu": F.relu(hidden), "gelu": F.gelu(hidden), "leaky_relu": F.leaky_relu(hidden)}
     activated = slopes[act]
-    torch.testing.assert_close(
-        tail(features), activated @ tail.get_parameter("fc.weight").T, rtol=1e-12, atol=1e-12
-    )
+    logits = activated @ tail.get_parameter("fc.weight").T + tail.get_parameter("fc.bias")
+    torch.testing.assert_close(tail(features), logits, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,40 @@
+"""What a truth's run folder says of the trainings that are still to come."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local_learning.decoupling import Decoupling, save_decoupling
+from retrain.truth_config import TruthConfig
+from retrain.truth_plan import KIND, VERSION, config_of, read_plan
+from tools.files import write_document
+from tools.runs import Run
+
+
+def first_training(folder: Path, config: TruthConfig, kind: str, **more: Any) -> str:
+    """With which weights of the classifier the first training of a plan begins."""
+    networks = [{"choices": [0, 0, 0, 0], "name": "uniform:2:linear"}]
+    content = {"kind": kind, "about": "tiny", "repeats": 1, "seed": 0, "networks": networks}
+    write_document(folder / "plan.json", KIND, VERSION, content | more)
+    run = Run(folder)
+    plan = read_plan(run)
+    return config_of(config, run, plan, plan.trials[0]).classifier_init
+
+
+def test_all_networks_of_a_truth_begin_alike(tmp_path: Path) -> None:
+    config = TruthConfig(space="tiny")
+    assert first_training(tmp_path, config, "architectures", classifier_init="torch") == "torch"
+    assert first_training(tmp_path, config, "architectures", classifier_init="timm") == "timm"
+    # A plan of before the option says nothing, and its first networks began with timm's range.
+    assert first_training(tmp_path, config, "architectures") == "timm"
+
+
+@pytest.mark.parametrize(("options", "wanted"), [({"architecture": "a.json"}, "timm"), ({}, "torch")])
+def test_only_architectures_have_such_a_classifier(
+    tmp_path: Path, options: dict[str, str], wanted: str
+) -> None:
+    (tmp_path / "decouplings").mkdir()
+    save_decoupling(tmp_path / "decouplings/0001.json", Decoupling((1,), ("linear",)), "tiny", 5)
+    config = TruthConfig(decouplings=("uniform:2:linear",), **options)
+    assert first_training(tmp_path, config, "decouplings") == wanted
