@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import multiprocessing
 import os
 import signal
 import sys
@@ -63,6 +64,8 @@ def work(config: TruthConfig, environment: Mapping[str, str], teller: Teller) ->
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.clear()
     os.environ.update(environment)
+    # Its data loaders make their workers as those of retrain_model.py do, whichever way this one was made.
+    multiprocessing.set_start_method(None, force=True)
     gc.freeze()  # what is imported stays: collecting after each training need not look through it
     run, current = Run(Path(config.run)), ""
     try:

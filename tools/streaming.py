@@ -1,5 +1,7 @@
 """Batches of images that worker processes decode and augment one by one.
 
+All that a worker is given can be pickled: only workers that are forked could do without.
+
 What happens to an image is a function of (seed, its position in the endless order): not of the number of
 workers or ranks, nor of where a run was resumed. Workers hand over bytes; the device that trains normalises.
 """
@@ -144,20 +146,20 @@ def training_transform(data: Data, config: DataConfig) -> Transform:
         steps.append(_timm_policy(config.auto_augment, size, data.mean * (3 // data.channels)))
     if config.color_jitter:
         steps.append(v2.ColorJitter(*[config.color_jitter] * 3))
-    steps.append(_to_bytes(data.channels))
+    steps.append(partial(_to_bytes, channels=data.channels))
     mean_colour = [round(255 * value) for value in data.mean]
     if config.cutout:
-        steps.append(lambda pixels: _cut_out(pixels, config.cutout, mean_colour))
+        steps.append(partial(_cut_out, side=config.cutout, colour=mean_colour))
     if config.erase:
-        erase = v2.RandomErasing(config.erase, value=mean_colour)
-        steps.append(lambda pixels: erase(pixels.permute(2, 0, 1)).permute(1, 2, 0))
+        steps.append(partial(_erase, erasing=v2.RandomErasing(config.erase, value=mean_colour)))
     transform: Transform = v2.Compose(steps)
     return transform
 
 
 def evaluation_transform(preparation: Preparation) -> Transform:
     """From a decoded image to bytes (H, W, C)."""
-    transform: Transform = v2.Compose([_to_size(preparation), _to_bytes(len(preparation.mean))])
+    to_bytes = partial(_to_bytes, channels=len(preparation.mean))
+    transform: Transform = v2.Compose([_to_size(preparation), to_bytes])
     return transform
 
 
@@ -179,16 +181,17 @@ def _timm_policy(policy: str, size: int, mean: Sequence[float]) -> Callable[[Any
     return made
 
 
-def _to_bytes(channels: int) -> Callable[[Image.Image], Tensor]:
+def _to_bytes(image: Image.Image, *, channels: int) -> Tensor:
     """Bytes (H, W, C); grey sets are in colour only for the transforms, some of which insist on it."""
-
-    def convert(image: Image.Image) -> Tensor:
-        return torch.from_numpy(np.array(image))[..., :channels].contiguous()
-
-    return convert
+    return torch.from_numpy(np.array(image))[..., :channels].contiguous()
 
 
-def _cut_out(pixels: Tensor, side: int, colour: Sequence[int]) -> Tensor:
+def _erase(pixels: Tensor, *, erasing: v2.RandomErasing) -> Tensor:
+    erased: Tensor = erasing(pixels.permute(2, 0, 1))
+    return erased.permute(1, 2, 0)
+
+
+def _cut_out(pixels: Tensor, *, side: int, colour: Sequence[int]) -> Tensor:
     spans = []
     for length in pixels.shape[:2]:
         start = int(torch.randint(length, ())) - side // 2

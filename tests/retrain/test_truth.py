@@ -21,6 +21,7 @@ from supernet.presets import preset
 from supernet.space import Architecture, Space
 from tests.forked import run, run_up_to
 from tests.script import SMALL, chance, command, finish, kill_all, start, wait_until, weights
+from tests.tools.imitations import imitation
 from tools.config import from_toml
 from tools.meters import read_metrics
 from tools.runs import Run
@@ -282,6 +283,16 @@ def test_a_truth_of_before_counts_the_stem_as_it_did(stem: str, space: Space, tm
     config = TruthConfig(space="tiny", decoupling="uniform:2:linear")
     (trial,) = plan.trials
     assert config_of(config, Run(tmp_path), plan, trial).stem == stem
+
+
+@pytest.mark.slow
+def test_images_of_a_folder_are_read_in_the_workers_and_by_processes_of_theirs(tmp_path: Path) -> None:
+    imitation("folder", tmp_path / "photos")
+    options = ["--device", "cpu", "--threads", "1", "--space", "tiny", "--networks", "2"]
+    options += ["--data.name", "folder", "--data.root", str(tmp_path / "photos"), "--data.image-size", "16"]
+    options += ["--recipe.steps", "2", "--recipe.batch-size", "8", "--recipe.lr", "0.02"]
+    alone, helped = (made(tmp_path / count, *options, "--data.workers", count) for count in ("0", "2"))
+    assert_same_truth(alone, helped)
 
 
 def test_drawn_networks_keep_the_limit_and_depend_on_the_seed(space: Space) -> None:

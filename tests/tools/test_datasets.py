@@ -3,23 +3,17 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.tools.imitations import write_downsampled, write_images, write_tiny_imagenet
 from tools.data import DataConfig
 from tools.datasets import load_data, stratified
 from tools.images import ArrayImages, BadImage, FolderImages, decode
 from tools.sources import _ArraysOnly
-
-
-def write_images(folder: Path, count: int, *, size: tuple[int, int] = (9, 7), mode: str = "RGB") -> None:
-    folder.mkdir(parents=True)
-    for number in range(count):
-        Image.new(mode, size, color=number + 1).save(folder / f"{number}.png")
 
 
 def folder_set(root: Path, **options: Any) -> DataConfig:
@@ -115,26 +109,12 @@ def test_a_subset_keeps_all_classes(tmp_path: Path) -> None:
 
 
 def test_tiny_imagenets_layout(tmp_path: Path) -> None:
-    for name in ("n01", "n02"):
-        write_images(tmp_path / "train" / name / "images", 10, size=(64, 64))
-    write_images(tmp_path / "val" / "images", 2, size=(64, 64))
-    (tmp_path / "val" / "val_annotations.txt").write_text("0.png\tn02\t0\t0\t1\t1\n1.png\tn01\t0\t0\t1\t1\n")
+    write_tiny_imagenet(tmp_path)
     data = load_data(DataConfig(name="tiny-imagenet", root=str(tmp_path), validation=0.2), 0)
     assert [len(split) for split in (data.train, data.validation, data.test)] == [16, 4, 2]
     assert isinstance(data.test, ArrayImages)
     assert data.test.labels.tolist() == [1, 0]
     assert data.test.images[:, 0, 0, 0].tolist() == [1, 2]
-
-
-def write_downsampled(root: Path, *, pickled: bool) -> None:
-    for name in [*(f"train_data_batch_{number}" for number in range(1, 11)), "val_data"]:
-        rows = np.zeros((4, 3 * 32 * 32), np.uint8)
-        rows[:, 1] = 7  # second pixel of the first line, red
-        batch = {"data": rows, "labels": [1, 2, 1, 2]}
-        if pickled:
-            (root / name).write_bytes(pickle.dumps(batch))
-        else:
-            np.savez(root / f"{name}.npz", **batch)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pickled", [True, False])
