@@ -136,6 +136,9 @@ class DataConfig:
     """Folder that holds the data set; not needed for shapes."""
     download: bool = False
     """Fetch the data set into --data.root first (cifar10, cifar100, mnist, fashion_mnist)."""
+    skip_broken: bool = False
+    """Leave out image files of folder or imagenet that cannot be decoded; without it a
+    folder's are all named, and nothing is begun."""
     image_size: int = 0
     """Side of the square images that the network sees; 0: the set's own (224 for imagenet and folder)."""
     num_classes: int = 0
@@ -199,6 +202,10 @@ class DataConfig:
             raise ValueError(f"--data.num-classes: only shapes can have any number; {self.name} has its own")
         if self.num_classes == 1:
             raise ValueError("--data.num-classes: there is nothing to tell apart with 1; take 2 or more")
+        if self.skip_broken and self.known.small:
+            raise ValueError(
+                f"--data.skip-broken: is for folder and imagenet, whose images are files; not for {self.name}"
+            )
         if self.download and not self.known.torchvision:
             known = ", ".join(name for name, known in KNOWN_SETS.items() if known.torchvision)
             raise ValueError(f"--data.download: {self.name} cannot be fetched; only {known} can")

@@ -122,9 +122,11 @@ def _divide(
     scarce = [name for name, size in zip(names, sizes.tolist(), strict=True) if size == 1]
     if count and (scarce or count > len(images) - _num_classes(images.labels)):
         which = f"class '{scarce[0]}' has" if scarce else "the classes have"
+        folder = "test" if purpose == "test" else "val"
+        none = "" if purpose == "test" else ", or give --data.validation 0"
         raise ValueError(
             f"--data.root: {which} too few images to set some apart as {purpose} images; add images, "
-            f"or a folder of {purpose} images"
+            f"or a folder {folder} beside a folder train{none}"
         )
     chosen, rest = stratified(images.labels, count, seed, purpose)
     return images.subset(chosen), images.subset(rest)

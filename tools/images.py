@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
 from tools.failures import RunFailed
+
+FAULTS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+"""What Pillow's decoders raise for broken files."""
 
 
 class BadImage(RunFailed):
@@ -76,7 +79,7 @@ def list_classes(folder: Path) -> list[str]:
 
 def images_below(folder: Path) -> list[Path]:
     """All images of a folder and the folders inside, sorted; hidden files are passed over."""
-    return sorted(map(Path, _images_below(folder)))
+    return sorted(map(Path, filter(is_image, files_below(folder))))
 
 
 def list_images(folder: Path, classes: Sequence[str], inner: str = "") -> FolderImages:
@@ -84,7 +87,7 @@ def list_images(folder: Path, classes: Sequence[str], inner: str = "") -> Folder
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(_images_below(folder / name / inner))
+        found = sorted(filter(is_image, files_below(folder / name / inner)))
         if not found:
             raise ValueError(
                 f"--data.root: the class folder {folder / name / inner} holds no image "
@@ -103,12 +106,26 @@ def from_names(root: Path, names: Sequence[str], labels: Sequence[int]) -> Folde
 def decode(path: Path) -> Image.Image:
     """The image of a file in RGB; a file that is none, or is cut short, is a BadImage that names it."""
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    # Pillow's decoders raise all of these for broken files.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(str(path), "it").replace(repr(str(path)), "it")
+        return read_rgb(path)
+    except FAULTS as error:
+        reason = reason_of(error, path)
         raise BadImage(f"{path}: cannot be decoded as an image ({reason}); replace or remove it") from None
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """The image of a file in RGB, or Pillow's error, which is one of FAULTS."""
+    with Image.open(path) as image:
+        if image.mode.startswith("I;16"):  # Pillow would cut off what 8 bits do not hold
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        # By RGBA a palette's transparency is dropped without a warning.
+        return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+
+
+def reason_of(error: Exception, path: Path) -> str:
+    """What Pillow says of a file, in words that need not name it."""
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is no image"
+    return str(error).replace(repr(str(path)), "it").replace(str(path), "it")
 
 
 def fit(image: Image.Image, *, resize: int, crop: int) -> Image.Image:
@@ -132,8 +149,12 @@ def decode_all(images: FolderImages, size: int) -> Tensor:
     return result
 
 
-def _images_below(folder: Path) -> Iterator[str]:
+def files_below(folder: str | Path) -> Iterator[str]:
+    """All files of a folder and of those inside, but hidden ones."""
     for where, _, files in os.walk(folder, followlinks=True):
-        for name in files:
-            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
-                yield os.path.join(where, name)
+        yield from (os.path.join(where, name) for name in files if not name.startswith("."))
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its ending."""
+    return name.lower().endswith(IMG_EXTENSIONS)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from tools import shapes
 from tools.data import DataConfig
-from tools.images import ArrayImages, Images, from_names, list_classes, list_images
+from tools.images import ArrayImages, FolderImages, Images, from_names, list_classes, list_images
+from tools.inspection import inspect, without_broken
 
 SHAPES_SEED = 0
 """shapes is one data set, as CIFAR-10 is one: the run's seed splits it, but never draws other images."""
@@ -134,13 +135,16 @@ def _read_tiny_imagenet(config: DataConfig, root: Path) -> Source:
 def _read_imagenet(config: DataConfig, root: Path) -> Source:
     train, val = _subfolder(config, root, "train"), _subfolder(config, root, "val")
     classes = list_classes(train)
-    return Source(list_images(train, classes), list_images(val, classes), tuple(classes))
+    parts = {"train": list_images(train, classes), "val": list_images(val, classes)}
+    if config.skip_broken:  # a look at a million files takes minutes, and these are known to be whole
+        parts = _looked_at(parts, root, config)
+    return Source(parts["train"], parts["val"], tuple(classes))
 
 
 def _read_folder(config: DataConfig, root: Path) -> Source:
     train = root / "train" if (root / "train").is_dir() else root
     classes = list_classes(train)
-    parts = {}
+    parts = {"train": list_images(train, classes)}
     for name in ("valid", "validation"):
         if train != root and (root / name).is_dir():
             raise ValueError(f"--data.root: {root / name} would be overlooked; call it {root / 'val'}")
@@ -151,7 +155,13 @@ def _read_folder(config: DataConfig, root: Path) -> Source:
                 odd = sorted(set(found) ^ set(classes))[0]
                 raise ValueError(f"--data.root: {part} and {train} differ in their classes, such as {odd}")
             parts[name] = list_images(part, classes)
-    return Source(list_images(train, classes), parts.get("test"), tuple(classes), parts.get("val"))
+    parts = _looked_at(parts, root, config)
+    return Source(parts["train"], parts.get("test"), tuple(classes), parts.get("val"))
+
+
+def _looked_at(parts: dict[str, FolderImages], root: Path, config: DataConfig) -> dict[str, FolderImages]:
+    """The parts without what cannot be decoded."""
+    return without_broken({name: inspect(images) for name, images in parts.items()}, root, config)
 
 
 def _subfolder(config: DataConfig, root: Path, name: str) -> Path:
