@@ -100,7 +100,7 @@ def train_network(
         save_tensors(run.best_weights, tensors, notes)
 
     if accelerator.is_main_process:
-        print(_heading(config, data, facts, num_steps, accelerator), flush=True)
+        print(*data.told, _heading(config, data, facts, num_steps, accelerator), sep="\n", flush=True)
         if crew.words:
             print(crew.words, flush=True)
     # Neither the network as a whole nor a file of its weights is needed from here on.

@@ -40,7 +40,10 @@ def _make(config: TruthConfig, run: Run, accelerator: Accelerator) -> None:
     def settle() -> None:
         # Until something is trained, a mistake in the options may be mended: the plan is then another.
         if not run.has_begun:
-            write_plan(config, run, load_data(config.data, config.seed))
+            data = load_data(config.data, config.seed)
+            if data.told:
+                print(*data.told, sep="\n", flush=True)
+            write_plan(config, run, data)
 
     on_main(accelerator, settle)
     plan = read_plan(run)

@@ -35,6 +35,8 @@ class ScoringImages:
     """Whether they are known to be apart from those that the supernet was trained on."""
     batches: int
     """How many batches both have together."""
+    told: tuple[str, ...] = ()
+    """What is to be said of the whole data set."""
 
     @property
     def num_validation(self) -> int:
@@ -84,6 +86,7 @@ def scoring_images(
         },
         apart=apart,
         batches=len(calibration) // size + -(-len(validation) // options.batch),
+        told=loaded.told,
     )
 
 

@@ -64,7 +64,8 @@ def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator
         broadcast_object_list(told)
     accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
     if accelerator.is_main_process:
-        print(_heading(config, method, images, measured, len(told[0]), accelerator), flush=True)
+        heading = _heading(config, method, images, measured, len(told[0]), accelerator)
+        print(*images.told, heading, sep="\n", flush=True)
     with waiting_signals() as wish:
         _Course(config, run, accelerator, method, costs, wish, images.batches).go(net, images, told[0])
 

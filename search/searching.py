@@ -70,7 +70,7 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
     inner = Inner(net, config, num_steps)
     accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
     if accelerator.is_main_process:
-        print(_heading(config, data, net, num_steps, accelerator), flush=True)
+        print(*data.told, _heading(config, data, net, num_steps, accelerator), sep="\n", flush=True)
     if not run.has_begun:
         _check_derivatives(config, net, data)
     evaluate_every = config.recipe.steps_between_evaluations(len(data.train) / config.recipe.batch_size)

@@ -124,7 +124,7 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         if not run.has_begun:
             forget_snapshots(run.path)  # of a start that no checkpoint knows, perhaps with other options
-        print(_heading(config, space, net, data, num_steps, accelerator), flush=True)
+        print(*data.told, _heading(config, space, net, data, num_steps, accelerator), sep="\n", flush=True)
         save_space(run.path / "space.json", space)
     with contextlib.closing(loader):
         end = Loop(job, plan, run, accelerator).run(loader.batches)

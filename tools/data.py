@@ -137,7 +137,7 @@ class DataConfig:
     download: bool = False
     """Fetch the data set into --data.root first (cifar10, cifar100, mnist, fashion_mnist)."""
     skip_broken: bool = False
-    """Leave out image files of folder or imagenet that cannot be decoded; without it a
+    """Leave out image files of folder or imagenet that cannot be decoded, and say how many; without it a
     folder's are all named, and nothing is begun."""
     image_size: int = 0
     """Side of the square images that the network sees; 0: the set's own (224 for imagenet and folder)."""

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as transforms
 from tools.data import DataConfig
 from tools.images import ArrayImages, FolderImages, Images, decode_all
 from tools.seeding import torch_stream
-from tools.sources import read_source
+from tools.sources import Source, read_source
 
 TEST_PART = 0.1
 """The part of the images that becomes the test set where a tree of folders has none of its own."""
@@ -33,6 +33,8 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: tuple[str, ...]
+    told: tuple[str, ...] = ()
+    """Sentences for the user on what was chosen in reading and splitting the images."""
 
 
 def load_data(config: DataConfig, seed: int) -> Data:
@@ -49,6 +51,7 @@ def load_data(config: DataConfig, seed: int) -> Data:
         if config.validation:
             count = max(count, _num_classes(train.labels))
         validation, train = _divide(train, count, seed, "validation", classes)
+    sizes = len(train), len(validation), len(test)
     return Data(
         train=_in_memory(train, config),
         validation=_in_memory(validation, config),
@@ -59,6 +62,7 @@ def load_data(config: DataConfig, seed: int) -> Data:
         mean=config.known.mean,
         std=config.known.std,
         class_names=classes,
+        told=(*source.told, *_said_of_splits(source, config, sizes)) if source.told else (),
     )
 
 
@@ -92,6 +96,27 @@ def whole_batches(images: Images, count: int, batch: int) -> tuple[int, int]:
     """As many images as full batches hold, one batch or more, and the size of a batch."""
     batch = min(batch, len(images))
     return max(batch, min(count, len(images)) // batch * batch), batch
+
+
+def _said_of_splits(source: Source, config: DataConfig, sizes: tuple[int, int, int]) -> list[str]:
+    """How many images each split has, and where they come from."""
+    train, validation, test = (f"{size:,}" for size in sizes)
+    lines = []
+    if source.test is None:
+        lines.append(
+            f"{test} images became the test set: {TEST_PART:.0%} of all, but one or more of each class. A "
+            "folder test beside a folder train would be taken instead."
+        )
+    else:
+        lines.append(f"The test set has {test} images of a folder of its own.")
+    if source.validation is None:
+        lines.append(
+            f"{validation} others became the validation set (--data.validation {config.validation:g})."
+        )
+    else:
+        lines.append(f"The validation set has {validation} images of a folder of its own.")
+    drawn = source.test is None or source.validation is None
+    return [*lines, f"That leaves {train} for training{'; --seed decides which' if drawn else ''}."]
 
 
 def _quotas(sizes: Tensor, count: int) -> Tensor:

@@ -1,7 +1,8 @@
-"""A look at a tree of images before anything is trained on them: what can be read."""
+"""A look at a tree of images before anything is trained on them: what can be read, and how large it is."""
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from tools.data import DataConfig
-from tools.images import FAULTS, FolderImages, read_rgb, reason_of
+from tools.images import FAULTS, FolderImages, files_below, is_image, read_rgb, reason_of
 
 NAMED = 12
-"""So many broken files are named; of more than that the number is said."""
+"""So many broken files, or classes, are named; of more than that the number is said."""
 
 
 class Seen(NamedTuple):
@@ -43,6 +45,11 @@ class Inspection:
     def sound(self) -> FolderImages:
         """The others."""
         return self.images.subset(torch.tensor([not each.fault for each in self.seen]).nonzero().flatten())
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Of the others."""
+        return [each.size for each in self.seen if not each.fault]
 
 
 def inspect(images: FolderImages) -> Inspection:
@@ -85,6 +92,42 @@ def without_broken(
             folder = part.images.path(int(members[0])).parent
             raise ValueError(f"--data.root: no image of the class folder {folder} can be decoded")
     return {name: part.sound for name, part in parts.items()}
+
+
+def sentences(
+    parts: Mapping[str, Inspection], root: Path, classes: Sequence[str], config: DataConfig
+) -> list[str]:
+    """What is read from a tree, what is not, and at what size, for the user."""
+    sizes = [size for part in parts.values() for size in part.sizes]
+    names = ", ".join(classes[:NAMED]) + (", ..." if len(classes) > NAMED else "")
+    lines = [f"{root} holds {len(sizes):,} images of {len(classes):,} classes: {names}."]
+    side = f"{config.size} x {config.size} pixels"
+    small = [size for size in sizes if min(size) < config.size]
+    if small:
+        width, height = min(small, key=min)
+        lines.append(
+            f"The network sees {side} (--data.image-size); {len(small):,} of the images are smaller, down to "
+            f"{width} x {height}, and are scaled up."
+        )
+    else:
+        lines.append(f"The network sees {side} (--data.image-size); none of the images is smaller.")
+    others = Counter(
+        os.path.splitext(path)[1].lower() or "no ending"
+        for part in parts.values()
+        for name in classes
+        for path in files_below(part.images.root / name)
+        if not is_image(path)
+    )
+    if others:
+        kinds = ", ".join(f"{count:,} with {ending}" for ending, count in others.most_common(NAMED))
+        lines.append(
+            f"Files that are no images by their endings are passed over: {kinds}; images have "
+            f"{', '.join(IMG_EXTENSIONS)}."
+        )
+    if broken := [each for part in parts.values() for each in part.broken]:
+        are = "1 file is" if len(broken) == 1 else f"{len(broken):,} files are"
+        lines.append(f"{are} left out as broken (--data.skip-broken): {_named(broken, root)}.")
+    return lines
 
 
 def _named(broken: Sequence[tuple[Path, str]], root: Path) -> str:

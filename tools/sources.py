@@ -22,7 +22,7 @@ from torch import Tensor
 from tools import shapes
 from tools.data import DataConfig
 from tools.images import ArrayImages, FolderImages, Images, from_names, list_classes, list_images
-from tools.inspection import inspect, without_broken
+from tools.inspection import inspect, sentences, without_broken
 
 SHAPES_SEED = 0
 """shapes is one data set, as CIFAR-10 is one: the run's seed splits it, but never draws other images."""
@@ -36,6 +36,8 @@ class Source:
     test: Images | None
     class_names: tuple[str, ...]
     validation: Images | None = None
+    told: tuple[str, ...] = ()
+    """Sentences for the user on what was read."""
 
 
 def read_source(config: DataConfig) -> Source:
@@ -136,9 +138,10 @@ def _read_imagenet(config: DataConfig, root: Path) -> Source:
     train, val = _subfolder(config, root, "train"), _subfolder(config, root, "val")
     classes = list_classes(train)
     parts = {"train": list_images(train, classes), "val": list_images(val, classes)}
+    told: tuple[str, ...] = ()
     if config.skip_broken:  # a look at a million files takes minutes, and these are known to be whole
-        parts = _looked_at(parts, root, config)
-    return Source(parts["train"], parts["val"], tuple(classes))
+        parts, told = _looked_at(parts, root, classes, config)
+    return Source(parts["train"], parts["val"], tuple(classes), told=told)
 
 
 def _read_folder(config: DataConfig, root: Path) -> Source:
@@ -155,13 +158,17 @@ def _read_folder(config: DataConfig, root: Path) -> Source:
                 odd = sorted(set(found) ^ set(classes))[0]
                 raise ValueError(f"--data.root: {part} and {train} differ in their classes, such as {odd}")
             parts[name] = list_images(part, classes)
-    parts = _looked_at(parts, root, config)
-    return Source(parts["train"], parts.get("test"), tuple(classes), parts.get("val"))
+    parts, told = _looked_at(parts, root, classes, config)
+    return Source(parts["train"], parts.get("test"), tuple(classes), parts.get("val"), told)
 
 
-def _looked_at(parts: dict[str, FolderImages], root: Path, config: DataConfig) -> dict[str, FolderImages]:
-    """The parts without what cannot be decoded."""
-    return without_broken({name: inspect(images) for name, images in parts.items()}, root, config)
+def _looked_at(
+    parts: dict[str, FolderImages], root: Path, classes: list[str], config: DataConfig
+) -> tuple[dict[str, FolderImages], tuple[str, ...]]:
+    """The parts without what cannot be decoded, and what is to be said of them."""
+    inspected = {name: inspect(images) for name, images in parts.items()}
+    sound = without_broken(inspected, root, config)
+    return sound, tuple(sentences(inspected, root, classes, config))
 
 
 def _subfolder(config: DataConfig, root: Path, name: str) -> Path:

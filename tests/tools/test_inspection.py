@@ -135,3 +135,36 @@ def test_very_few_images_end_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"class 'cat' has too few .* validation .* --data\.validation 0$"):
         read(tmp_path)
     assert len(read(tmp_path, validation=0.0).train) == 9
+
+
+def test_a_folder_says_what_is_chosen(photos: Path) -> None:
+    (photos / "cat" / "notes.txt").touch()
+    (photos / "cat" / ".hidden").touch()
+    (photos / "dog" / "raw.HEIC").touch()
+    said = " ".join(read(photos, skip_broken=True).told)
+    for part in (
+        "holds 29 images of 3 classes: cat, dog, owl",
+        "sees 16 x 16 pixels (--data.image-size)",
+        "passed over: 1 with .txt, 1 with .heic; images have .jpg",
+        "2 files are left out as broken (--data.skip-broken): dog/3.png (",
+        "3 images became the test set: 10% of all, but one or more of each class. A folder test beside",
+        "3 others became the validation set (--data.validation 0.1)",
+        "leaves 23 for training; --seed decides which",
+    ):
+        assert part in said
+    assert "29 of the images are smaller, down to 20 x 18, and are scaled up" in " ".join(
+        read(photos, skip_broken=True, image_size=32).told
+    )
+
+
+def test_a_folder_with_its_own_splits_says_so(tmp_path: Path) -> None:
+    for part, count in (("train", 5), ("val", 2), ("test", 3)):
+        for name in ("cat", "dog"):
+            write_images(tmp_path / part / name, count)
+    said = " ".join(read(tmp_path).told)
+    assert "holds 20 images" in said
+    assert "became" not in said
+    assert (
+        "The test set has 6 images of a folder of its own. The validation set has 4 images of a fol" in said
+    )
+    assert said.endswith("That leaves 10 for training.")
