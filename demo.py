@@ -7,4 +7,4 @@ from tools.chapters import ChaptersConfig, tell
 from tools.command import main
 
 if __name__ == "__main__":
-    main(ChaptersConfig, tell, __doc__)
+    main(ChaptersConfig, tell, __doc__, bare=True)

@@ -1,6 +1,8 @@
 """Export a trained network for use elsewhere, and check that it is the same network there.
 
-python export_model.py --run-of runs/best --formats state timm onnx torch_export --out exported
+Examples:
+  python export_model.py --run-of runs/best --formats state timm onnx torch_export --out exported
+  python export_model.py --weights model.safetensors --formats onnx --out exported
 """
 
 from retrain.export_config import ExportConfig

@@ -1,6 +1,8 @@
 """Train many networks by one recipe, each from scratch: the truth that rankings are compared with.
 
-accelerate launch make_truth.py --space nas_bench_macro --networks 32 --data.name cifar10 --data.root DIR
+Examples:
+  accelerate launch make_truth.py --space nas_bench_macro --networks 32 --data.name cifar10 --data.root DIR
+  accelerate launch make_truth.py --network vgg19 --decouplings uniform:2:aux1 uniform:4:aux1 --repeats 2
 """
 
 from retrain.truth_config import TruthConfig

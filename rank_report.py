@@ -1,6 +1,8 @@
 """Report how well supernets, or other scores, rank networks against training them alone.
 
-accelerate launch rank_report.py --supernet runs/spos runs/greedy --truth table.json --run runs/ranking
+Examples:
+  accelerate launch rank_report.py --supernet runs/spos runs/greedy --truth table.json --run runs/ranking
+  accelerate launch rank_report.py --search runs/evolution --trained runs/best --run runs/report
 """
 
 from search.ranking_config import RankReportConfig

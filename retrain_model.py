@@ -1,6 +1,9 @@
 """Train a network: any chain, any data, on one or several processes.
 
-accelerate launch retrain_model.py --network resnet50 --width 0.25 --data.name cifar10 --data.root DIR
+Examples:
+  accelerate launch retrain_model.py --network resnet50 --width 0.25 --data.name cifar10 --data.root DIR
+  accelerate launch retrain_model.py --network resnet18 --data.name folder --data.root DIR --run runs/photos
+  accelerate launch retrain_model.py --network resnet18 --decoupling uniform:4:aux2 --recipe.epochs 1
 """
 
 from retrain.config import RetrainConfig

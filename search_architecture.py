@@ -1,6 +1,8 @@
 """Search a trained supernet for the best networks under limits.
 
-accelerate launch search_architecture.py --supernet runs/supernet --max-macs 60e6 --run runs/evolution
+Examples:
+  accelerate launch search_architecture.py --supernet runs/supernet --max-macs 60e6 --run runs/evolution
+  accelerate launch search_architecture.py --supernet runs/supernet --method random --run runs/random
 """
 
 from search.architecture_config import ArchitectureSearchConfig

@@ -1,6 +1,8 @@
 """Search for where to cut a network, and which head to put at each cut (SEDONA).
 
-accelerate launch search_decoupling.py --network resnet50 --width 0.25 --data.name cifar10 --data.root DIR
+Examples:
+  accelerate launch search_decoupling.py --network resnet50 --width 0.25 --data.name cifar10 --data.root DIR
+  accelerate launch search_decoupling.py --architecture best.json --data.name cifar10 --data.root DIR
 """
 
 from search.config import DecouplingSearchConfig

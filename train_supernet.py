@@ -1,6 +1,8 @@
 """Train a supernet: a space of networks with shared weights, in one of four ways.
 
-accelerate launch train_supernet.py --strategy nongreedy --data.name cifar10 --data.root DIR
+Examples:
+  accelerate launch train_supernet.py --strategy nongreedy --data.name cifar10 --data.root DIR
+  accelerate launch train_supernet.py --space tiny --recipe.epochs 1 --run runs/tiny
 """
 
 from supernet.config import SupernetConfig

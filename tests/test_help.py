@@ -1,8 +1,11 @@
-"""`--help` says what every option means, for every script of the root."""
+"""`--help` says what every option means, for every script of the root; no option at all, how it is called."""
 
 import contextlib
 import io
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +78,17 @@ def test_a_script_says_what_it_does_and_how_it_is_called(script: str) -> None:
     text = (HOUSE / script).read_text(encoding="utf-8")
     alone = script in ("demo.py", "export_model.py", "predict_images.py")  # of which one process is enough
     assert (f"python {script}" if alone else f"accelerate launch {script} --") in text.split('"""')[1]
+
+
+@pytest.mark.parametrize("script", sorted({*SCRIPTS} - {"demo.py"}))
+def test_without_options_a_script_only_shows_how_it_is_called(script: str, tmp_path: Path) -> None:
+    line = [sys.executable, str(HOUSE / script)]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{script}: give some options; without any, nothing is begun\n\n")
+    shown = [words.split() for words in done.stderr.splitlines() if f" {script} " in words]
+    assert len(shown) >= 2
+    for words in shown:
+        parse(config_of(script), words[words.index(script) + 1 :], prog=script, description="")
+    assert done.stderr.endswith("--help explains all options.\n")
+    assert not [*tmp_path.iterdir()]

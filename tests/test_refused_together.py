@@ -107,7 +107,7 @@ CASES = [
     *(
         ("export_model.py", line, said)
         for line, said in (
-            ("", "--run-of: name a finished run"),
+            ("--images 8", "--run-of: name a finished run"),
             ("--run-of x --weights y", "--weights: cannot go with --run-of"),
             ("--weights y --which last", "--which: chooses from the files of --run-of"),
             ("--weights y --exits --formats timm", "--exits: timm's networks have one output"),
@@ -118,7 +118,7 @@ CASES = [
     *(
         ("rank_report.py", line, said)
         for line, said in (
-            ("", "--supernet: name a supernet to rank by"),
+            ("--seed 0", "--supernet: name a supernet to rank by"),
             ("--truth t.csv --space tiny", "--supernet: there is nothing to compare the truth with"),
             ("--supernet s", "--truth: name the truth to compare with"),
             ("--truth t.csv --scores s", "--space: name the space of the choices"),

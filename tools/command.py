@@ -18,12 +18,19 @@ HOUSE = Path(__file__).resolve().parents[1]
 FLOORS = ("tools", "local_learning", "supernet", "search", "retrain")
 
 
-def main(cls: type[Config], run: Callable[[Config], None], description: str | None) -> None:
+def main(
+    cls: type[Config], run: Callable[[Config], None], description: str | None, *, bare: bool = False
+) -> None:
     """Parse the command line into a `cls` and hand it to `run`.
+
+    `description` says what the script does, with examples. Without any option only that is shown, for the
+    defaults may be hours of work; a script that is meant to be called so is `bare`.
 
     Exit codes: 2 for a user's mistake, 1 for a run that cannot go on, 128 + signal for an interrupted one.
     """
     try:
+        if not (sys.argv[1:] or bare):
+            raise ValueError(_usage(description or ""))
         plugins.load_asked(*given(sys.argv[1:], "plugins"))
         run(parse(cls, sys.argv[1:], prog=Path(sys.argv[0]).name, description=description or ""))
     except ValueError as error:
@@ -55,6 +62,13 @@ def is_ours(error: ValueError) -> bool:
     # Other libraries lie inside a checkout (.venv), and around an installation.
     ours = raised_in.parent == HOUSE or any(raised_in.is_relative_to(HOUSE / floor) for floor in FLOORS)
     return ours and not plugins.is_plugin(raised_in)
+
+
+def _usage(description: str) -> str:
+    return (
+        f"give some options; without any, nothing is begun\n\n{description.strip()}\n\n"
+        "--help explains all options."
+    )
 
 
 def _rank() -> int:
