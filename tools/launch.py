@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,9 @@ Result = TypeVar("Result")
 # gloo; with NCCL it is the launcher that ends the others.
 SILENCE = timedelta(minutes=10)
 
+MIXED = ("bf16", "fp16")
+"""Kinds of mixed precision."""
+
 
 def launch(
     *, device: str, precision: str, threads: int, trackers: tuple[str, ...], folder: Path
@@ -44,7 +47,7 @@ def launch(
     try:
         accelerator = Accelerator(
             cpu=cpu,
-            mixed_precision=precision if precision in ("bf16", "fp16") else "no",
+            mixed_precision=precision if precision in MIXED else "no",
             log_with=list(trackers) or None,
             project_dir=folder,
             step_scheduler_with_optimizer=False,
@@ -57,6 +60,29 @@ def launch(
     except ValueError as error:
         raise ValueError(f"--precision: {error}") from None
     return accelerator
+
+
+def unheard(precision: str, num_processes: int, variables: Mapping[str, str]) -> list[str]:
+    """What `accelerate launch` was asked for that does not come about, each with its cure.
+
+    The launcher tells its wishes by environment variables. Where it starts a single process it sets
+    ACCELERATE_USE_CPU, and an address for others to meet at if it was asked for several.
+    """
+    found = []
+    if num_processes == 1 and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= set(variables):
+        found.append(
+            "one process does all the work, though accelerate launch prepared for several (MASTER_ADDR is "
+            "set): with --cpu, or without two GPUs and --multi_gpu, it starts one, whatever --num_processes "
+            "says. Give it --multi_gpu --num_processes N; on CPU, give the script --device cpu as well"
+        )
+    asked = variables.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", precision):
+        cure = f"--precision {asked}" if asked in MIXED else f"--precision {' or '.join(MIXED)}"
+        found.append(
+            f"--mixed_precision {asked} of accelerate launch is not looked at: --precision decides, and is "
+            f"{precision}; give the script {cure} for mixed precision"
+        )
+    return found
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:

@@ -1,5 +1,6 @@
 """What every script that works in a run folder does around its work."""
 
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -8,7 +9,7 @@ from accelerate import Accelerator
 
 from tools.config import flag, flatten
 from tools.failures import SMALLER, RunFailed, known_cause
-from tools.launch import launch, on_main
+from tools.launch import launch, on_main, unheard
 from tools.runs import Run
 
 
@@ -55,6 +56,9 @@ def in_run(
         trackers=config.trackers,
         folder=run.path,
     )
+    if accelerator.is_main_process:
+        for each in unheard(config.precision, accelerator.num_processes, os.environ):
+            print(f"note: {each}", flush=True)
     try:
         on_main(accelerator, lambda: run.open(config, free={*free, *(length if run.results else ())}))
         on_main(accelerator, lambda: _tell_what_stays(run, flatten(asked), flatten(config)))
