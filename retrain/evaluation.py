@@ -22,8 +22,9 @@ def evaluate(
 ) -> Mapping[str, float]:
     """Loss, top-1 and top-5 (of more than five classes) of the classifier in eval mode, over all processes.
 
-    Where there are other heads, also the top-1 of each by block, of the last two together as in SEDONA, and
-    of all, weighted by depth, as in GN-DGL; groups of a block count by the mean of their softmax.
+    Where there are other heads, also top-1 and top-5 of the last two together as in SEDONA, and of all,
+    weighted by depth, as in GN-DGL; and the top-1 of each by block. Groups of a block count by the mean of
+    their softmax.
     """
     dtype = next(network.parameters()).dtype
 
@@ -106,12 +107,10 @@ def _counts(outputs: list[tuple[Tensor, ...]], targets: Tensor) -> dict[str, Ten
     found = {
         "images": torch.tensor(len(targets), device=logits.device),
         "loss": F.cross_entropy(logits, targets, reduction="sum"),
-        "top1": _hits(logits, targets),
-        "top5": _hits(logits, targets, min(5, logits.shape[1])),
-    }
+    } | _top(logits, targets)
     if len(heads) > 1:
-        found["last_two_top1"] = _hits(last_two(heads), targets)
-        found["layerwise_top1"] = _hits(layerwise(outputs), targets)
+        found |= _top(last_two(heads), targets, "last_two_")
+        found |= _top(layerwise(outputs), targets, "layerwise_")
         found |= {f"heads_top1/{k}": _hits(head, targets) for k, head in enumerate(heads[:-1], start=1)}
     if logits.shape[1] <= 5:  # all classes are among the five, which says nothing
         return {name: value for name, value in found.items() if not name.endswith("top5")}
@@ -123,6 +122,11 @@ def _as_one(groups: tuple[Tensor, ...]) -> Tensor:
     if len(groups) == 1:
         return groups[0]
     return torch.stack([F.log_softmax(each, 1) for each in groups]).logsumexp(0)
+
+
+def _top(scores: Tensor, targets: Tensor, prefix: str = "") -> dict[str, Tensor]:
+    """How often the label is the highest score, and one of the five highest."""
+    return {f"{prefix}top{k}": _hits(scores, targets, min(k, scores.shape[1])) for k in (1, 5)}
 
 
 def _hits(scores: Tensor, targets: Tensor, k: int = 1) -> Tensor:

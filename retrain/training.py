@@ -238,13 +238,19 @@ def _summary(run: Run, results: dict[str, Any]) -> str:
         if which in results["test"]:
             found = results["test"][which]
             name = {"last": "last step", "best": "best on validation"}[which]
-            top5 = f", top-5 {found['top5']:.2%}" if "top5" in found else ""
-            lines.append(f"test, {name}: top-1 {found['top1']:.2%}{top5}  {path}")
+            lines.append(f"test, {name}: {_accuracy(found)}  {path}")
             if "last_two_top1" in found:
                 heads = ", ".join(f"{found[key]:.2%}" for key in found if key.startswith("heads_top1/"))
-                lines.append(
-                    f"  heads below {heads}; last two together {found['last_two_top1']:.2%}, "
-                    f"all by depth {found['layerwise_top1']:.2%}"
-                )
+                together = [
+                    f"{words} {_accuracy(found, prefix)}"
+                    for words, prefix in (("last two together", "last_two_"), ("all by depth", "layerwise_"))
+                ]
+                lines.append("; ".join([f"  heads below {heads}", *together]))
     lines.append(f"results {run.results_path}, metrics {run.metrics_path}")
     return "\n".join(lines)
+
+
+def _accuracy(found: dict[str, Any], prefix: str = "") -> str:
+    """Top-1 and top-5 in words; ensembles of older runs have no top-5."""
+    measured = {k: found[f"{prefix}top{k}"] for k in (1, 5) if f"{prefix}top{k}" in found}
+    return ", ".join(f"top-{k} {value:.2%}" for k, value in measured.items())

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,8 @@ def test_a_run_in_blocks_leaves_what_it_says(made: Made, name: str) -> None:
     assert found["busiest_module_macs"] > 0
     measured = {"loss", "top1", "top5"}
     if has_heads:
-        measured |= {"last_two_top1", "layerwise_top1", *(f"heads_top1/{k}" for k in numbers)}
+        measured |= {f"{ensemble}_top{k}" for ensemble in ("last_two", "layerwise") for k in (1, 5)}
+        measured |= {f"heads_top1/{k}" for k in numbers}
     for tested in found["test"].values():
         assert tested.keys() == measured
         assert all(0 <= value <= 1 for name, value in tested.items() if name != "loss")
@@ -182,14 +184,37 @@ def test_results_are_those_of_the_weights_in_the_file(made: Made) -> None:
         below, middle, classifier = (logits for (logits,) in net.all_logits((images - mean) / std))
     tested = results(made(*AUX))["test"]["last"]
     expected = {
-        "heads_top1/1": below,
-        "heads_top1/2": middle,
-        "top1": classifier,
-        "last_two_top1": middle.log_softmax(1) + classifier.log_softmax(1),
-        "layerwise_top1": below.softmax(1) + 2 * middle.softmax(1) + 4 * classifier.softmax(1),
+        "": classifier,
+        "last_two_": middle.log_softmax(1) + classifier.log_softmax(1),
+        "layerwise_": below.softmax(1) + 2 * middle.softmax(1) + 4 * classifier.softmax(1),
     }
+    places = data.test.labels[:, None]
     for name, scores in expected.items():
-        assert tested[name] == pytest.approx((scores.argmax(1) == data.test.labels).double().mean()), name
+        behind = (scores > scores.gather(1, places)).sum(1)  # so many classes come before the right one
+        for k in (1, 5):
+            assert tested[f"{name}top{k}"] == pytest.approx((behind < k).double().mean()), (name, k)
+    for k, scores in ((1, below), (2, middle)):
+        found = (scores.argmax(1) == data.test.labels).double().mean()
+        assert tested[f"heads_top1/{k}"] == pytest.approx(found)
+
+
+def test_top_5_of_the_heads_together_is_told(made: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(made(*AUX), folder)
+    tested = results(folder)["test"]["last"]
+    told = [f"last two together top-1 {tested['last_two_top1']:.2%}, top-5 {tested['last_two_top5']:.2%}"]
+    told += [f"all by depth top-1 {tested['layerwise_top1']:.2%}, top-5 {tested['layerwise_top5']:.2%}"]
+    again = run(SCRIPT, *AUX, "--run", str(folder))  # it is done, and says what it found
+    assert again.returncode == 0, again.stderr
+    assert "; ".join(told) in again.stdout
+    # A run of before has no such numbers.
+    kept = results(folder)
+    for each in kept["test"].values():
+        del each["last_two_top5"], each["layerwise_top5"]
+    (folder / "results.json").write_text(json.dumps(kept))
+    again = run(SCRIPT, *AUX, "--run", str(folder))
+    assert again.returncode == 0, again.stderr
+    assert f"last two together top-1 {tested['last_two_top1']:.2%}; all by depth" in again.stdout
 
 
 def test_backprop_ignores_the_cuts(made: Made) -> None:
