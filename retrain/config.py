@@ -194,10 +194,6 @@ class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
             raise ValueError("--pipeline.transfer: gluing variables move by less than bf16 tells; use full")
         if self.local.loss != "cross_entropy" and self.chosen_rule != "greedy":
             raise ValueError(f"--local.loss: {self.chosen_rule} trains no heads; leave it out, or --rule")
-        if self.gluing.cache and self.chosen_rule == "gluing":
-            raise ValueError(
-                "--gluing.cache: keeps all gluing variables in one process; not with --parallel blocks"
-            )
 
     def _check_cache(self) -> None:
         changes = ("mixup", "cutmix", "rotate", "cutout", "color_jitter", "auto_augment", "erase")

@@ -105,6 +105,7 @@ def block_crew(
         ),
         vigil=vigil,
         channels=_channels(net, team),
+        described=config.gluing.cache,  # stored variables come in another layout than those just found
     )
     measured = measuring_ranks(placement, config.chosen_rule)
     spread = Spread(

@@ -66,6 +66,25 @@ class AccelerateEngine(Engine):
         assert self._links is not None
         return self._links.from_above()
 
+    def from_below(self) -> Tensor:
+        assert self._links is not None
+        return self._links.from_below()
+
+    def all_rows(self, rows: Tensor) -> Tensor:
+        if self._team.copies == 1:
+            return rows
+        plain = rows.contiguous()
+        parts = [torch.empty_like(plain) for _ in range(self._team.copies)]
+        torch.distributed.all_gather(parts, plain, group=self._team.group)
+        gathered = torch.cat(parts)
+        if rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last):
+            # Another layout in memory would be another rounding.
+            gathered = gathered.contiguous(memory_format=torch.channels_last)
+        return gathered
+
+    def own_rows(self, rows: Tensor) -> Tensor:
+        return rows.chunk(self._team.copies)[self._team.copy]
+
     def run(self, index: int, inputs: Tensor, part: Part) -> Outcome:
         self._draw_anew(index)
         outcome: Outcome = self._callables[index](inputs, part.targets, part.images)

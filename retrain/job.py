@@ -100,11 +100,6 @@ class Training:
             case "replay":
                 self._rule = Replay(engine)
             case "gluing":
-                if config.gluing.cache and accelerator.num_processes > 1:
-                    raise ValueError(
-                        "--gluing.cache: an image meets another process in each epoch, but each has its own "
-                        "variables; use one process"
-                    )
                 self._rule = Gluing(engine, config.gluing, num_images=num_images)
             case _:
                 self._rule = Greedy(engine)
@@ -222,7 +217,7 @@ class Training:
             "optimizers": {
                 index: pieces.named(optimizer.state_dict(), order) for index, optimizer, order in optimizers
             },
-            "rule": self._over_ranks(self._rule.state_dict(), self._gathered),
+            "rule": self._rule.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else {},
             "scaler": scaler.state_dict() if scaler else {},
         }
@@ -237,35 +232,11 @@ class Training:
         _load_own(self.net, pieces.own(state["network"]))
         for index, optimizer, order in zip(self._team.own, self._optimizers, self._orders, strict=True):
             optimizer.load_state_dict(pieces.own_optimizer(index, state["optimizers"][index], order))
-        self._rule.load_state_dict(self._over_ranks(state["rule"], self._own_rows))
+        self._rule.load_state_dict(state["rule"])
         if self.ema:
             _load_own(self.ema.module, pieces.own(state["ema"]))
         if self._accelerator.scaler:
             self._accelerator.scaler.load_state_dict(state["scaler"])
-
-    def _over_ranks(self, state: Any, change: Callable[[Tensor], Tensor]) -> Any:
-        """A rule's state with every tensor changed; their rows are those of this process's batch."""
-        if self._team.copies == 1:
-            return state
-        if isinstance(state, Tensor):
-            return change(state)
-        if isinstance(state, Mapping):
-            return {key: self._over_ranks(value, change) for key, value in state.items()}
-        return [self._over_ranks(value, change) for value in state]
-
-    def _gathered(self, rows: Tensor) -> Tensor:
-        plain = rows.contiguous()
-        parts = [torch.empty_like(plain) for _ in range(self._team.copies)]
-        torch.distributed.all_gather(parts, plain, group=self._team.group)
-        gathered = torch.cat(parts)
-        if rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last):
-            # Another layout in memory would be another rounding.
-            gathered = gathered.contiguous(memory_format=torch.channels_last)
-        return gathered
-
-    def _own_rows(self, rows: Tensor) -> Tensor:
-        own: Tensor = rows.chunk(self._team.copies)[self._team.copy]
-        return own
 
     def _share_buffers(self) -> None:
         """Make BatchNorm statistics those of the team's first process, where each kept its own."""

@@ -31,10 +31,11 @@ class Links:
         with_images: bool,
         vigil: Vigil,
         channels: slice | None = None,
+        described: bool = False,
     ) -> None:
         """`batch_size`: images of all processes in a batch, which comes in so many `parts`, each a message;
         `with_images`: blocks above want them too; `channels`: those of the map that this process sends, where
-        it has one neuron group."""
+        it has one neuron group; `described`: messages differ in their layout, and each tells its own."""
         batch_size //= parts
         self.traffic, self.waiting, self._vigil, self._step = Traffic(vigil.waiting), vigil.waiting, vigil, 0
         self._with_images, self._channels = with_images, channels
@@ -53,16 +54,17 @@ class Links:
         if below:
             of = self._peers(own, below, batch_size)
             self._from_below = [
-                Inlet(one, self.traffic, up, ahead=ahead, counted=number == 0)
+                Inlet(one, self.traffic, up, ahead=ahead, counted=number == 0, described=described)
                 for number, one in enumerate(of)
             ]
             # A step's signals are taken in the next one: all its parts must be able to be under way.
-            self._to_below = Outlet(of[0], self.traffic, down, limit=max(queue, parts))
+            limit = max(queue, parts)
+            self._to_below = Outlet(of[0], self.traffic, down, limit=limit, described=described)
         if above:
             # Every group above wants the whole map.
             to = [peer for one in self._peers(own, above, batch_size) for peer in one]
-            self._to_above = Outlet(to, self.traffic, up, limit=queue, rounded=rounded)
-            self._from_above = Inlet(to, self.traffic, down, ahead=0)
+            self._to_above = Outlet(to, self.traffic, up, limit=queue, rounded=rounded, described=described)
+            self._from_above = Inlet(to, self.traffic, down, ahead=0, described=described)
         self.pipes = min(stage.copies for stage in placement.stages)
         """So many evaluations run side by side, each through one copy of every stage."""
         self.pipe = self._copy
@@ -91,6 +93,10 @@ class Links:
             seen = images[0] if images else features.new_zeros(0)
             parts.append(Part(seen, targets, targets.new_zeros(0), features))
         return parts
+
+    def from_below(self) -> Tensor:
+        """What was handed up for the rows of a part that is here already."""
+        return _side_by_side([inlet.receive() for inlet in self._from_below])[0]
 
     def hand_up(self, outputs: Tensor, part: Part) -> None:
         """Nothing where nobody is above: of the topmost groups, the first has the classifier itself."""

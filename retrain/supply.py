@@ -7,13 +7,18 @@ import torch
 
 from retrain.config import RetrainConfig
 from retrain.crew import Crew
+from tools.augment import to_device
+from tools.batches import Share, TrainingOrder
 from tools.datasets import Data
 from tools.images import Images
 from tools.loaders import Batch, eval_batches, make_train_loader
 
 
 class Supply:
-    """Training, validation and test images; nothing where the process has not the first block."""
+    """Training, validation and test images; nothing where the process has not the first block.
+
+    Where gluing variables are kept for each image, all processes know which images come, and their labels.
+    """
 
     def __init__(self, data: Data, config: RetrainConfig, device: torch.device, crew: Crew) -> None:
         self._data, self._config, self._device = data, config, device
@@ -38,7 +43,20 @@ class Supply:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch | None]:
         """This process's rows of the batches of steps start, start + 1, ... stop - 1."""
-        return iter(self._loader.batches(start, stop)) if self._loader else repeat(None, stop - start)
+        if self._loader:
+            return iter(self._loader.batches(start, stop))
+        if self._config.gluing.cache:
+            return self._without_images(range(start, stop))
+        return repeat(None, stop - start)
+
+    def _without_images(self, steps: Iterable[int]) -> Iterator[Batch]:
+        split, batch_size = self._data.train, self._config.recipe.batch_size
+        order = TrainingOrder(len(split), batch_size, self._config.seed)
+        rows = Share(self._team.copy, self._team.copies).rows(batch_size)
+        for step in steps:
+            indices = order.indices(step)[rows]
+            labels = to_device(split.labels[indices], self._device)
+            yield Batch(labels.new_empty(len(labels), 0), labels, to_device(indices, self._device))
 
     def close(self) -> None:
         """Let go of worker processes, if there are any."""

@@ -43,10 +43,6 @@ CASES = [
                 f"--parallel blocks --pipeline.transfer bf16 --rule gluing {CUT}",
                 "--pipeline.transfer: gluing variables",
             ),
-            (
-                f"--parallel blocks --rule gluing --gluing.cache --data.augment none {CUT}",
-                "--gluing.cache: keeps all gluing variables in one process",
-            ),
             ("--plan", "--plan: shares blocks among devices; it needs --decoupling"),
             ("--reset-classifier", "--reset-classifier: goes with --weights"),
             ("--pretrained --weights x", "--pretrained: cannot go with --weights"),

@@ -87,6 +87,18 @@ class Engine:
         """What the block above handed down, in the order in which it did."""
         raise AssertionError("all blocks are here")
 
+    def from_below(self) -> Tensor:
+        """What the block below handed up, where a rule asks for it in the middle of a step."""
+        raise AssertionError("all blocks are here")
+
+    def all_rows(self, rows: Tensor) -> Tensor:
+        """These rows with those of the other processes that train the same blocks, in the batch's order."""
+        return rows
+
+    def own_rows(self, rows: Tensor) -> Tensor:
+        """Of all rows, those of this process."""
+        return rows
+
     def run(self, index: int, inputs: Tensor, part: Part) -> Outcome:
         """A block with its head and loss."""
         outcome: Outcome = self.net.blocks[index](inputs, part.targets, part.images)

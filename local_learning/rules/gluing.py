@@ -4,16 +4,15 @@ h_k stands for the inputs of block k. The h-step moves the h_k downhill on the p
 the last one down; the W-step then lets every block learn to give the h_{k+1} that were found.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from local_learning.options import GluingOptions
 from local_learning.rules.engine import Engine, Means, Part, Report
+from local_learning.rules.gluing_cache import GluingCache, Inputs
 from tools.batchnorm import frozen_statistics
 
 
@@ -29,124 +28,127 @@ class Gluing:
         self._engine, self._options = engine, options
         self._penalties = per_boundary("--gluing.penalty", options.penalty, boundaries)
         self._steps = per_boundary("--gluing.step", options.step, boundaries)
-        self._cache: list[Tensor] = []
-        self._visits = torch.zeros(num_images if options.cache else 0, dtype=torch.int32)
+        self._variables = range(max(1, engine.own.start), engine.own.stop)
+        """The blocks here whose inputs are gluing variables."""
+        self._cache = GluingCache(options, num_images) if options.cache else None
 
     def step(self, parts: Sequence[Part]) -> Report:
         """An h-step on every part, and a W-step of every block."""
         engine, top = self._engine, self._engine.num_blocks - 1
         with frozen_statistics(engine.net), engine.precision():
-            if self._options.cache:
-                glued = [self._glue(part) for part in parts]
+            if self._cache:
+                glued = [self._glue(part, self._cache) for part in parts]
             else:
-                forward = [self._forward(part) for part in parts]
+                forward = [self._forward(part.inputs, part) for part in parts]
                 glued = [self._h_step(h, h, part) for h, part in zip(forward, parts, strict=True)]
         means, logits = Means(len(parts)), []
-        for place, index in enumerate(engine.own):
+        for index in engine.own:
             for number, (part, h) in enumerate(zip(parts, glued, strict=True)):
                 with engine.part(index, last=number == len(parts) - 1):
                     if index == top:
-                        outcome = engine.run(index, h[place], part)
+                        outcome = engine.run(index, h[index], part)
                         loss = outcome.loss
                         logits.append(outcome.logits[0].detach())
                         means.add("loss", loss)
                     else:
-                        gap = _squares(engine.trained_features(index, h[place]) - h[place + 1])
-                        gap = gap / len(h[place])
+                        gap = _squares(engine.trained_features(index, h[index]) - h[index + 1])
+                        gap = gap / len(h[index])
                         loss = self._penalties[index] * gap
                         means.add(f"gluing/{index + 1}", gap)
                     engine.backward(loss / len(parts))
             engine.update(index)
         return Report(means.values, logits)
 
-    def _glue(self, part: Part) -> list[Tensor]:
-        """h_1 = x, and h_2 .. h_K after the h-step from what is stored for these images."""
-        rows = part.indices.cpu()
-        visits, refresh = self._visits[rows], self._options.refresh
-        fresh = (visits == 0) | (
-            visits % refresh == 0 if refresh else torch.zeros_like(visits, dtype=torch.bool)
-        )
-        due = fresh | (visits % self._options.h_every == 0)
-        h = self._recall(part, rows, fresh)
-        if due.any():
-            moved = self._h_step(h, h if fresh.all() else self._one_block_on(h), part)
-            h = [h[0], *(_choose(due, new, old) for new, old in zip(moved[1:], h[1:], strict=True))]
-            for kept, found in zip(self._cache, h[1:], strict=True):
-                kept[rows] = found.to(kept.device)
-        self._visits[rows] += 1
-        return h
+    def _glue(self, part: Part, cache: GluingCache) -> Inputs:
+        """The inputs of every block here and of the one above, after the h-step from what is stored.
+
+        What is done depends on all images of the part, wherever their rows are: all processes do the same.
+        Between h-steps the variable of the block above is all that a block asks of another one.
+        """
+        engine, own = self._engine, part.indices.cpu()
+        everyone = engine.all_rows(part.indices).cpu()
+        fresh, due = cache.wanted(own)
+        some_fresh, some_due = (bool(each.any()) for each in cache.wanted(everyone))
+        all_fresh, all_due = (bool(each.all()) for each in cache.wanted(everyone))
+        h, moved = self._recall(part, fresh if some_fresh else None, cache), {}
+        if some_due:
+            moved = self._h_step(h, h if all_fresh else self._one_block_on(h, part), part)
+            h |= {block: _choose(due, moved[block], h[block]) for block in self._variables}
+            cache.store(everyone, {block: engine.all_rows(h[block]) for block in self._variables})
+        cache.seen(everyone)
+        if all_due:
+            return h | moved
+        if engine.own.start:
+            engine.hand_down(h[engine.own.start])
+        return h if engine.has_top else h | {engine.own.stop: engine.from_above()}
+
+    def _recall(self, part: Part, fresh: Tensor | None, cache: GluingCache) -> Inputs:
+        """The stored variables of these images; those of `fresh` ones from a forward pass."""
+        engine, h = self._engine, cache.recall(part.indices.cpu(), part.indices.device)
+        if fresh is not None:
+            passed = self._forward(engine.from_below() if engine.own.start else part.images, part)
+            stored = h or passed  # at first all are fresh
+            h = {block: _choose(fresh, passed[block], stored[block]) for block in self._variables}
+        return h if engine.own.start else {0: part.images} | h
 
     @torch.no_grad()
-    def _forward(self, part: Part) -> list[Tensor]:
+    def _forward(self, inputs: Tensor, part: Part) -> Inputs:
         """The inputs of every block here, and of the one above."""
-        engine, h = self._engine, [part.inputs]
+        engine = self._engine
+        h = {engine.own.start: inputs}
         for index in engine.below_top:
-            h.append(engine.features(index, h[-1]).detach())
+            h[index + 1] = engine.features(index, h[index]).detach()
         if not engine.has_top:
-            engine.hand_up(h[-1], part)
+            engine.hand_up(h[engine.own.stop], part)
         return h
 
-    def _recall(self, part: Part, rows: Tensor, fresh: Tensor) -> list[Tensor]:
-        """The stored h of these images; those of fresh ones from a forward pass."""
-        if not fresh.any():
-            return [part.images, *(kept[rows].to(part.images.device) for kept in self._cache)]
-        h = self._forward(part)
-        if not self._cache:
-            self._cache = self._make_room(h[1:])
-        stored = [kept[rows].to(part.images.device) for kept in self._cache]
-        return [h[0], *(_choose(fresh, new, old) for new, old in zip(h[1:], stored, strict=True))]
-
     @torch.no_grad()
-    def _one_block_on(self, h: list[Tensor]) -> list[Tensor]:
+    def _one_block_on(self, h: Inputs, part: Part) -> Inputs:
         """What the block below makes of each h."""
-        return [h[0], *(self._engine.features(index, each) for index, each in enumerate(h[:-1]))]
+        engine = self._engine
+        made = {index + 1: engine.features(index, h[index]) for index in engine.below_top}
+        if not engine.has_top:
+            engine.hand_up(made[engine.own.stop], part)
+        if engine.own.start:
+            made[engine.own.start] = engine.from_below()
+        return made
 
-    def _h_step(self, h: list[Tensor], predicted: list[Tensor], part: Part) -> list[Tensor]:
+    def _h_step(self, h: Inputs, predicted: Inputs, part: Part) -> Inputs:
         """Line 7 to 16 of Algorithm 1: from the top down, each with the new one above.
 
         `predicted` is what the block below gives for each of the h; right after a forward pass, the h.
         """
-        engine, h = self._engine, list(h)
-        top, first = engine.num_blocks - 1, engine.own.start
+        engine, h = self._engine, dict(h)
         if not engine.has_top:
-            h[-1] = engine.from_above()
-        for index in reversed(range(max(1, first), engine.own.stop)):
-            place = index - first
-            variable = h[place]
+            h[engine.own.stop] = engine.from_above()
+        for index in reversed(self._variables):
+            variable = h[index]
             for _ in range(self._options.h_steps):
                 variable = variable.detach().requires_grad_()
                 outputs = engine.features(index, variable)
-                if index == top:
+                if index == engine.num_blocks - 1:
                     energy = engine.objective(outputs, part) * len(outputs)
                 else:
-                    energy = self._penalties[index] * _squares(outputs - h[place + 1])
-                energy = energy + self._penalties[index - 1] * _squares(variable - predicted[place])
+                    energy = self._penalties[index] * _squares(outputs - h[index + 1])
+                energy = energy + self._penalties[index - 1] * _squares(variable - predicted[index])
                 (slope,) = torch.autograd.grad(energy, variable)
                 variable = variable - self._steps[index - 1] * slope
-            h[place] = variable.detach()
-        if first:
-            engine.hand_down(h[0])
+            h[index] = variable.detach()
+        if engine.own.start:
+            engine.hand_down(h[engine.own.start])
         return h
 
-    def _make_room(self, h: list[Tensor]) -> list[Tensor]:
-        count = len(self._visits)
-        size = count * sum(each[0].numel() * each.element_size() for each in h)
-        available = psutil.virtual_memory().available
-        if size > 0.9 * available:
-            raise ValueError(
-                f"--gluing.cache: {count:,} images' gluing variables take {size / 2**30:.1f} GiB, of which "
-                f"{available / 2**30:.1f} GiB are free; cut where the maps are smaller, or go without it"
-            )
-        return [each.new_zeros((count, *each.shape[1:]), device="cpu") for each in h]
-
     def state_dict(self) -> dict[str, Any]:
-        """The stored gluing variables, where any are."""
-        return {"cache": self._cache, "visits": self._visits} if self._options.cache else {}
+        """What is stored for the blocks here, if anything is."""
+        state = self._cache.state_dict() if self._cache else {}
+        if self._engine.own.start:
+            state.pop("visits", None)  # those with the first block tell them
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
-        if self._options.cache:
-            self._cache, self._visits = list(state["cache"]), state["visits"]
+        if self._cache:
+            self._cache.load_state_dict(state, self._variables)
 
 
 def per_boundary(option: str, values: tuple[float, ...], boundaries: int) -> tuple[float, ...]:
@@ -163,6 +165,4 @@ def _squares(difference: Tensor) -> Tensor:
 
 
 def _choose(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    shape = (len(rows), *[1] * (new.ndim - 1))
-    assert math.prod(new.shape) == math.prod(old.shape)
-    return torch.where(rows.to(new.device).view(shape), new, old)
+    return torch.where(rows.to(new.device).view(len(rows), *[1] * (new.ndim - 1)), new, old)

@@ -117,11 +117,18 @@ class Replay:
         if any(self._history.values()):
             parts = len(next(history[-1] for history in self._history.values() if history))
             self._fetch(parts, late_by=1)
-        return {"history": self._history, "errors": self._errors}
+        rows = self._engine.all_rows
+        return {
+            "history": {k: [list(map(rows, batch)) for batch in kept] for k, kept in self._history.items()},
+            "errors": {k: list(map(rows, errors)) for k, errors in self._errors.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
-        device = next(self._engine.net.parameters()).device
-        for index in self._engine.below_top:
-            self._history[index] = [[p.to(device) for p in batch] for batch in state["history"][index]]
-            self._errors[index] = [error.to(device) for error in state["errors"][index]]
+        engine = self._engine
+        device = next(engine.net.parameters()).device
+        for index in engine.below_top:
+            self._history[index] = [
+                [engine.own_rows(part).to(device) for part in batch] for batch in state["history"][index]
+            ]
+            self._errors[index] = [engine.own_rows(error).to(device) for error in state["errors"][index]]

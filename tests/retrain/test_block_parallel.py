@@ -21,6 +21,9 @@ VGG = ["--network", "vgg6a", "--width", "0.25", "--dropout", "0.3"]
 RESNET = ["--network", "resnet18", "--width", "0.125"]
 VIT = ["--network", "timm/test_vit", "--data.image-size", "32"]
 BLOCKS = ["--parallel", "blocks"]
+CACHE = ["--rule", "gluing", "--gluing.cache", "--data.augment", "none"]
+# 88 images to train on, so that batches of 32 are of two epochs, and known images are among new ones.
+SHORT_EPOCHS = ["--data.train-size", "110"]
 
 pytestmark = pytest.mark.slow
 
@@ -75,6 +78,21 @@ CASES = {
         ["--rule", "replay", "--recipe.accumulate", "4", "--pipeline.queue", "1"],
     ),
     "gluing": (3, VGG, "uniform:3:aux1", ["--rule", "gluing"]),
+    # Sixteen steps see every image once: the last four take what was stored for them.
+    "gluing with a cache": (2, VGG, "uniform:2:aux1", CACHE),
+    "gluing with a cache, float64": (3, VGG, "uniform:3:aux1", [*CACHE, "--precision", "fp64"]),
+    "gluing with a cache, h-steps now and then": (
+        3,
+        RESNET,
+        "uniform:3:aux1",
+        [*CACHE, *SHORT_EPOCHS, "--gluing.h-every", "2", "--gluing.refresh", "5"],
+    ),
+    "gluing with a cache in parts": (
+        2,
+        VGG,
+        "uniform:4:aux1",
+        [*CACHE, *SHORT_EPOCHS, "--gluing.h-every", "2", "--recipe.accumulate", "2"],
+    ),
     "several blocks on a process": (2, VGG, "uniform:3:aux1", []),
     "replay with several blocks": (2, VGG, "uniform:4:aux1", ["--rule", "replay"]),
     "gluing with several blocks": (2, VGG, "uniform:4:aux1", ["--rule", "gluing"]),
@@ -89,15 +107,21 @@ def test_every_bit_is_as_in_one_process(case: str, tmp_path: Path) -> None:
     assert_same(train(tmp_path / "one", *words), train(tmp_path / "several", *words, ranks=ranks))
 
 
-@pytest.mark.parametrize("rule", ["greedy", "replay", "gluing"])
+RULES = {rule: ["--rule", rule] for rule in ("greedy", "replay", "gluing")}
+# Rounding does not grow while the gaps are small.
+RULES["gluing with a cache"] = [*CACHE, *SHORT_EPOCHS, "--gluing.h-every", "2", "--gluing.penalty", "0.01"]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_blocks_and_rows_on_four_processes(rule: str, tmp_path: Path) -> None:
-    words = [*RESNET, "--decoupling", "uniform:2:aux2", "--rule", rule, "--precision", "fp64"]
+    words = [*RESNET, "--decoupling", "uniform:2:aux2", *RULES[rule], "--precision", "fp64"]
     one, several = train(tmp_path / "one", *words), train(tmp_path / "several", *words, ranks=4)
     assert_same(one, several, tolerance=1e-9)
 
 
-def test_rows_shared_unevenly_between_stages(tmp_path: Path) -> None:
-    words = [*RESNET, "--decoupling", "uniform:2:aux2", "--precision", "fp64"]
+@pytest.mark.parametrize("rule", ["greedy", "gluing with a cache"])
+def test_rows_shared_unevenly_between_stages(rule: str, tmp_path: Path) -> None:
+    words = [*RESNET, "--decoupling", "uniform:2:aux2", *RULES[rule], "--precision", "fp64"]
     one, several = train(tmp_path / "one", *words), train(tmp_path / "several", *words, ranks=3)
     assert sorted(stage.copies for stage in load_placement(several / "placement.json").stages) == [1, 2]
     assert_same(one, several, tolerance=1e-9)
@@ -128,9 +152,9 @@ def test_nothing_is_sent_back_and_bf16_halves_the_bytes(tmp_path: Path) -> None:
     assert sent["bf16"] == pytest.approx(sent["full"] / 2, rel=0.01)
 
 
-@pytest.mark.parametrize("rule", ["greedy", "replay"])
+@pytest.mark.parametrize("rule", ["greedy", "replay", "gluing with a cache"])
 def test_killed_and_continued_on_any_number_of_processes(rule: str, tmp_path: Path) -> None:
-    words = [*VGG, "--decoupling", "uniform:3:aux1", "--rule", rule, "--recipe.ema", "0.9"]
+    words = [*VGG, "--decoupling", "uniform:3:aux1", *RULES[rule], "--recipe.ema", "0.9"]
     whole = train(tmp_path / "whole", *words)
     for ranks in (3, 2, 1):
         folder = tmp_path / f"cut-{ranks}"
@@ -144,8 +168,27 @@ def test_killed_and_continued_on_any_number_of_processes(rule: str, tmp_path: Pa
         assert not list((folder / "checkpoints").glob("step-00000007*"))  # of the older one nothing is left
 
 
-def test_one_process_begins_and_several_go_on(tmp_path: Path) -> None:
-    words = [*VGG, "--decoupling", "uniform:2:aux1"]
+def test_each_process_keeps_the_variables_of_its_own_blocks(tmp_path: Path) -> None:
+    words = [*VGG, "--decoupling", "uniform:3:aux1", *CACHE, *SHORT_EPOCHS]
+    one, several = train(tmp_path / "one", *words), train(tmp_path / "several", *words, ranks=3)
+    states = [
+        torch.load(folder / "checkpoints" / name, weights_only=True)["job"]["rule"]["cache"]
+        for folder, name in (
+            (one, "step-00000014.pt"),
+            *((several, f"step-00000014.part-{rank}.pt") for rank in range(3)),
+        )
+    ]
+    whole, *parts = states
+    assert [list(part) for part in parts] == [[], [1], [2]]
+    for part in parts:
+        for block, kept in part.items():
+            assert kept.shape[0] == 88
+            assert torch.equal(kept, whole[block])
+
+
+@pytest.mark.parametrize("rule", ["greedy", "gluing with a cache"])
+def test_one_process_begins_and_several_go_on(rule: str, tmp_path: Path) -> None:
+    words = [*VGG, "--decoupling", "uniform:2:aux1", *RULES[rule]]
     whole, folder = train(tmp_path / "whole", *words), tmp_path / "cut"
     run_up_to("step-00000014.json", SCRIPT, *SHORT, *words, "--run", str(folder))
     assert_same(whole, train(folder, *words, ranks=2))

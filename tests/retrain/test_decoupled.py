@@ -286,8 +286,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(made: Made, tmp_path: Path,
     assert_same_run(made(*options), folder)
 
 
-def test_a_killed_run_on_two_ranks_goes_on_as_if_nothing_had_been(made: Made, tmp_path: Path) -> None:
-    options, folder = [*RESUMED["replay"], *OFTEN], tmp_path / "run"
+@pytest.mark.parametrize("name", ["replay", "cache"])
+def test_a_killed_run_on_two_ranks_goes_on_as_if_nothing_had_been(
+    made: Made, tmp_path: Path, name: str
+) -> None:
+    options, folder = [*RESUMED[name], *OFTEN, "--data.train-size", "110"], tmp_path / "run"
     run_up_to("step-00000012.json", SCRIPT, *options, "--run", str(folder), ranks=2)
     done = run(SCRIPT, *options, "--run", str(folder), ranks=2)
     assert done.returncode == 0, done.stderr
@@ -325,9 +328,11 @@ def test_other_cuts_may_be_given_while_there_is_no_checkpoint(tmp_path: Path) ->
 SHORT = ["--precision", "fp64", "--recipe.steps", "6", "--recipe.lr", "0.01", "--recipe.log-every", "2"]
 
 
-@pytest.mark.parametrize("name", ["aux2", "groups", "replay", "gluing"])
+@pytest.mark.parametrize("name", ["aux2", "groups", "replay", "gluing", "cache"])
 def test_two_ranks_are_one(made: Made, name: str) -> None:
     options = [*RULES[name][0], *SHORT]
+    if name == "cache":  # 88 images to train on: most are seen thrice, by both ranks
+        options += ["--data.train-size", "110", "--recipe.steps", "8", "--gluing.h-every", "2"]
     assert_close_runs(made(*options), made(*options, ranks=2))
 
 

@@ -125,7 +125,7 @@ def test_options_that_are_wrong(tmp_path: Path, arguments: list[str], says: str)
     ("arguments", "says"),
     [
         (["--decoupling", "uniform:99:aux1"], "num_blocks is 99"),
-        ([*GLUING, "--gluing.cache", "--data.augment", "none"], "--gluing.cache: an image meets another"),
+        ([*GLUING, "--gluing.penalty", "1", "2", "3"], "--gluing.penalty: 3 values for 2 boundaries"),
     ],
 )
 def test_one_of_two_ranks_says_it(tmp_path: Path, arguments: list[str], says: str) -> None:

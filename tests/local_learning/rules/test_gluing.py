@@ -207,9 +207,11 @@ def test_new_and_known_images_in_one_batch() -> None:
     rule.step([part])
     once = Gluing(engine_of(net, lr=0.0), GluingOptions(cache=True), num_images=6)
     once.step([part])
-    for one, other in zip(rule.state_dict()["cache"], once.state_dict()["cache"], strict=True):
-        assert torch.allclose(one[3:], other[3:], rtol=0, atol=1e-14)
-        assert not torch.allclose(one[:3], other[:3], rtol=0, atol=1e-14)
+    found, expected = rule.state_dict()["cache"], once.state_dict()["cache"]
+    assert found.keys() == expected.keys() == {1, 2}
+    for block, other in expected.items():
+        assert torch.allclose(found[block][3:], other[3:], rtol=0, atol=1e-14)
+        assert not torch.allclose(found[block][:3], other[:3], rtol=0, atol=1e-14)
 
 
 def test_values_per_boundary() -> None:

@@ -1,0 +1,73 @@
+"""What BlockProp keeps of each image from visit to visit (Gotmare et al., 2018, Algorithm 2)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from local_learning.options import GluingOptions
+
+Inputs = dict[int, Tensor]
+"""The inputs of blocks, by the block's number, counted from 0."""
+
+
+class GluingCache:
+    """The gluing variables of some blocks for every image of a training set, and how often it was seen.
+
+    They lie in main memory, also where the blocks are on another device.
+    """
+
+    def __init__(self, options: GluingOptions, num_images: int) -> None:
+        self._options = options
+        self._kept: Inputs = {}
+        self._visits = torch.zeros(num_images, dtype=torch.int32)
+
+    def wanted(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of these images start from a forward pass, and which of them take an h-step."""
+        visits, refresh = self._visits[images], self._options.refresh
+        fresh = visits % refresh == 0 if refresh else visits == 0
+        return fresh, fresh | (visits % self._options.h_every == 0)
+
+    def seen(self, images: Tensor) -> None:
+        """Count a visit of each."""
+        self._visits.index_add_(0, images, torch.ones_like(images, dtype=torch.int32))
+
+    def recall(self, images: Tensor, device: torch.device) -> Inputs:
+        """What is stored for these images; nothing before something was."""
+        return {block: kept[images].to(device) for block, kept in self._kept.items()}
+
+    def store(self, images: Tensor, found: Inputs) -> None:
+        """Keep what was found for these images; of an image that is there twice, the later."""
+        if not self._kept:
+            self._kept = self._make_room(found)
+        for block, rows in found.items():
+            kept = self._kept[block]
+            for image, row in zip(images.tolist(), rows.to(kept.device), strict=True):
+                kept[image] = row
+
+    def _make_room(self, found: Inputs) -> Inputs:
+        count = len(self._visits)
+        size = count * sum(each[0].numel() * each.element_size() for each in found.values())
+        available = psutil.virtual_memory().available
+        if size > 0.9 * available:
+            raise ValueError(
+                f"--gluing.cache: {count:,} images' gluing variables take {size / 2**30:.1f} GiB, of which "
+                f"{available / 2**30:.1f} GiB are free; cut where the maps are smaller, or go without it"
+            )
+        return {
+            block: each.new_zeros((count, *each.shape[1:]), device="cpu") for block, each in found.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is kept."""
+        return {"cache": dict(self._kept), "visits": self._visits}
+
+    def load_state_dict(self, state: Mapping[str, Any], blocks: range) -> None:
+        """Go back to a saved state, of whose variables those of the given blocks are wanted."""
+        kept = state["cache"]
+        if not isinstance(kept, Mapping):  # as checkpoints were when one process had all of them
+            kept = dict(enumerate(kept, start=1))
+        self._kept = {block: kept[block] for block in blocks if block in kept}
+        self._visits = state["visits"]
