@@ -97,7 +97,10 @@ class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
     block_rates: tuple[float, ...] = ()
     """Factor on the learning rate of each block; none: 1 for all."""
     alignment: bool = False
-    """At each evaluation, also take the cosine between each layer's gradient and backpropagation's."""
+    """At each evaluation, also tell the mean since the last one of the cosine between each layer's gradient
+    and backpropagation's. This takes two more passes of each batch that is measured."""
+    alignment_every: int = 1
+    """With --alignment, measure every n-th batch, counted from each evaluation on; 1: all."""
     parallel: str = "data"
     """What several processes share: the rows of each batch (data), or the blocks (blocks), each of which is
     trained where it is and hands its activations on; with more processes than blocks, also the rows, or,
@@ -155,6 +158,13 @@ class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
             raise ValueError(f"{option}: is about the blocks of a --decoupling; leave it out without")
         else:
             check_idle("local", self.local, (), "a training without --decoupling")
+        check_range("--alignment-every", self.alignment_every, 1)
+        if self.alignment_every > 1 and not self.alignment:
+            raise ValueError("--alignment-every: goes with --alignment; nothing is measured without")
+        if self.alignment and not self.data.validation:
+            raise ValueError(
+                "--alignment: is told at evaluations, of which there are none; leave out --data.validation 0"
+            )
         if self.chosen_rule != "gluing":
             check_idle("gluing", self.gluing, (), f"--rule {self.chosen_rule}")
         if self.chosen_rule == "gluing" and self.precision in ("bf16", "fp16"):

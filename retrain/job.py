@@ -26,6 +26,7 @@ from tools.batchnorm import SharedBatchNorm
 from tools.launch import on_main
 from tools.layout import use_channels_last
 from tools.loaders import Batch
+from tools.meters import Sums
 from tools.optim import make_optimizer, make_schedule
 
 
@@ -103,8 +104,9 @@ class Training:
                 self._rule = Gluing(engine, config.gluing, num_images=num_images)
             case _:
                 self._rule = Greedy(engine)
-        self._aligns = config.alignment
-        self._latest: Part | None = None
+        # Counted from each evaluation on, so that every interval has its measurement.
+        self._aligns = config.alignment_every if config.alignment and evaluate_every else 0
+        self._cosines = Sums()
 
     @property
     def final_network(self) -> DecoupledNet:
@@ -122,11 +124,12 @@ class Training:
             self._links.begin(step)
         parts = self._parts(batch, step)
         with self._shared_bn:
+            if self._aligns and step % self._every % self._aligns == 0:
+                cosines = gradient_alignment(self.net, parts[0].images, parts[0].targets)
+                self._cosines.add({f"alignment/{layer}": torch.tensor(c) for layer, c in cosines.items()})
             report = self._rule.step(parts)
         if self.ema is not None:
             self.ema.update(self.net, step=step)
-        if self._aligns:
-            self._latest = parts[0]
         values = dict(report.losses)
         if self._team.groups > 1:  # the mean over the groups' processes is then the block's loss
             values[loss_name(self._team.own.start, self._engine.num_blocks)] *= self._team.groups
@@ -193,10 +196,8 @@ class Training:
         for prefix, network in networks.items():
             found = self.measure(network, self._validation)
             values |= {f"validation_{prefix}{name}": value for name, value in found.items()}
-        if self._latest is not None:
-            with self._shared_bn:
-                cosines = gradient_alignment(self.net, self._latest.images, self._latest.targets)
-            values |= {f"alignment/{layer}": cosine for layer, cosine in cosines.items()}
+        values |= {name: float(mean) for name, mean in self._cosines.means().items()}
+        self._cosines = Sums()
         return values | {"score": values["validation_top1"]}
 
     def keep_best(self, step: int, score: float) -> None:
@@ -218,6 +219,7 @@ class Training:
                 index: pieces.named(optimizer.state_dict(), order) for index, optimizer, order in optimizers
             },
             "rule": self._rule.state_dict(),
+            "alignment": self._cosines.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else {},
             "scaler": scaler.state_dict() if scaler else {},
         }
@@ -233,6 +235,8 @@ class Training:
         for index, optimizer, order in zip(self._team.own, self._optimizers, self._orders, strict=True):
             optimizer.load_state_dict(pieces.own_optimizer(index, state["optimizers"][index], order))
         self._rule.load_state_dict(state["rule"])
+        if "alignment" in state:  # a checkpoint of before has none
+            self._cosines.load_state_dict(state["alignment"], torch.device("cpu"))
         if self.ema:
             _load_own(self.ema.module, pieces.own(state["ema"]))
         if self._accelerator.scaler:

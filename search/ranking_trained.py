@@ -21,7 +21,7 @@ from tools.meters import read_metrics
 from tools.pictures import house_style
 from tools.report import Drawing, Drawings, Part, Row, Section, Table, Text, drawing
 
-WHERE = "decoupling balance alignment parallel pipeline plan"
+WHERE = "decoupling balance alignment alignment_every parallel pipeline plan"
 """To cut, and on how many processes to train what is cut."""
 HOW = "rule groups uneven_groups block_rates local gluing head_width"
 """The pieces learn."""

@@ -38,7 +38,7 @@ LEGAL_HUGE = {
         *("generations", "pipeline.patience"),
     ],
     "intervals: what is never due is made at the end alone": [
-        *("recipe.evaluate_every", "recipe.checkpoint_every", "recipe.log_every"),
+        *("recipe.evaluate_every", "recipe.checkpoint_every", "recipe.log_every", "alignment_every"),
         *("search.evaluate_every", "search.checkpoint_every", "search.log_every"),
     ],
     "limits, and the most that is kept or taken, of what there is": [

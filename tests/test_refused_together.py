@@ -15,6 +15,8 @@ CASES = [
             ("--rule greedy", "--rule: greedy needs --decoupling"),
             ("--rule replay", "--rule: replay needs --decoupling"),
             ("--alignment", "--alignment: compares the gradients of blocks"),
+            (f"--alignment-every 2 {CUT}", "--alignment-every: goes with --alignment"),
+            (f"--alignment --data.validation 0 {CUT}", "--alignment: is told at evaluations"),
             ("--groups 2", "--groups: splits the blocks of a --decoupling"),
             ("--uneven-groups", "--uneven-groups: is about the blocks of a --decoupling"),
             ("--balance macs", "--balance: is about the blocks of a --decoupling"),

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,31 @@ def test_alignment_is_told_for_all_blocks_but_the_last_and_changes_nothing(made:
     assert_equal(weights(watched), weights(made(*AUX)))
 
 
+@pytest.mark.parametrize(
+    ("options", "measured"),
+    [([], {16: range(1, 17), 20: range(17, 21)}), (["--alignment-every", "6"], {16: [1, 7, 13], 20: [17]})],
+)
+def test_alignment_is_the_mean_over_the_interval(
+    made: Made, options: list[str], measured: dict[int, list[int]]
+) -> None:
+    each = cosines(made(*AUX, "--alignment", "--recipe.evaluate-every", "1"))
+    assert list(each) == list(range(1, 21))
+    found = cosines(made(*AUX, "--alignment", *options))
+    assert found.keys() == measured.keys()
+    for step, steps in measured.items():
+        for layer, cosine in found[step].items():
+            assert cosine == pytest.approx(statistics.fmean(each[k][layer] for k in steps), rel=1e-12)
+
+
+def cosines(folder: Path) -> dict[int, dict[str, float]]:
+    """By the step of the evaluation and by layer."""
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "validation_top1" in line]
+    return {
+        line["step"]: {name: value for name, value in line.items() if name.startswith("alignment/")}
+        for line in lines
+    }
+
+
 @pytest.mark.parametrize("name", ["aux2", "replay"])
 def test_bf16_trains_weights_in_fp32(made: Made, name: str) -> None:
     options = RULES[name][0]
@@ -267,6 +293,7 @@ def test_compiled_blocks_learn_as_others_do(made: Made, tmp_path: Path) -> None:
 
 
 RESUMED = {
+    "alignment": [*AUX, "--alignment"],
     "replay": [*REPLAY, "--dropout", "0.3"],
     "cache": [*CACHE, "--gluing.h-every", "2"],
     "groups": [*GROUPED, "--recipe.ema", "0.9", "--block-rates", "1", "0.5", "2"],
