@@ -275,7 +275,7 @@ def test_a_worker_that_is_killed_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stem", ["fused", "unit"])
 def test_a_truth_of_before_counts_the_stem_as_it_did(stem: str, space: Space, tmp_path: Path) -> None:
-    plan = TruthPlan(ARCHITECTURES, "tiny", ({"choices": [0, 1, 2, 3]},), 1)
+    plan = TruthPlan(ARCHITECTURES, "tiny", ({"choices": [0, 1, 2, 3]},), 1, "torch")
     path = tmp_path / ARCHITECTURES / "0001.json"
     path.parent.mkdir()
     notes = {"stem": stem} if stem == "fused" else {}  # before, no file said so

@@ -30,11 +30,9 @@ def test_all_networks_of_a_truth_begin_alike(tmp_path: Path) -> None:
     assert first_training(tmp_path, config, "architectures") == "timm"
 
 
-@pytest.mark.parametrize(("options", "wanted"), [({"architecture": "a.json"}, "timm"), ({}, "torch")])
-def test_only_architectures_have_such_a_classifier(
-    tmp_path: Path, options: dict[str, str], wanted: str
-) -> None:
+@pytest.mark.parametrize(("architecture", "wanted"), [("a.json", "timm"), ("", "torch")])
+def test_only_architectures_have_such_a_classifier(tmp_path: Path, architecture: str, wanted: str) -> None:
     (tmp_path / "decouplings").mkdir()
     save_decoupling(tmp_path / "decouplings/0001.json", Decoupling((1,), ("linear",)), "tiny", 5)
-    config = TruthConfig(decouplings=("uniform:2:linear",), **options)
+    config = TruthConfig(decouplings=("uniform:2:linear",), architecture=architecture)
     assert first_training(tmp_path, config, "decouplings") == wanted

@@ -276,7 +276,7 @@ class Branching(random.Random):
         self._way: list[list[int]] = []
         self._at = 0
 
-    def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:  # type: ignore[override]
+    def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:
         assert stop is None
         if self._at == len(self._way):
             self._way.append([0, start])
