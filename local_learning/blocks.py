@@ -25,6 +25,7 @@ from local_learning.losses import (
     logits_of,
 )
 from local_learning.options import LOSSES, LocalLosses
+from tools.layout import guard_convolutions
 from tools.plugins import takes
 
 
@@ -58,6 +59,7 @@ class Block(nn.Module):
         self.head = head
         self.objective: Objective = CrossEntropy() if objective is None else objective
         self.layout = layout
+        guard_convolutions(self)
 
     def forward(
         self, inputs: Tensor, targets: Tensor | None = None, images: Tensor | None = None

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from tools.layout import guard_convolutions
+
 
 class Chain(nn.Module):
     """A network as an ordered list of layers and a classifier.
@@ -18,6 +20,7 @@ class Chain(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.classifier = classifier
         self.width = width
+        guard_convolutions(self)
 
     @property
     def num_layers(self) -> int:

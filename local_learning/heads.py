@@ -18,6 +18,7 @@ from local_learning.decoupling import HEADS
 from local_learning.expansion import Expansion
 from local_learning.networks.init import initialise
 from local_learning.relu_mean import ReluMean
+from tools.layout import guard_convolutions
 from tools.plugins import call
 
 register_head = HEADS.register
@@ -63,6 +64,7 @@ def make_head(
     else:
         raise ValueError(f"head '{kind}' is unknown{HEADS.hint(kind)}")
     initialise(head)
+    guard_convolutions(head)
     return head
 
 

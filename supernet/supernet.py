@@ -11,6 +11,7 @@ from supernet.space import Architecture, Space
 from supernet.stem import layers_with_stem
 from supernet.tail import build_tail
 from tools.config import check_choice
+from tools.layout import guard_convolutions
 
 
 class Supernet(nn.Module):
@@ -30,6 +31,7 @@ class Supernet(nn.Module):
         )
         self.tail = _tail(space)
         initialise(self, self.tail, classifier_init)
+        guard_convolutions(self)
 
     def begin(self, images: Tensor) -> Tensor:
         """What the stem gives to the first searchable layer."""
