@@ -1,6 +1,8 @@
 """Classify images with a trained network: the names of the classes, with their probabilities.
 
-python predict_images.py --run-of runs/photos --images new_photos photo.jpg
+Examples:
+  python predict_images.py --run-of runs/photos --images new_photos photo.jpg
+  python predict_images.py --export exported --images new_photos --out predictions.jsonl
 """
 
 from retrain.predict_config import PredictConfig
