@@ -42,7 +42,9 @@ def test_several_processes_that_are_one_are_noticed(words: list[str]) -> None:
 
 
 def test_several_processes_that_are_several_need_no_word() -> None:
-    variables = prepare_multi_gpu_env(arguments("--multi_gpu", "--num_processes", "2"))
+    variables = prepare_multi_gpu_env(
+        arguments("--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+    )
     assert unheard("fp32", 2, variables) == []
     # As torchrun tells the one process that it starts.
     assert unheard("fp32", 1, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "WORLD_SIZE": "1"}) == []
