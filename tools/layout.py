@@ -44,11 +44,13 @@ class StridedPointwise(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not self.at_risk(input):
-            return super()._conv_forward(input, weight, bias)
+            outputs: Tensor = super()._conv_forward(input, weight, bias)
+            return outputs
         # Pooling one pixel at a time picks it. A slice would too, but its gradient is not channels last.
         return F.conv2d(F.avg_pool2d(input, 1, self.stride), weight, bias)
 
     def at_risk(self, input: Tensor) -> bool:
+        """Whether torch's own could be faulty on this input, now that gradients are taken."""
         return (
             input.device.type == "cpu"
             and self.groups == 1
