@@ -8,6 +8,9 @@ import pytest
 from local_learning.decoupling import Decoupling, save_decoupling
 from retrain.truth_config import TruthConfig
 from retrain.truth_plan import KIND, VERSION, config_of, read_plan
+from supernet.documents import save_architecture
+from supernet.presets import preset
+from supernet.space import Architecture
 from tools.files import write_document
 from tools.runs import Run
 
@@ -23,6 +26,9 @@ def first_training(folder: Path, config: TruthConfig, kind: str, **more: Any) ->
 
 
 def test_all_networks_of_a_truth_begin_alike(tmp_path: Path) -> None:
+    (tmp_path / "architectures").mkdir()
+    space = preset("tiny", num_classes=10, image_size=16)
+    save_architecture(tmp_path / "architectures/0001.json", Architecture((0, 0, 0, 0)), space)
     config = TruthConfig(space="tiny")
     assert first_training(tmp_path, config, "architectures", classifier_init="torch") == "torch"
     assert first_training(tmp_path, config, "architectures", classifier_init="timm") == "timm"

@@ -9,6 +9,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
+from supernet.config import SupernetConfig
 from supernet.layers import Conv, Skip, Style
 from supernet.options import PathOptions
 from supernet.paths import SinglePath, StrictFairness
@@ -39,6 +40,7 @@ from tests.supernet.nets import (
     step_gradients,
     whole,
 )
+from tools.config import of_run, to_toml
 
 
 def single_path(space: Space | None = None, **options: Any) -> SinglePath:
@@ -235,6 +237,13 @@ def test_networks_within_limits_are_drawn_alike() -> None:
         chisquare([found[total] for total in inside], [40 * number for number in inside.values()]).pvalue
         > 1e-4
     )
+
+
+def test_a_run_of_before_goes_on_as_it_began() -> None:
+    before = of_run(SupernetConfig, "[paths]\ncanonical = true", source="config.toml")
+    assert (before.paths.draw, before.classifier_init) == ("strings", "timm")
+    now = of_run(SupernetConfig, to_toml(SupernetConfig()), source="config.toml")
+    assert now == SupernetConfig()
 
 
 def test_networks_have_their_skips_last() -> None:
