@@ -64,7 +64,7 @@ def is_skip(space: Space, layer: int, choice: int) -> bool:
 
 def macs_around(space: Space) -> tuple[int, int]:
     """Of the stem and of the tail, from a network's module."""
-    net = build_architecture(space, Architecture((0,) * len(space.layers)))
+    net = build_architecture(space, Architecture((0,) * len(space.layers)), stem="unit")
     stem = zip(net.layers, space.stem_places, space.stem_sizes, strict=False)
     macs = sum(count_macs(module, (place.in_chs, size, size)) for module, place, size in stem)
     return macs, count_macs(net.classifier, (space.layers[-1].out_chs, space.sizes[-1], space.sizes[-1]))
