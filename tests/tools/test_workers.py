@@ -56,19 +56,18 @@ def test_options_of_a_truth_reach_its_workers(name: str) -> None:
 
 
 @pytest.fixture(params=["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
-def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
+def _start_method(request: pytest.FixtureRequest) -> Iterator[None]:
     """The way in which this process starts others, as far as they do not say it themselves."""
     assert FORKS  # whose server has imported torch already
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method(request.param, force=True)
-    yield request.param
+    yield
     multiprocessing.set_start_method(before, force=True)
 
 
+@pytest.mark.usefixtures("_start_method")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_the_same_however_workers_are_started(
-    tmp_path: Path, start_method: str, workers: int
-) -> None:
+def test_batches_are_the_same_however_workers_are_started(tmp_path: Path, workers: int) -> None:
     config, data = imitation("folder", tmp_path, workers=workers)
     alone = train_batches(DataConfig(name="folder", root=str(tmp_path), image_size=16, workers=0), data)
     found: list[Batch] = list(train_batches(config, data).batches(2, 5))
