@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
+from local_learning.head_width import PAPER
 from retrain.config import RetrainConfig
 from tools.config import check_range
 
@@ -11,6 +12,10 @@ from tools.config import check_range
 @dataclass(frozen=True, kw_only=True)
 class TruthConfig(RetrainConfig):
     """Which networks, how often each, how many at once; all else is as in retrain_model.py, for each."""
+
+    EARLIER: ClassVar[dict[str, Any]] = {
+        "head_width": lambda config: PAPER if config.decoupling or config.decouplings else ""
+    }
 
     run: str = "runs/truth"
     space: str = ""

@@ -175,10 +175,12 @@ def confidence(
             raise ValueError(f"spread: alpha has {len(end[0])} rows in it, and {len(alpha)} now")
     cuts, local = _learned_cuts(alpha, num_blocks), _local_shares(alpha)
     lines = [_about_cuts(local, num_blocks, spread, [_local_shares(end) for end, _ in ends])]
-    if cuts and max(local) < 0.5 - INDIFFERENT:
+    if cuts and max(local) < 0.5:
+        most = _ranked(local)[0]
+        below = [0.5 - _local_shares(end)[most - 1] for end, _ in ends]
         lines.append(
-            f"no cut is preferred: of every layer the backpropagated signal has the larger share "
-            f"(the largest local one is {max(local):.4g}, after layer {_ranked(local)[0]})"
+            f"no cut is preferred: the largest local share is {max(local):.4g}, after layer {most}, and one "
+            f"half is {_verdict(0.5 - max(local), below, spread, f'layer {most} and no cut')}"
         )
     indifferent = [layer for layer, share in enumerate(local, 1) if abs(share - 0.5) <= INDIFFERENT]
     if indifferent:

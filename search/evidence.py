@@ -27,8 +27,8 @@ TINY = 1e-12
 class Updates:
     """The updates of one search, in their order."""
 
-    drawn: list[tuple[int, float]]
-    """Of each: the pretraining step that its weights descend from, and the inner learning rate."""
+    drawn: list[list[tuple[int, float]]]
+    """Of each, for every process: the pretraining step that its weights descend from, and the inner rate."""
 
     effects: list[Tensor]
     """Of each, in float64 (L-1, 1 + M): derivatives of the validation loss by the share of the local signal,
@@ -47,7 +47,7 @@ class Updates:
             [effect for each in searches for effect in each.effects],
         )
 
-    def add(self, net: RelaxedNet, *, origin: int, rate: float) -> None:
+    def add(self, net: RelaxedNet, drawn: list[tuple[int, float]]) -> None:
         """Add what `net.alpha.grad` and `net.beta.grad` say at its present alpha and beta."""
         assert net.alpha.grad is not None
         assert net.beta.grad is not None
@@ -55,7 +55,7 @@ class Updates:
         slope = signals.prod(1, keepdim=True).clamp_min(TINY)
         by_signal = net.alpha.grad.double().cpu()[:, :1] / slope
         by_head = net.beta.grad.double().cpu() / heads.clamp_min(TINY)
-        self.drawn.append((origin, rate))
+        self.drawn.append(drawn)
         self.effects.append(torch.cat([by_signal, by_head], 1))
 
     def state_dict(self) -> dict[str, Any]:
@@ -64,21 +64,23 @@ class Updates:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a checkpoint; one of before has no updates."""
-        self.drawn = [(int(origin), float(rate)) for origin, rate in state.get("drawn", [])]
+        self.drawn = [[(origin, rate) for origin, rate in each] for each in state.get("drawn", [])]
         effects = state.get("effects")
         self.effects = [] if effects is None else list(effects.cpu())
 
-    def lines(self, head_kinds: Sequence[str]) -> list[dict[str, Any]]:
-        """As objects for hypergradients.jsonl."""
+    def lines(self, head_kinds: Sequence[str], last: int) -> list[dict[str, Any]]:
+        """As objects for hypergradients.jsonl; `last` is the number of the last update."""
         return [
             {
                 "step": step,
-                "origin": origin,
-                "inner_lr": rate,
+                "origin": [origin for origin, _ in drawn],
+                "inner_lr": [rate for _, rate in drawn],
                 "signal": _rounded(effect[:, 0]),
                 "heads": {kind: _rounded(effect[:, 1 + m]) for m, kind in enumerate(head_kinds)},
             }
-            for step, ((origin, rate), effect) in enumerate(zip(self.drawn, self.effects, strict=True), 1)
+            for step, (drawn, effect) in enumerate(
+                zip(self.drawn, self.effects, strict=True), last + 1 - len(self.effects)
+            )
         ]
 
 

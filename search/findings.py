@@ -87,7 +87,9 @@ def write_findings(
     _write_controls(run.path / "controls", config, alpha, beta, kinds, shown, num_layers)
 
     for outcome in outcomes:
-        lines_ = "".join(json.dumps(line) + "\n" for line in outcome.updates.lines(kinds))
+        lines_ = "".join(
+            json.dumps(line) + "\n" for line in outcome.updates.lines(kinds, config.search.steps)
+        )
         write_bytes(outcome.part.path / "hypergradients.jsonl", lines_.encode())
     spread = _spread(config, outcomes)
     history = _history(run, num_layers, kinds)
@@ -102,7 +104,7 @@ def write_findings(
         if len(outcomes) == 1:
             lines.append(f"  {_settled(history, kinds, blocks)}")
     by_layer = _effects(config, outcomes, spread, kinds)
-    told = [*lines, *_effects_told(by_layer)]
+    told = [*lines, *_effects_told(by_layer, per_rate=config.search.per_rate)]
     write_bytes(run.path / "findings.txt", ("\n".join(told) + "\n").encode())
     errors = [row["share_error"] for row in by_layer]
     _draw(run.path, config, alpha, beta, kinds, {k: chosen[k] for k in shown}, history, num_layers, errors)
@@ -121,8 +123,8 @@ def _spread(config: DecouplingSearchConfig, outcomes: Sequence[Outcome]) -> Spre
         errors = float(t.ppf(0.975, len(outcomes) - 1))
         return Spread(ends, errors=errors, of_mean=True, source="searches from this pretraining")
     updates = outcomes[0].updates
-    if len(updates.effects) < 2:
-        return None
+    if not 2 <= config.search.steps == len(updates.effects):
+        return None  # a search that began before they were kept has those of its end only
     found = replays(updates, config.search, generator=torch_stream(config.seed, "replays"))
     return Spread(
         list(zip(found.alpha, found.beta, strict=True)), source="searches by updates drawn from its own"
@@ -155,11 +157,12 @@ def _effects(
     ]
 
 
-def _effects_told(by_layer: Sequence[dict[str, Any]]) -> list[str]:
+def _effects_told(by_layer: Sequence[dict[str, Any]], *, per_rate: bool) -> list[str]:
     """A line a layer, under a heading that says what the numbers are."""
     heading = (
-        "by layer: the local signal's share, and what a larger share does to the validation loss (its slope, "
-        "where less is better), each with its standard error; then the same slopes of the heads"
+        "by layer: the local signal's share, and what a larger share does to the validation loss (its slope"
+        f"{', divided by the inner learning rate' * per_rate}; below zero is better), each with its standard "
+        "error; then the same slopes of the heads"
     )
     lines = [
         f"  {row['layer']}: {row['share']:.3f} +- {row['share_error']:.2g}, {_plus(row['effect'])} +- "

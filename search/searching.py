@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from local_learning.head_width import parse_head_width
-from search.config import DecouplingSearchConfig
+from search.config import OLDEST, DecouplingSearchConfig
 from search.findings import Outcome, results_of, summary, write_findings
 from search.hypergradient import hypergradient
 from search.memory import Snapshot, SnapshotMemory, snapshots_of
@@ -118,15 +118,16 @@ def _searched(
     if repeat:
         config = replace(config, seed=derive(config.seed, "repeat", repeat))
     options, ranks, rank = config.search, accelerator.num_processes, accelerator.process_index
-    share = max(1, kept // ranks)
+    own = snapshots[rank::ranks] or [snapshots[rank % len(snapshots)]]
+    size = max(1, kept // ranks) if options.memory == OLDEST else len(own)
     memory = SnapshotMemory(
         part.path / SNAPSHOTS,
-        share,
+        size,
         place=options.keep_snapshots_on,
         rank=rank,
         device=accelerator.device,
     )
-    memory.take((snapshots[rank::ranks] or snapshots)[:share])
+    memory.take(own[:size])
     job = Search(inner, config, accelerator, memory)
     images = config.recipe.batch_size * (options.inner_steps + 1) + options.validation_batch
     plan = Plan(

@@ -197,7 +197,7 @@ class Search:
         scale = 1 / rate if config.search.per_rate else 1.0
         net.alpha.grad, net.beta.grad = self._mean(found.alpha * scale, found.beta * scale)
         size = torch.sqrt(net.alpha.grad.square().sum() + net.beta.grad.square().sum())
-        self.updates.add(net, origin=drawn.origin, rate=rate)
+        self.updates.add(net, self._gathered((drawn.origin, rate)))
         self._optimizer.step()
         losses = inner.update(episode.ordinary, drawn.step, rate=rate)
         if config.search.memory == OLDEST:
@@ -255,7 +255,7 @@ class Search:
         else:
             entries = [entry for memory in memories for entry in memory["entries"]]
             born = max(memory["born"] for memory in memories)
-            self._memory.load_state_dict({"entries": entries[rank::ranks], "born": born})
+            self._memory.load_state_dict({"entries": entries[rank::ranks] or entries, "born": born})
 
     def _mean(self, *gradients: Tensor) -> list[Tensor]:
         means = [gradient.clone() for gradient in gradients]
@@ -264,6 +264,14 @@ class Search:
                 torch.distributed.all_reduce(mean)
                 mean /= self._accelerator.num_processes
         return means
+
+    def _gathered(self, drawn: tuple[int, float]) -> list[tuple[int, float]]:
+        """What every process drew."""
+        if self._accelerator.num_processes == 1:
+            return [drawn]
+        found: list[Any] = [None] * self._accelerator.num_processes
+        torch.distributed.all_gather_object(found, drawn)
+        return found
 
     def _shares(self) -> dict[str, float]:
         """softmax(alpha)_1 and softmax(beta) by layer."""

@@ -5,8 +5,8 @@ An interval leaves 0 out exactly where the p value is below 1 - level: both are 
 Up to FEW networks that distribution is made of the data, all of it where it is small. For a tau the truth is
 given to the networks in every order, which is exact where scores and truth have nothing to do with each
 other, ties or not. For the difference of two taus each network's ranks in the two lists change places or
-stay. That is exact where it makes no odds to any network which of both lists gave it which rank; the ranks
-of a list depend on each other a little, so simulations hold it to its level too.
+stay. The hypothesis is that the two lists could change names at any network without any difference. The
+ranks of a list depend on each other a little, so simulations hold the test to its level too.
 
 With more networks the spread is the jackknife's, each network left out in turn, and the distribution
 Student's. That needs no list to be like another, and asks only whether the two numbers are the same.

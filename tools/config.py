@@ -97,7 +97,8 @@ def from_toml(cls: type[Config], text: str, *, source: str, checked: bool = True
 def of_run(cls: type[Config], text: str, *, source: str, checked: bool = True) -> Config:
     """The config of a run, from the text of its config.toml or of its weights' notes.
 
-    A run of before may lack an option of today. What it then did is in `cls.EARLIER`, by dotted name; where
+    A run of before may lack an option of today. What it then did is in `cls.EARLIER`, by dotted name, as a
+    value or as a function of the config; where
     that is silent, the option's default is what all runs did.
     """
     return with_earlier(from_toml(cls, text, source=source, checked=checked), text, source)
@@ -107,7 +108,8 @@ def with_earlier(config: Config, text: str, source: str) -> Config:
     """The config, with what a run did in place of defaults that were others when it began."""
     table = _table(text, source)
     now, default = flatten(config), flatten(type(config)())
-    for name, value in getattr(config, "EARLIER", {}).items():
+    for name, earlier in getattr(config, "EARLIER", {}).items():
+        value = earlier(config) if callable(earlier) else earlier
         if now[name] == default[name] and _at(table, name, value) == value:
             config = _with(config, name.split("."), value)
     return config

@@ -294,7 +294,11 @@ def test_a_search_that_would_rather_not_cut_says_so() -> None:
     alpha = [logits(share, 1 - share) for share in (0.3, 0.48, 0.2)]
     lines = confidence(alpha, [[0.0]] * 3, ["aux4"], 2)
     assert lines[1].startswith("no cut is preferred: ")
-    assert lines[1].endswith("(the largest local one is 0.48, after layer 2)")
+    assert lines[1].endswith("the largest local share is 0.48, after layer 2, and one half is 0.02 apart")
+    for swing, words in ((0.001, "clear of chance"), (0.05, "another seed may choose otherwise")):
+        ends = [[alpha[0], logits(0.48 + by, 0.52 - by), alpha[2]] for by in (-swing, 0, swing)]
+        spread = Spread([(end, [[0.0]] * 3) for end in ends])
+        assert confidence(alpha, [[0.0]] * 3, ["aux4"], 2, spread)[1].endswith(words)
     alpha[1] = logits(0.52, 0.48)
     assert not any("no cut" in line for line in confidence(alpha, [[0.0]] * 3, ["aux4"], 2))
 

@@ -19,7 +19,7 @@ def generator(seed: int) -> torch.Generator:
 def drawn_updates(seed: int, mean: Tensor) -> Updates:
     """Of a search whose hypergradients are `mean` and noise of standard deviation 1."""
     noise = torch.randn(COUNT, ROWS, 1 + KINDS, generator=generator(seed), dtype=torch.float64)
-    return Updates([(0, 0.1)] * COUNT, list(mean + noise))
+    return Updates([[(0, 0.1)]] * COUNT, list(mean + noise))
 
 
 def searched(updates: Updates, options: SearchOptions) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ def test_replays_spread_as_searches_of_other_seeds_do(size: float) -> None:
 def test_without_noise_every_replay_ends_where_the_search_did() -> None:
     options = SearchOptions(lr=0.05, weight_decay=0.01, beta1=0.5)
     effect = torch.randn(ROWS, 1 + KINDS, generator=generator(3), dtype=torch.float64)
-    updates = Updates([(0, 0.1)] * 20, [effect] * 20)
+    updates = Updates([[(0, 0.1)]] * 20, [effect] * 20)
     alpha, beta = searched(updates, options)
     found = replays(updates, options, generator=generator(1))
     assert found.alpha.shape == (REPLAYS, ROWS, 2)
@@ -78,7 +78,7 @@ def test_runs_of_neighbours_keep_what_they_have_in_common() -> None:
     alike = blocks.repeat_interleave(10, 0).expand(60, ROWS, 1 + KINDS)
     mixed = alike[torch.randperm(60, generator=generator(6))]
     errors = [
-        effects(Updates([(0, 0.1)] * 60, list(each.clone())), generator=generator(7)).error[0, 0]
+        effects(Updates([[(0, 0.1)]] * 60, list(each.clone())), generator=generator(7)).error[0, 0]
         for each in (alike, mixed)
     ]
     assert errors[0] > 1.3 * errors[1]
@@ -97,7 +97,7 @@ def test_effects_are_derivatives_by_shares() -> None:
     loss = (local * wanted[:, 0]).sum() + (heads * wanted[:, 1:]).sum()
     net.alpha.grad, net.beta.grad = torch.autograd.grad(loss, [net.alpha, net.beta])
     updates = Updates.none()
-    updates.add(net, origin=3, rate=0.5)
+    updates.add(net, [(3, 0.5), (4, 0.1)])
     (found,) = updates.effects
     torch.testing.assert_close(found[:, 0], wanted[:, 0], rtol=1e-5, atol=1e-6)
     # Those of heads are known up to a constant: the mean by the shares themselves.
@@ -105,8 +105,8 @@ def test_effects_are_derivatives_by_shares() -> None:
     torch.testing.assert_close(found[:, 1:], centred, rtol=1e-4, atol=1e-5)
     again = Updates.none()
     again.load_state_dict(updates.state_dict())
-    assert again.drawn == [(3, 0.5)]
+    assert again.drawn == [[(3, 0.5), (4, 0.1)]]
     assert torch.equal(again.effects[0], found)
-    (line,) = again.lines(("aux1", "linear"))
-    assert (line["step"], line["origin"], line["inner_lr"]) == (1, 3, 0.5)
+    (line,) = again.lines(("aux1", "linear"), 9)
+    assert (line["step"], line["origin"], line["inner_lr"]) == (9, [3, 4], [0.5, 0.1])
     assert line["heads"]["linear"] == pytest.approx(found[:, 2].tolist(), rel=1e-5)

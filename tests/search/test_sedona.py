@@ -13,6 +13,7 @@ from search.memory import SnapshotMemory
 from search.relaxation import RelaxedNet
 from search.sedona import MOMENTUM, Episode, Inner, Search
 from tools.batches import Batch
+from tools.config import of_run, to_toml, with_earlier
 from tools.recipes import Recipe
 
 
@@ -62,7 +63,7 @@ def test_one_update(memory: str, compat: str, inner_lr: float, tmp_path: Path) -
         net.beta.zero_()
     net.load_state_dict({**net.state_dict(), **{k: v for k, v in start.items() if k in net.state_dict()}})
     rate = inner_lr or inner.rate(drawn.step)
-    assert search.updates.drawn == [(drawn.origin, rate)]
+    assert search.updates.drawn == [[(drawn.origin, rate)]]
     found = hypergradient(
         net,
         [(each.images, each.targets) for each in episode.inner],
@@ -90,3 +91,39 @@ def test_one_update(memory: str, compat: str, inner_lr: float, tmp_path: Path) -
         moved = 0.9 * momenta[name] + gradient + 1e-2 * start[name]
         assert torch.allclose(state[MOMENTUM + name], moved, rtol=1e-5, atol=1e-8), name
         assert torch.allclose(state[name], start[name] - rate * moved, rtol=1e-5, atol=1e-8), name
+
+
+def test_a_search_that_goes_on_with_more_processes_has_weights_on_each(tmp_path: Path) -> None:
+    config = DecouplingSearchConfig(heads=("linear",), search=SearchOptions(snapshots=2))
+    chain = build_chain("vgg6a", num_classes=5, image_size=16, width=0.0625)
+    inner = Inner(RelaxedNet(chain, config.heads, 5, 16), config, 10)
+    memory = SnapshotMemory(tmp_path / "one", 2)
+    for step in range(2):
+        memory.keep_latest(inner.state(), step, 0.1)
+    search = Search(inner, config, Accelerator(cpu=True), memory)
+    state = search.state_dict()
+    for rank in range(4):
+        own = SnapshotMemory(tmp_path / "one", 2, rank=rank)
+        Search(inner, config, Ranked(4, rank), own).load_state_dict(state)
+        assert len(own) >= 1
+
+
+class Ranked:
+    """One of several processes, as far as going back to a state asks for it."""
+
+    def __init__(self, num_processes: int, process_index: int) -> None:
+        self.num_processes, self.process_index = num_processes, process_index
+
+
+@pytest.mark.parametrize(("compat", "memory"), [("", OLDEST), (SEDONA_2021, REPLACE)])
+def test_a_search_of_before_goes_on_with_the_memory_that_it_had(compat: str, memory: str) -> None:
+    new = DecouplingSearchConfig(search=SearchOptions(compat=compat))
+    said = to_toml(new)
+    old = "".join(
+        line for line in said.splitlines(keepends=True) if not line.startswith(("memory =", "snapshots ="))
+    )
+    config = with_earlier(new, old, "old")
+    assert (config.search.memory, config.search.snapshots) == (memory, 50)
+    again = of_run(DecouplingSearchConfig, to_toml(config), source="again")
+    assert again == config
+    assert with_earlier(new, to_toml(config), "again") == config
