@@ -72,7 +72,10 @@ class ClusterOptions:
 class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
     """Which network, on which data, by which recipe, on what machine."""
 
-    EARLIER: ClassVar[dict[str, Any]] = {"head_width": lambda config: PAPER if config.decoupling else ""}
+    EARLIER: ClassVar[dict[str, Any]] = {
+        **NetworkChoice.EARLIER,
+        "head_width": lambda config: PAPER if config.decoupling else "",
+    }
 
     run: str = "runs/retrain"
     reset_classifier: bool = False

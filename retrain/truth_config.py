@@ -14,7 +14,8 @@ class TruthConfig(RetrainConfig):
     """Which networks, how often each, how many at once; all else is as in retrain_model.py, for each."""
 
     EARLIER: ClassVar[dict[str, Any]] = {
-        "head_width": lambda config: PAPER if config.decoupling or config.decouplings else ""
+        **RetrainConfig.EARLIER,
+        "head_width": lambda config: PAPER if config.decoupling or config.decouplings else "",
     }
 
     run: str = "runs/truth"

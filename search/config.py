@@ -135,10 +135,10 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
     """Which network, with which heads, on which data, and how to search."""
 
     EARLIER: ClassVar[dict[str, Any]] = {
+        **NetworkChoice.EARLIER,
         "search.memory": lambda config: REPLACE if config.search.compat else OLDEST,
         "search.snapshots": 50,
         "head_width": PAPER,
-        "classifier_init": lambda config: "timm" if config.architecture else "torch",
     }
 
     run: str = "runs/sedona"

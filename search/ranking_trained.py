@@ -3,36 +3,52 @@
 import math
 import tomllib
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from local_learning.options import GluingOptions, LocalLosses
 from search.ranking_config import names
 from search.ranking_cuts import truth_of_cuts
 from search.ranking_figures import courses_figure
 from search.ranking_words import finished, percent, reading
 from search.records import load_relaxation
 from supernet.chains import COPY
+from supernet.chosen import NetworkChoice
 from supernet.documents import stem_of
 from supernet.space import Architecture
-from tools.config import flag
+from tools.config import flag, to_toml, with_earlier
+from tools.data import DataConfig
 from tools.files import read_document
 from tools.meters import read_metrics
+from tools.options import FREE, ExtendOptions, FastOptions, RunOptions
 from tools.pictures import house_style
+from tools.recipes import Recipe
 from tools.report import Drawing, Drawings, Part, Row, Section, Table, Text, drawing
 
 WHERE = "decoupling balance alignment alignment_every parallel pipeline plan"
 """To cut, and on how many processes to train what is cut."""
 HOW = "rule groups uneven_groups block_rates local gluing head_width"
 """The pieces learn."""
-PLACES = "run device threads trackers plugins architecture compile compile_mode cluster"
-RECORDS = (
-    "data.root data.workers data.download recipe.log_every recipe.evaluate_every recipe.checkpoint_every"
-)
-OTHER_CUTS = frozenset(f"{WHERE} {PLACES} {RECORDS}".split())
+PLACES = "plugins architecture compile compile_mode cluster"
+RECORDS = "recipe.log_every recipe.evaluate_every recipe.checkpoint_every"
+OTHER_CUTS = FREE | {*f"{WHERE} {PLACES} {RECORDS}".split()}
 """Options in which two trainings in blocks may differ and still say which cuts are better."""
 WHOLE_OR_CUT = OTHER_CUTS | {*HOW.split(), "stem"}
 """The same for a training in blocks and one in one piece."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shared(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
+    """The options of a training that are not retrain_model.py's alone.
+
+    What a run of before lacks of them, it did as their defaults say, or EARLIER.
+    """
+
+    local: LocalLosses = field(default_factory=LocalLosses)
+    gluing: GluingOptions = field(default_factory=GluingOptions)
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: Recipe = field(default_factory=Recipe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +112,8 @@ def trained(asked: tuple[str, ...], searched: tuple[str, ...]) -> tuple[Section 
                 parts += truth_of_cuts(name, path, searched)
                 continue
             results = finished(path, "trained", "retrain_model.py", "test")
-            options = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
-            flat = {
-                f"{group}.{key}": value
-                for group, values in options.items()
-                if isinstance(values, dict)
-                for key, value in values.items()
-            }
-            flat |= {key: value for key, value in options.items() if not isinstance(value, dict)}
+            text = (path / "config.toml").read_text(encoding="utf-8")
+            options, flat = tomllib.loads(text), _options(text)
             if flat.get("architecture") and (path / COPY).exists():
                 flat["stem"] = stem_of(path / COPY)  # which the options of a run of before do not know
             flat["head_width"] = results.get("head_width", "paper" if "cuts" in results else "")
@@ -129,6 +139,23 @@ def trained(asked: tuple[str, ...], searched: tuple[str, ...]) -> tuple[Section 
     if runs:
         parts[:0] = [*map(Text, lines), _table(runs), Drawings(_drawn(runs))]
     return (Section("Trained here, in one piece and in blocks", parts) if parts else None), lines
+
+
+def _options(text: str) -> dict[str, Any]:
+    """Those of a run's config.toml by dotted name, with what a run of before does not say."""
+    said = _flat(text)
+    usual = with_earlier(_Shared(architecture=said.get("architecture", "")), text, "config.toml")
+    return _flat(to_toml(usual)) | said
+
+
+def _flat(text: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tomllib.loads(text).items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": each for name, each in value.items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def _compared(runs: list[Training]) -> list[str]:

@@ -1,6 +1,7 @@
 """The options by which a script's user names one network; free of torch."""
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from supernet.options import CLASSIFIER_INITS
 from tools.config import check_choice, check_range, flag
@@ -9,6 +10,10 @@ from tools.config import check_choice, check_range, flag
 @dataclass(frozen=True, kw_only=True)
 class NetworkChoice:
     """A network by name, or an architecture of a space."""
+
+    EARLIER: ClassVar[dict[str, Any]] = {
+        "classifier_init": lambda config: "timm" if config.architecture else "torch"
+    }
 
     network: str = "resnet18"
     """resnet18/34/50/101/152, resnet32, resnet110, vgg19, vgg6a, mlp, timm/<model name>, or your own."""

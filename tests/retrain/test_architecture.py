@@ -8,6 +8,8 @@ import safetensors
 import torch
 
 from retrain.config import RetrainConfig
+from retrain.truth_config import TruthConfig
+from search.config import DecouplingSearchConfig
 from supernet.chains import chosen_chain
 from supernet.documents import load_architecture, save_architecture
 from supernet.presets import preset
@@ -15,6 +17,8 @@ from supernet.space import Architecture
 from supernet.supernet import build_architecture
 from tests.forked import run, run_up_to
 from tests.script import SMALL, weights
+from tools.config import from_toml, to_toml
+from tools.runs import Run
 from tools.seeding import seed_globals
 from tools.weights import load_weights
 
@@ -46,6 +50,23 @@ def test_it_trains_whole_and_in_pieces(file: Path, tmp_path: Path) -> None:
     assert all(torch.equal(chain.state_dict()[name], value) for name, value in trained.items())
     cuts = json.loads((tmp_path / "pieces" / "decoupling.json").read_text())
     assert (cuts["network"], cuts["num_layers"], cuts["cuts"]) == ("tiny/0321", 3, [1])
+
+
+@pytest.mark.parametrize("kind", [RetrainConfig, TruthConfig, DecouplingSearchConfig])
+@pytest.mark.parametrize(("architecture", "began"), [("found.json", "timm"), ("", "torch")])
+def test_a_run_of_before_that_goes_on_says_how_its_classifier_began(
+    kind: type[RetrainConfig], architecture: str, began: str, tmp_path: Path
+) -> None:
+    asked, run = kind(architecture=architecture), Run(tmp_path)
+    run.checkpoints.mkdir()
+    (run.checkpoints / "step-00000001.json").touch()
+    lines = to_toml(asked).splitlines()
+    run.config_path.write_text("\n".join(line for line in lines if not line.startswith("classifier_init")))
+    for _ in range(2):  # the first start writes the options of today, the second reads them
+        config = run.continued(asked)
+        run.open(config, free=())
+        run.close()
+        assert from_toml(kind, run.config_path.read_text(), source="config.toml").classifier_init == began
 
 
 @pytest.mark.parametrize("classifier_init", ["torch", "timm"])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from retrain.config import RetrainConfig
 from search.evaluations import said_of_noise, score_error
 from search.ranking_runs import _known
 from search.ranking_trained import Training, _compared, _searched_against_others, trained
@@ -17,6 +18,8 @@ from search.tables import Table
 from supernet.documents import save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture
+from tools.config import to_toml
+from tools.data import DataConfig
 from tools.runs import Run
 
 SPACE = preset("nas_bench_macro", num_classes=10, image_size=32)
@@ -128,6 +131,45 @@ def finished(folder: Path, results: dict[str, Any], **options: str) -> str:
     common = {"macs": 1, "params": 1, "steps": 1, "training_seconds": 1.0, "test_images": 100}
     Run(folder).write_results({**common, **results})
     return str(folder)
+
+
+YOUNG = ("classifier_init", "extend", "head_width", "alignment_every", "skip_broken")
+"""Options of a training that runs of before do not have."""
+
+
+def told_of(folder: Path, cut: RetrainConfig, whole: RetrainConfig) -> str:
+    """What a report says of two runs, of which the one in one piece was made before the youngest options."""
+    folder.mkdir()
+    blocks = {"cuts": [1], "heads": ["aux1"], "head_width": "map", "test": {"last": {"top1": 0.5}}}
+    paths = [finished(folder / "cut", blocks), finished(folder / "whole", {"test": {"last": {"top1": 0.9}}})]
+    for path, config in zip(map(Path, paths), (cut, whole), strict=True):
+        lines = to_toml(config).splitlines()
+        if config is whole:
+            lines = [line for line in lines if not line.startswith(YOUNG)]
+        (path / "config.toml").write_text("\n".join(lines))
+        if config.architecture:
+            space = preset("tiny", num_classes=10, image_size=16)
+            save_architecture(path / "architecture.json", Architecture((0, 1, 2, 3)), space, stem="fused")
+    _, (line, *_) = trained(tuple(paths), ())
+    return line
+
+
+def test_a_longer_run_and_one_of_before_are_compared(tmp_path: Path) -> None:
+    cut = RetrainConfig(decoupling="uniform:2:aux1", extend=True)
+    line = told_of(tmp_path / "alike", cut, RetrainConfig())
+    assert line.startswith("Cut into 2 blocks after layer 1 (aux1), resnet18 gets 50.00 % of the test images")
+    line = told_of(tmp_path / "other", replace(cut, data=DataConfig(flip=False)), RetrainConfig())
+    assert line.endswith("they also differ in --data.flip.")
+
+
+@pytest.mark.parametrize(("begun", "end"), [("timm", ""), ("torch", "also differ in --classifier-init.")])
+def test_a_classifier_of_before_began_with_the_range_of_timm(begun: str, end: str, tmp_path: Path) -> None:
+    whole = RetrainConfig(architecture="best.json")
+    line = told_of(
+        tmp_path / "runs", replace(whole, decoupling="uniform:2:aux1", classifier_init=begun), whole
+    )
+    assert line.startswith("What cutting does" if end else "Cut into 2 blocks")
+    assert line.endswith(end)
 
 
 def test_cuts_of_two_ways_to_count_a_stem_are_not_the_same(tmp_path: Path) -> None:
