@@ -138,7 +138,7 @@ class DataConfig:
     """Fetch the data set into --data.root first (cifar10, cifar100, mnist, fashion_mnist)."""
     skip_broken: bool = False
     """Leave out image files of folder or imagenet that cannot be decoded, and say how many; without it a
-    folder's are all named, and nothing is begun."""
+    folder's are all named, and nothing is begun. Damage that the decoder passes over is not found."""
     image_size: int = 0
     """Side of the square images that the network sees; 0: the set's own (224 for imagenet and folder)."""
     num_classes: int = 0

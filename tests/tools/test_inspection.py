@@ -61,6 +61,20 @@ def test_a_look_finds_whatever_cannot_be_decoded(tmp_path: Path, kind: str) -> N
     assert look(cut) == ((40, 30), "")
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_look_finds_a_jpeg_that_is_broken_within(progressive: bool, tmp_path: Path) -> None:
+    whole, damaged, rng = tmp_path / "whole.jpg", tmp_path / "damaged.jpg", np.random.default_rng(0)
+    Image.effect_noise((120, 90), 60).convert("RGB").save(whole, progressive=progressive)
+    content, broken = whole.read_bytes(), 0
+    for place in range(700, len(content) - 300, len(content) // 20):
+        for damage in (rng.bytes(200), b"\xff" * 200, bytes(200), b""):
+            damaged.write_bytes(content[:place] + damage + content[place + 200 :])
+            assert (not look(damaged).fault) == decodes(damaged), place
+            broken += bool(look(damaged).fault)
+    assert content.endswith(b"\xff\xd9")
+    assert broken > 20
+
+
 def test_broken_images_are_all_named_at_once(photos: Path) -> None:
     with pytest.raises(
         ValueError, match=r"^--data\.root: 2 files below .* dog/3\.png .*owl/4\.jpg \(its"
