@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 
 from local_learning.decoupling import Decoupling, save_decoupling
 from retrain.truth_config import TruthConfig
 from retrain.truth_plan import KIND, VERSION, config_of, read_plan
+from supernet.chains import cuts_of, kept_in_run
 from supernet.documents import save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture
@@ -42,3 +44,25 @@ def test_only_architectures_have_such_a_classifier(tmp_path: Path, architecture:
     save_decoupling(tmp_path / "decouplings/0001.json", Decoupling((1,), ("linear",)), "tiny", 5)
     config = TruthConfig(decouplings=("uniform:2:linear",), architecture=architecture)
     assert first_training(tmp_path, config, "decouplings") == wanted
+
+
+@pytest.mark.parametrize("notes", [{}, {"stem": "unit"}, {"stem": "fused"}])
+def test_the_cuts_of_a_truth_that_goes_on_stay_where_they_were(notes: dict[str, str], tmp_path: Path) -> None:
+    """A run of before says nowhere how it counts: the stem as a layer, and one may cut right behind it."""
+    cuts = (1, 3)
+    for name in ("decouplings", "trainings/0001-0/checkpoints"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "trainings/0001-0/checkpoints/step-00000001.json").touch()
+    space = preset("tiny", num_classes=10, image_size=16)
+    save_architecture(tmp_path / "architecture.json", Architecture((0, 1, 2, 3)), space, **notes)
+    file = tmp_path / "decouplings/0001.json"
+    save_decoupling(file, Decoupling(cuts, ("linear", "linear")), "tiny/0123", 4, **notes)
+    networks = [{"name": str(file), "cuts": list(cuts)}]
+    content = {"kind": "decouplings", "about": "tiny/0123", "repeats": 1, "seed": 0, "networks": networks}
+    write_document(tmp_path / "plan.json", KIND, VERSION, content)
+    run = Run(tmp_path)
+    config = TruthConfig(architecture="gone.json", decouplings=(str(file),))
+    plan = read_plan(run)
+    training = config_of(kept_in_run(config, run, Accelerator(cpu=True)), run, plan, plan.trials[0])
+    assert training.stem == notes.get("stem", "unit")
+    assert cuts_of(training, training.decoupling).decoupling.cuts == cuts
