@@ -98,8 +98,7 @@ def of_run(cls: type[Config], text: str, *, source: str, checked: bool = True) -
     """The config of a run, from the text of its config.toml or of its weights' notes.
 
     A run of before may lack an option of today. What it then did is in `cls.EARLIER`, by dotted name, as a
-    value or as a function of the config; where
-    that is silent, the option's default is what all runs did.
+    value or as a function of the config. Where that is silent, all runs did what the default says.
     """
     return with_earlier(from_toml(cls, text, source=source, checked=checked), text, source)
 

@@ -1,5 +1,6 @@
 """Which width heads have in a run, and that a search's decoupling trains the heads that it was found with."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_what_a_search_finds_has_the_heads_that_it_searched_with(
     net = _relaxed(config, data, accelerator)
     alpha, beta = torch.zeros(2, 2), torch.zeros(2, 2)
     alpha[1, 0] = beta[1, 1] = 1.0
-    updates = Updates([(0, 0.1)] * 20, [torch.zeros(2, 3, dtype=torch.float64)] * 20)
+    updates = Updates([[(0, 0.1)]] * 20, [torch.zeros(2, 3, dtype=torch.float64)] * 20)
     write_findings(run, config, net, data, [Outcome(run, alpha, beta, updates)])
     path = run.path / "decoupling-2.json"
     assert (load_decoupling(path).cuts, load_decoupling(path).heads) == ((2,), ("conv1c2f",))
@@ -102,10 +103,14 @@ def test_what_a_search_finds_has_the_heads_that_it_searched_with(
 
 @pytest.mark.parametrize("kind", [RetrainConfig, TruthConfig, DecouplingSearchConfig])
 def test_a_run_of_before_goes_on_with_the_papers_heads(kind: type[RetrainConfig]) -> None:
-    lines = to_toml(kind()).splitlines()
+    given = {} if kind is DecouplingSearchConfig else {"decoupling": "uniform:2:linear"}
+    lines = to_toml(replace(kind(), **given)).splitlines()
     named = "\n".join(lines)
     assert of_run(kind, named, source="config.toml").head_width == ""
     before = "\n".join(line for line in lines if not line.startswith("head_width"))
     assert of_run(kind, before, source="config.toml").head_width == "paper"
+    if given:  # one without cuts has no heads
+        whole = before.replace("uniform:2:linear", "")
+        assert of_run(kind, whole, source="config.toml").head_width == ""
     if kind is TruthConfig:
         assert of_run(TruthConfig, before, source="config.toml").training().head_width == "paper"
