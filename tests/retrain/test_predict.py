@@ -26,7 +26,7 @@ SCRIPT = "predict_images.py"
 COLOURS = {"blue": (60, 60, 190), "green": (60, 190, 60), "red": (190, 60, 60)}
 FEW = [
     *("--device", "cpu", "--threads", "1", "--data.workers", "0", "--data.image-size", "32"),
-    *("--recipe.steps", "12", "--recipe.batch-size", "16", "--recipe.lr", "0.02"),
+    *("--recipe.steps", "24", "--recipe.batch-size", "16", "--recipe.lr", "0.02"),
 ]
 
 
@@ -204,7 +204,7 @@ def test_images_of_any_kind_are_classified_and_others_listed_at_once(place: Path
 
 
 MISTAKES = [
-    ([], "--run-of: name a finished run of retrain_model.py, or a folder by --export"),
+    (["--images", "{image}"], "--run-of: name a finished run of retrain_model.py, or a folder by --export"),
     (["--run-of", "{run}"], "--images: name image files, or folders of them"),
     (["--run-of", "{run}", "--images", "{tmp}/no.png"], "--images: '{tmp}/no.png' is no file or folder"),
     (["--run-of", "{run}", "--images", "{tmp}"], "--images: '{tmp}' is a folder without images"),

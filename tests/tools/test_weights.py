@@ -36,25 +36,24 @@ NOTES = {
 ONE_WRITER = """
 import sys
 from pathlib import Path
-import torch
 from tests.tools.test_weights import NOTES, network
-from tools.weights import save_weights
+from tools.weights import load_weights, read_weights, save_weights
 
-torch.manual_seed(0)
-save_weights(Path(sys.argv[1]), network(), NOTES)
+net, given = network(), Path(sys.argv[2])
+load_weights(net, read_weights(given), source=given)
+save_weights(Path(sys.argv[1]), net, NOTES)
 """
 
 
 def test_the_same_weights_are_the_same_bytes_in_every_process(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     net, sums = network(), set()
     for number in range(20):
         notes = dict(list(NOTES.items())[:: 1 - 2 * (number % 2)])
-        save_weights(tmp_path / "here", net, notes)
-        sums.add(sha256((tmp_path / "here").read_bytes()).hexdigest())
+        save_weights(tmp_path / "here.safetensors", net, notes)
+        sums.add(sha256((tmp_path / "here.safetensors").read_bytes()).hexdigest())
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", ONE_WRITER, str(tmp_path / seed)],
+            [sys.executable, "-c", ONE_WRITER, str(tmp_path / seed), str(tmp_path / "here.safetensors")],
             env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
         )
         for seed in ("1", "2")
