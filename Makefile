@@ -1,5 +1,5 @@
 # make setup   the virtual environment .venv with the tested versions (once; then at once)
-# make demo    the whole path on the embedded data, in about five minutes: ends with a report to open
+# make demo    the whole path on the embedded data, in about six minutes: ends with a report to open
 # make test    all tests
 # make check   format, lint, import direction, dead code, types
 # make docs    the API reference, from the docstrings: open build/api/index.html
