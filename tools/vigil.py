@@ -155,6 +155,9 @@ class Vigil:
 
     def explain(self, error: BaseException, peer: int | None = None) -> str:
         """Why communication (with a peer) failed; where a process is to blame, this one ends instead."""
+        # The connections of a process that dies are closed a moment before the system shows it as dead.
+        # Whoever asked it in that moment would make torch complain on stderr.
+        time.sleep(BEAT / 4)
         self._peer, self._broken = -1 if peer is None else peer, True
         self._wake.set()
         until = time.monotonic() + 2 * LINGER

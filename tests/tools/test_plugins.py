@@ -23,6 +23,12 @@ class Options:
     plugins: tuple[str, ...] = ()
 
 
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is loaded here is no part of what later tests of this process write."""
+    monkeypatch.setattr(plugins, "_loaded", {})
+
+
 def written(path: Path, text: str) -> str:
     path.write_text(text)
     return str(path)

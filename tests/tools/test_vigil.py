@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import time
@@ -12,6 +13,8 @@ from tests import forked, script
 
 Start = Callable[..., "Ranks"]
 
+OF_A_LOST_STORE = re.compile(r"^\[rank\d\]:\[W[^\n]* TCPStore\.cpp.*?\n\n", re.DOTALL | re.MULTILINE)
+OF_A_LOST_STORE = re.compile(r"\[W\d.*TCPStore|frame #\d+: |Exception raised from |$")
 PROGRAM = "tests/programs/vigil_ranks.py"
 
 
@@ -58,9 +61,9 @@ class Ranks:
             process.join()
 
     def said(self) -> list[str]:
-        """The lines on stderr."""
+        """The lines on stderr, but for what torch says of a store that ends while it is asked."""
         path = self.folder / "stderr"
-        return path.read_text().splitlines() if path.exists() else []
+        return OF_A_LOST_STORE.sub("", path.read_text() if path.exists() else "").splitlines()
 
 
 @pytest.fixture
