@@ -14,7 +14,6 @@ from tests import forked, script
 Start = Callable[..., "Ranks"]
 
 OF_A_LOST_STORE = re.compile(r"^\[rank\d\]:\[W[^\n]* TCPStore\.cpp.*?\n\n", re.DOTALL | re.MULTILINE)
-OF_A_LOST_STORE = re.compile(r"\[W\d.*TCPStore|frame #\d+: |Exception raised from |$")
 PROGRAM = "tests/programs/vigil_ranks.py"
 
 
