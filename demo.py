@@ -3,8 +3,8 @@
 python demo.py
 """
 
-from tools.chapters import ChaptersConfig, tell
-from tools.command import main
+from tools.chapters.run import ChaptersConfig, tell
+from tools.options.command import main
 
 if __name__ == "__main__":
     main(ChaptersConfig, tell, __doc__, bare=True)

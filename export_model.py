@@ -5,13 +5,13 @@ Examples:
   python export_model.py --weights model.safetensors --formats onnx --out exported
 """
 
-from retrain.export_config import ExportConfig
-from tools.command import main
+from retrain.export.config import ExportConfig
+from tools.options.command import main
 
 
 def run(config: ExportConfig) -> None:
     config.check_source()
-    from retrain.export import export  # imports torch: only when there is work to do
+    from retrain.export.run import export  # imports torch: only when there is work to do
 
     export(config)
 

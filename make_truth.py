@@ -5,13 +5,13 @@ Examples:
   accelerate launch make_truth.py --network vgg19 --decouplings uniform:2:aux1 uniform:4:aux1 --repeats 2
 """
 
-from retrain.truth_config import TruthConfig
-from tools.command import main
+from retrain.truth.config import TruthConfig
+from tools.options.command import main
 
 
 def run(config: TruthConfig) -> None:
     config.check_source()
-    from retrain.truth import make_truth  # imports torch: only when there is work to do
+    from retrain.truth.run import make_truth  # imports torch: only when there is work to do
 
     make_truth(config)
 

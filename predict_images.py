@@ -5,13 +5,13 @@ Examples:
   python predict_images.py --export exported --images new_photos --out predictions.jsonl
 """
 
-from retrain.predict_config import PredictConfig
-from tools.command import main
+from retrain.predict.config import PredictConfig
+from tools.options.command import main
 
 
 def run(config: PredictConfig) -> None:
     config.check_source()
-    from retrain.predict import predict  # imports torch: only when there is work to do
+    from retrain.predict.run import predict  # imports torch: only when there is work to do
 
     predict(config)
 

@@ -5,12 +5,12 @@ Examples:
   accelerate launch rank_report.py --search runs/evolution --trained runs/best --run runs/report
 """
 
-from search.ranking_config import RankReportConfig
-from tools.command import main
+from search.report.config import RankReportConfig
+from tools.options.command import main
 
 
 def run(config: RankReportConfig) -> None:
-    from search.ranking import rank_report  # imports torch: only when there is work to do
+    from search.report.run import rank_report  # imports torch: only when there is work to do
 
     rank_report(config)
 

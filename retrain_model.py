@@ -7,11 +7,11 @@ Examples:
 """
 
 from retrain.config import RetrainConfig
-from tools.command import main
+from tools.options.command import main
 
 
 def run(config: RetrainConfig) -> None:
-    from retrain.training import retrain  # imports torch: only when there is work to do
+    from retrain.run import retrain  # imports torch: only when there is work to do
 
     retrain(config)
 

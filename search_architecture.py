@@ -5,12 +5,12 @@ Examples:
   accelerate launch search_architecture.py --supernet runs/supernet --method random --run runs/random
 """
 
-from search.architecture_config import ArchitectureSearchConfig
-from tools.command import main
+from search.architectures.config import ArchitectureSearchConfig
+from tools.options.command import main
 
 
 def run(config: ArchitectureSearchConfig) -> None:
-    from search.architectures import search_architecture  # imports torch: only when there is work to do
+    from search.architectures.run import search_architecture  # imports torch: only when there is work to do
 
     search_architecture(config)
 

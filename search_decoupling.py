@@ -5,12 +5,12 @@ Examples:
   accelerate launch search_decoupling.py --architecture best.json --data.name cifar10 --data.root DIR
 """
 
-from search.config import DecouplingSearchConfig
-from tools.command import main
+from search.cuts.config import DecouplingSearchConfig
+from tools.options.command import main
 
 
 def run(config: DecouplingSearchConfig) -> None:
-    from search.searching import search_decoupling  # imports torch: only when there is work to do
+    from search.cuts.run import search_decoupling  # imports torch: only when there is work to do
 
     search_decoupling(config)
 

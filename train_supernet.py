@@ -5,12 +5,12 @@ Examples:
   accelerate launch train_supernet.py --space tiny --recipe.epochs 1 --run runs/tiny
 """
 
-from supernet.config import SupernetConfig
-from tools.command import main
+from supernet.train.config import SupernetConfig
+from tools.options.command import main
 
 
 def run(config: SupernetConfig) -> None:
-    from supernet.training import train_supernet  # imports torch: only when there is work to do
+    from supernet.train.run import train_supernet  # imports torch: only when there is work to do
 
     train_supernet(config)
 

@@ -35,13 +35,13 @@ from typing import Any
 
 from local_learning.build import build_chain
 from local_learning.chain import Chain
+from local_learning.cuts.profile import Costs, measure_costs
 from local_learning.decoupling import Decoupling, load_decoupling
-from local_learning.profile import Costs, measure_costs
-from retrain.block_costs import load_block_costs
-from retrain.forecast import BlockCost, BlockCosts, Conditions, Line, backprop, forecast
-from retrain.measuring import placed
-from tools.launch import launch
+from retrain.placing.block_costs import load_block_costs
+from retrain.placing.forecast import BlockCost, BlockCosts, Conditions, Line, backprop, forecast
+from retrain.placing.measuring import placed
 from tools.layout import use_channels_last
+from tools.run.launch import launch
 
 CLASSES = 10
 TRAIN_SIZE = 2000

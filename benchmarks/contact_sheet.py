@@ -8,7 +8,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from tools.shapes import generate
+from tools.images.shapes import generate
 
 
 def main() -> None:

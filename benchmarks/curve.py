@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from tools.meters import read_metrics
+from tools.run.meters import read_metrics
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from local_learning.blocks import DecoupledNet, decouple
 from local_learning.build import build_chain
 from local_learning.chain import Chain
+from local_learning.cuts.profile import balanced
 from local_learning.decoupling import HEAD_KINDS, Decoupling
-from local_learning.profile import balanced
 from local_learning.rules.engine import Engine, Part
 from local_learning.rules.greedy import Greedy
 from tools.cost import count_params, saved_activation_bytes

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import permutation_test, t
 
-from tools.files import read_document
+from tools.files.atomic import read_document
 
 
 def main() -> None:

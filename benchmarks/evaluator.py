@@ -18,19 +18,19 @@ from typing import Any
 import torch
 from scipy.stats import kendalltau
 
-from search.architecture_config import ScoringOptions
-from search.architecture_images import scoring_images
+from search.architectures.config import ScoringOptions
+from search.architectures.images import scoring_images
 from search.evaluator import SubnetEvaluator
 from search.evolution import Evolution
 from search.limits import Limits
 from supernet.calibrate import gathering
+from supernet.network.storage import load_supernet, supernet_space
 from supernet.sampling import stream
 from supernet.space import Architecture
-from supernet.storage import load_supernet, supernet_space
 from supernet.supernet import Supernet
-from tools.data import DataConfig
-from tools.launch import launch
+from tools.images.options import DataConfig
 from tools.layout import use_channels_last
+from tools.run.launch import launch
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
-from tools.data import KNOWN_SETS, DataConfig
-from tools.datasets import Data
-from tools.images import ArrayImages
-from tools.loaders import make_train_loader
+from tools.images.datasets import Data
+from tools.images.images import ArrayImages
+from tools.images.loaders import make_train_loader
+from tools.images.options import KNOWN_SETS, DataConfig
 
 BATCH = 256
 KNOWN = KNOWN_SETS["cifar10"]

@@ -20,13 +20,13 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from local_learning.build import build_chain
 from local_learning.chain import Chain
-from tools.data import DataConfig
-from tools.datasets import load_data
-from tools.launch import launch
+from tools.images.datasets import load_data
+from tools.images.loaders import make_train_loader
+from tools.images.options import DataConfig
 from tools.layout import use_channels_last
-from tools.loaders import make_train_loader
 from tools.optim import make_optimizer
-from tools.recipes import Recipe
+from tools.options.recipes import Recipe
+from tools.run.launch import launch
 
 SEED = 0
 PINGS = 20

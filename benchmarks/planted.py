@@ -31,13 +31,13 @@ from torch import Tensor, nn
 
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling
-from search.config import SEDONA_2021, DecouplingSearchConfig, SearchOptions
+from search.cuts.config import SEDONA_2021, DecouplingSearchConfig, SearchOptions
+from search.cuts.memory import SnapshotMemory
+from search.cuts.sedona import Episode, Inner, Search
 from search.discretisation import discretise
-from search.memory import SnapshotMemory
 from search.relaxation import RelaxedNet
-from search.sedona import Episode, Inner, Search
-from tools.batches import Batch
-from tools.recipes import Recipe
+from tools.images.batches import Batch
+from tools.options.recipes import Recipe
 
 CUT, KINDS = 3, ("linear", "conv1c2f")
 """Where the answer is, and names for the two kinds of head."""

@@ -25,9 +25,9 @@ from local_learning.rules.greedy import Greedy
 from local_learning.rules.replay import Replay
 from retrain.config import RetrainConfig
 from retrain.networks import choose_decoupling, make_net
-from tools.config import of_run
 from tools.cost import saved_activation_bytes
-from tools.datasets import load_data
+from tools.images.datasets import load_data
+from tools.options.config import of_run
 
 METHODS = {
     "backprop": [],

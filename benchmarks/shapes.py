@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from local_learning.build import build_chain
-from tools.data import DataConfig
-from tools.datasets import Data, load_data
-from tools.loaders import eval_batches, make_train_loader
-from tools.shapes import generate
+from tools.images.datasets import Data, load_data
+from tools.images.loaders import eval_batches, make_train_loader
+from tools.images.options import DataConfig
+from tools.images.shapes import generate
 
 SEED = 0
 

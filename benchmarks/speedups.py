@@ -16,8 +16,8 @@ from functools import cache
 import torch
 
 from local_learning.build import build_chain
+from local_learning.cuts.profile import Costs, measure_costs
 from local_learning.decoupling import Decoupling
-from local_learning.profile import Costs, measure_costs
 from local_learning.published import is_tied, published
 
 REPORTED = {

@@ -13,9 +13,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from supernet.config import SupernetConfig
-from tools.config import of_run
-from tools.meters import read_metrics
+from supernet.train.config import SupernetConfig
+from tools.options.config import of_run
+from tools.run.meters import read_metrics
 
 
 def main() -> None:

@@ -23,11 +23,11 @@ from supernet.space import Architecture, Space
 from supernet.strategies import make_strategy
 from supernet.strategy import Strategy
 from supernet.supernet import Supernet
-from supernet.training import compile_parts
+from supernet.train.run import compile_parts
 from tools.cost import saved_activation_bytes
-from tools.launch import launch
 from tools.layout import use_channels_last
 from tools.optim import start_momentum
+from tools.run.launch import launch
 
 DEFAULTS = {"lwsl_table1": (224, 1000), "lwsl_fit": (224, 1000), "cream": (224, 1000)}
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from local_learning.chain import Chain
-from local_learning.cuttable import check_apart, check_form, through
+from local_learning.cuts.cuttable import check_apart, check_form, through
+from local_learning.cuts.head_width import scale_of
 from local_learning.decoupling import Decoupling
 from local_learning.features import as_map, layout_of, map_shape
 from local_learning.groups import GroupedHeads, group_layers
-from local_learning.head_width import scale_of
 from local_learning.heads import make_head
 from local_learning.losses import (
     CrossEntropy,
@@ -26,7 +26,7 @@ from local_learning.losses import (
 )
 from local_learning.options import LOSSES, LocalLosses
 from tools.layout import guard_convolutions
-from tools.plugins import takes
+from tools.options.plugins import takes
 
 
 class Outcome(NamedTuple):

@@ -12,8 +12,8 @@ from local_learning.networks import resnet, vgg
 from local_learning.networks.init import initialise
 from local_learning.networks.mlp import build_mlp
 from local_learning.networks.traced import build_traced, split
-from tools.config import suggest
-from tools.plugins import ORIGIN, Registry, call, takes
+from tools.options.config import suggest
+from tools.options.plugins import ORIGIN, Registry, call, takes
 from tools.seeding import seed_globals
 
 NETWORKS = (*resnet.RESNETS, *vgg.VGGS, "mlp")

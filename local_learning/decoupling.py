@@ -8,11 +8,11 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from local_learning.balance import balanced_cuts
-from local_learning.head_width import PAPER, parse_head_width
-from tools.config import suggest
-from tools.files import read_document, write_document
-from tools.plugins import Registry
+from local_learning.cuts.balance import balanced_cuts
+from local_learning.cuts.head_width import PAPER, parse_head_width
+from tools.files.atomic import read_document, write_document
+from tools.options.config import suggest
+from tools.options.plugins import Registry
 
 HEAD_KINDS = (
     "aux1",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from local_learning.losses import upcast
-from tools.config import check_choice
+from tools.options.config import check_choice
 
 
 def last_two(logits: Sequence[Tensor]) -> Tensor:

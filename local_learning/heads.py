@@ -19,7 +19,7 @@ from local_learning.expansion import Expansion
 from local_learning.networks.init import initialise
 from local_learning.relu_mean import ReluMean
 from tools.layout import guard_convolutions
-from tools.plugins import call
+from tools.options.plugins import call
 
 register_head = HEADS.register
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tools.config import check_choice, check_range, flag
-from tools.plugins import Registry
+from tools.options.config import check_choice, check_range, flag
+from tools.options.plugins import Registry
 
 LOSSES: Registry[Callable[..., Any]] = Registry("loss", ("cross_entropy",))
 """Losses of heads that have none of their own."""

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from local_learning.head_width import PAPER, check_head_width
+from local_learning.cuts.head_width import PAPER, check_head_width
+from local_learning.cuts.requests import parse_request
 from local_learning.options import GluingOptions, LocalLosses
-from local_learning.requests import parse_request
-from supernet.chosen import NetworkChoice
-from tools.config import check_choice, check_idle, check_range
-from tools.data import DataConfig
-from tools.options import FREE, ExtendOptions, FastOptions, RunOptions
-from tools.recipes import Recipe
+from supernet.network.choice import NetworkChoice
+from tools.images.options import DataConfig
+from tools.options.config import check_choice, check_idle, check_range
+from tools.options.recipes import Recipe
+from tools.options.shared import FREE, ExtendOptions, FastOptions, RunOptions
 
 RULES = ("backprop", "greedy", "replay", "gluing")
 PARALLEL = ("none", "data", "blocks")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from local_learning.blocks import DecoupledNet, Outcome
 from local_learning.rules.engine import Engine, Part
 from local_learning.slices import Slice
-from retrain.links import Links
-from retrain.team import Team
+from retrain.pipeline.links import Links
+from retrain.pipeline.team import Team
 from tools.seeding import seed_globals
 
 

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from local_learning.blocks import DecoupledNet
 from local_learning.ensemble import last_two, layerwise
 from local_learning.groups import GroupedHeads
-from retrain.links import Links
-from retrain.team import Team
-from tools.loaders import Batch
+from retrain.pipeline.links import Links
+from retrain.pipeline.team import Team
+from tools.images.loaders import Batch
 from tools.tally import tally
 
 

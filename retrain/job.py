@@ -18,16 +18,16 @@ from local_learning.rules.gluing import Gluing
 from local_learning.rules.greedy import Greedy
 from local_learning.rules.replay import Replay
 from retrain.config import RetrainConfig
-from retrain.crew import Crew
 from retrain.engine import AccelerateEngine
 from retrain.evaluation import evaluate, evaluate_in_stages, votes
-from retrain.pieces import Pieces, order_of
+from retrain.pipeline.crew import Crew
+from retrain.pipeline.pieces import Pieces, order_of
 from tools.batchnorm import SharedBatchNorm
-from tools.launch import on_main
+from tools.images.loaders import Batch
 from tools.layout import use_channels_last
-from tools.loaders import Batch
-from tools.meters import Sums
 from tools.optim import make_optimizer, make_schedule
+from tools.run.launch import on_main
+from tools.run.meters import Sums
 
 
 class Training:

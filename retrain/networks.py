@@ -12,19 +12,19 @@ from torch.nn import functional
 
 from local_learning.blocks import DecoupledNet, decouple
 from local_learning.chain import Chain
+from local_learning.cuts.head_width import parse_head_width
+from local_learning.cuts.profile import balanced
+from local_learning.cuts.requests import parse_request
 from local_learning.decoupling import Decoupling
-from local_learning.head_width import parse_head_width
 from local_learning.losses import CrossEntropy
 from local_learning.options import LOSSES
-from local_learning.profile import balanced
 from local_learning.published import published
-from local_learning.requests import parse_request
 from retrain.config import RetrainConfig
-from retrain.measuring import seconds_here, subject_of
-from supernet.chains import cuts_of, network_name, usual_head_width, with_chain_names
-from tools.datasets import Data
+from retrain.placing.measuring import seconds_here, subject_of
+from supernet.network.chains import cuts_of, network_name, usual_head_width, with_chain_names
+from tools.images.datasets import Data
+from tools.run.weights import load_weights
 from tools.seeding import seed_globals
-from tools.weights import load_weights
 
 WITHOUT_HEADS = ("replay", "gluing")
 """Rules to which the heads are nothing but ballast."""

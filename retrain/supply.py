@@ -6,12 +6,12 @@ from itertools import repeat
 import torch
 
 from retrain.config import RetrainConfig
-from retrain.crew import Crew
-from tools.augment import to_device
-from tools.batches import Share, TrainingOrder
-from tools.datasets import Data
-from tools.images import Images
-from tools.loaders import Batch, eval_batches, make_train_loader
+from retrain.pipeline.crew import Crew
+from tools.images.augment import to_device
+from tools.images.batches import Share, TrainingOrder
+from tools.images.datasets import Data
+from tools.images.images import Images
+from tools.images.loaders import Batch, eval_batches, make_train_loader
 
 
 class Supply:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from search.method import Method, Scored
 from search.variation import mutated
 from supernet.space import Architecture
-from tools.config import check_range
+from tools.options.config import check_range
 
 MOST = 100_000
 """Networks that are traversed at most."""

@@ -16,7 +16,7 @@ from numbers import Integral
 from operator import itemgetter
 from statistics import stdev
 
-from local_learning.balance import balanced_cuts
+from local_learning.cuts.balance import balanced_cuts
 from local_learning.decoupling import Decoupling
 from search.records import Rows, Values, checked
 

@@ -19,7 +19,7 @@ from search.trie import Work, shared_out, work
 from supernet.calibrate import gathering, images_of
 from supernet.space import Architecture
 from supernet.supernet import Supernet
-from tools.config import check_range
+from tools.options.config import check_range
 
 Batches = Iterable[Sequence[Any]]
 

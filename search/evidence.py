@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from search.config import SearchOptions
+from search.cuts.config import SearchOptions
 from search.relaxation import RelaxedNet
 
 REPLAYS = 200

@@ -8,7 +8,7 @@ from search.limits import Infeasible
 from search.method import Method, Scored
 from search.variation import CROSSOVERS, crossed, mutated
 from supernet.space import Architecture
-from tools.config import check_choice, check_range
+from tools.options.config import check_choice, check_range
 
 __all__ = ["Evolution", "Infeasible"]
 

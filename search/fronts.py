@@ -12,7 +12,7 @@ from search.variation import CROSSOVERS, crossed, mutated
 from supernet.additive import Additive, counted
 from supernet.sampling import sample
 from supernet.space import Architecture
-from tools.config import check_choice, check_range
+from tools.options.config import check_choice, check_range
 
 ROUNDS = 50
 """Times that a pool breeds for one generation before random networks fill it up."""

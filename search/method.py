@@ -17,7 +17,7 @@ from search.limits import Limit, Limits
 from supernet.additive import Additive, counted
 from supernet.sampling import stream
 from supernet.space import Architecture, Space
-from tools.config import check_range
+from tools.options.config import check_range
 
 TRIES_PER_CHILD = 10
 

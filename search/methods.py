@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from search.architecture_config import USED, ArchitectureSearchConfig
+from search.architectures.config import USED, ArchitectureSearchConfig
 from search.baselines import Exhaustive, RandomSearch, RegularisedEvolution
 from search.evolution import Evolution
 from search.fronts import Nsga2

@@ -7,7 +7,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
-from tools.files import read_document, write_document
+from tools.files.atomic import read_document, write_document
 
 
 class Array(Protocol):

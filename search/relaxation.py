@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from local_learning.chain import Chain
-from local_learning.cuttable import check_form, through
+from local_learning.cuts.cuttable import check_form, through
+from local_learning.cuts.head_width import PAPER, scale_of
 from local_learning.decoupling import HEADS
 from local_learning.features import as_map, layout_of, map_shape, probe
-from local_learning.head_width import PAPER, scale_of
 from local_learning.heads import make_head
 from local_learning.losses import cross_entropy
-from search.config import SEARCHABLE
+from search.cuts.config import SEARCHABLE
 from search.discretisation import discretise
 from search.mixture import mixed_logits
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from supernet.measure import Measured
 from supernet.space import Architecture, Space
-from tools.config import check_choice
+from supernet.train.measure import Measured
+from tools.options.config import check_choice
 
 TICKS = 10_000_000
 """Latencies are counted in tenths of a microsecond, far below what a measurement can tell apart."""

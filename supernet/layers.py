@@ -21,8 +21,8 @@ from timm.models._efficientnet_blocks import (
 )
 from torch import Tensor, nn
 
-from tools.config import check_choice, check_range
-from tools.plugins import Registry
+from tools.options.config import check_choice, check_range
+from tools.options.plugins import Registry
 
 ACTIVATIONS = ("relu", "relu6", "silu", "swish", "gelu", "hard_swish", "leaky_relu")
 

@@ -16,7 +16,7 @@ from local_learning.heads import make_head
 from local_learning.losses import cross_entropy, upcast
 from supernet.options import ContrastOptions
 from supernet.supernet import Supernet
-from tools.views import Views
+from tools.images.views import Views
 
 
 class Task(NamedTuple):

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tools.config import check_choice, check_range
-from tools.plugins import Registry
+from tools.options.config import check_choice, check_range
+from tools.options.plugins import Registry
 
 STRATEGIES: Registry[Callable[..., Any]] = Registry("strategy", ("spos", "fair", "greedy", "nongreedy"))
 OBJECTIVES = ("cross_entropy", "infonce")

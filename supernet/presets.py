@@ -5,8 +5,8 @@ from collections.abc import Callable
 from supernet.layers import Conv, DepthwiseSeparable, MBConv, Op, Projection, Skip, Style
 from supernet.space import Fixed, Layer, Space, stage
 from supernet.tail import Tail
-from tools.config import check_choice
-from tools.plugins import Registry
+from tools.options.config import check_choice
+from tools.options.plugins import Registry
 
 Maker = Callable[[int, int, int], Space]
 SIX = tuple(MBConv(kernel, exp, 0.25) for kernel in (3, 5, 7) for exp in (4, 6))

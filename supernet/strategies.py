@@ -12,7 +12,7 @@ from supernet.sampling import sample, stream
 from supernet.strategy import MakeOptimizer, Strategy
 from supernet.supernet import Supernet
 from tools.batchnorm import frozen_statistics
-from tools.plugins import call
+from tools.options.plugins import call
 
 register_strategy = STRATEGIES.register
 

@@ -10,8 +10,8 @@ from supernet.options import CLASSIFIER_INITS
 from supernet.space import Architecture, Space
 from supernet.stem import layers_with_stem
 from supernet.tail import build_tail
-from tools.config import check_choice
 from tools.layout import guard_convolutions
+from tools.options.config import check_choice
 
 
 class Supernet(nn.Module):

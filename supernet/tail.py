@@ -8,7 +8,7 @@ from timm.models._efficientnet_blocks import ConvBnAct
 from torch import nn
 
 from supernet.layers import Style
-from tools.config import check_range
+from tools.options.config import check_range
 
 
 @dataclass(frozen=True, kw_only=True)

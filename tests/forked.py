@@ -19,13 +19,13 @@ from typing import Any
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        "retrain.export",
-        "retrain.training",
-        "retrain.truth",
-        "search.architectures",
-        "search.ranking",
-        "search.searching",
-        "supernet.training",
+        "retrain.export.run",
+        "retrain.run",
+        "retrain.truth.run",
+        "search.architectures.run",
+        "search.report.run",
+        "search.cuts.run",
+        "supernet.train.run",
         "torch._dynamo",
         "pytest",
     ]

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from local_learning.build import register_network
 from local_learning.heads import register_head
 from local_learning.losses import register_loss
-from supernet.documents import space_from
 from supernet.layers import Place, Style, register_op
+from supernet.network.documents import space_from
 from supernet.paths import EndToEnd
 from supernet.presets import register_space
 from supernet.sampling import sample, stream

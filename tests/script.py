@@ -13,7 +13,7 @@ import psutil
 import safetensors.torch
 from torch import Tensor
 
-from tools.meters import read_metrics
+from tools.run.meters import read_metrics
 
 SMALL = [
     *("--device", "cpu", "--threads", "1", "--data.image-size", "16"),

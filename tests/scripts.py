@@ -18,7 +18,7 @@ class Option(NamedTuple):
     """One field of a config."""
 
     name: str
-    """Dotted, as in `tools.config.flatten`."""
+    """Dotted, as in `tools.options.config.flatten`."""
     kind: Any
     default: Any
     text: str

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.scripts import HOUSE, SCRIPTS, config_of
-from tools.config import parse
+from tools.options.config import parse
 
 CONFIGS = [
     path

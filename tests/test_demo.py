@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.scripts import HOUSE, config_of
-from tools.chapters import ChaptersConfig, read_chapters
-from tools.config import parse
+from tools.chapters.run import ChaptersConfig, read_chapters
+from tools.options.config import parse
 
 CHAPTERS = sorted(HOUSE.glob("configs/**/chapters*.toml"))
 

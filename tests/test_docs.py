@@ -9,7 +9,7 @@ import torch
 
 from local_learning.decoupling import HEAD_KINDS
 from local_learning.heads import make_head
-from supernet.documents import find_space
+from supernet.network.documents import find_space
 from tools.cost import count_params
 
 PAGES = {"own_network": 4, "spaces": 1, "supernet": 1, "evolution": 2, "ranking": 1}

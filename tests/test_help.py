@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.scripts import HOUSE, SCRIPTS, config_of, groups, options
-from tools.config import parse
+from tools.options.config import parse
 
 PLACEHOLDER = re.compile(r"\b(todo|fixme|xxx|tbd|placeholder|undocumented)\b", re.IGNORECASE)
 FILLING = {"a", "an", "and", "by", "in", "is", "its", "of", "or", "that", "the", "this", "to", "which"}

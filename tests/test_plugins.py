@@ -11,7 +11,7 @@ import torch
 
 from tests.forked import run, run_up_to
 from tests.script import SMALL, weights
-from tools.meters import read_metrics
+from tools.run.meters import read_metrics
 
 PARTS = str(Path(__file__).with_name("plugin_parts.py"))
 OWN = ["--plugins", PARTS]

@@ -10,8 +10,8 @@ from typing import get_args, get_origin
 import pytest
 
 from tests.scripts import SCRIPTS, Option, config_of, options
-from tools.command import is_ours, main
-from tools.config import from_toml
+from tools.options.command import is_ours, main
+from tools.options.config import from_toml
 
 HUGE = str(10**12)
 

@@ -18,13 +18,13 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from supernet.config import SupernetConfig
+from supernet.network.storage import save_supernet
 from supernet.presets import preset
-from supernet.storage import save_supernet
 from supernet.supernet import Supernet
+from supernet.train.config import SupernetConfig
 from tests.forked import run
-from tools.config import to_toml
-from tools.data import DataConfig
+from tools.images.options import DataConfig
+from tools.options.config import to_toml
 
 DATA = "--data.image-size 16 --data.train-size 200 --data.test-size 40"
 HERE = "--device cpu --threads 1"

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tests.scripts import config_of
-from tools.command import main
+from tools.options.command import main
 
 CUT = "--decoupling uniform:2:linear"
 CASES = [

@@ -26,7 +26,7 @@ from tools.chance import (
     by_order,
     taus_left_out,
 )
-from tools.config import check_range
+from tools.options.config import check_range
 from tools.seeding import numpy_stream
 
 Numbers = NDArray[np.float64]

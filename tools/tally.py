@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from tools.batches import Batch
+from tools.images.batches import Batch
 
 
 @torch.no_grad()

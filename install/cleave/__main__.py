@@ -27,7 +27,7 @@ def main() -> None:
 
 def _explain(asked: str, scripts: dict[str, Path]) -> NoReturn:
     if asked not in ("", "-h", "--help"):
-        from tools.config import suggest
+        from tools.options.config import suggest
 
         print(f"cleave: there is no script '{asked}'{suggest(asked, list(scripts))}", file=sys.stderr)
         sys.exit(2)

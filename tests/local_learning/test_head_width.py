@@ -10,8 +10,8 @@ from torch import nn
 
 from local_learning.blocks import decouple
 from local_learning.build import build_chain
+from local_learning.cuts.head_width import parse_head_width, scale_of
 from local_learning.decoupling import Decoupling, load_decoupling, save_decoupling
-from local_learning.head_width import parse_head_width, scale_of
 from local_learning.heads import make_head
 
 RATE, MOMENTUM = 0.1, 0.9

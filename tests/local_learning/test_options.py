@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from local_learning.options import GluingOptions, LocalLosses
-from tools.config import from_toml, parse, to_toml
+from tools.options.config import from_toml, parse, to_toml
 
 
 @dataclass(frozen=True, kw_only=True)

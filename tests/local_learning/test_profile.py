@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from local_learning import profile
 from local_learning.blocks import DecoupledNet, decouple
 from local_learning.build import build_chain
 from local_learning.chain import Chain
+from local_learning.cuts import profile
+from local_learning.cuts.profile import Costs, balanced, kept_bytes, measure_costs, module_macs
 from local_learning.decoupling import Decoupling
 from local_learning.groups import GroupedHeads
 from local_learning.heads import make_head
 from local_learning.options import LocalLosses
-from local_learning.profile import Costs, balanced, kept_bytes, measure_costs, module_macs
 from tests.local_learning.nets import CLASSES, SIZE, batch, small_chain, small_net
 from tools.cost import count_macs, saved_activation_bytes
 

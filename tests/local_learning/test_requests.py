@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from local_learning.cuts.requests import Request, parse_request
 from local_learning.decoupling import HEAD_KINDS
-from local_learning.requests import Request, parse_request
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from supernet.strategy import Strategy
 from supernet.supernet import Supernet
 from supernet.tail import Tail
 from tools.batchnorm import SharedBatchNorm
-from tools.views import Views
+from tools.images.views import Views
 
 RANKS, IMAGES, SIZE = 2, 4, 16  # images of each rank
 OPS = (MBConv(3, 2), MBConv(5, 2, 0.25))

@@ -8,13 +8,13 @@ import torch.distributed
 from accelerate import Accelerator
 
 from local_learning.build import build_chain
-from search.config import DecouplingSearchConfig, SearchOptions
+from search.cuts.config import DecouplingSearchConfig, SearchOptions
+from search.cuts.memory import SnapshotMemory
+from search.cuts.sedona import Episode, Inner, Search
 from search.hypergradient import hypergradient
-from search.memory import SnapshotMemory
 from search.relaxation import RelaxedNet
-from search.sedona import Episode, Inner, Search
-from tools.batches import Batch
-from tools.recipes import Recipe
+from tools.images.batches import Batch
+from tools.options.recipes import Recipe
 
 RATES = {"momentum": 0.9, "weight_decay": 1e-3}
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from tools.command import main
 from tools.failures import RunFailed
-from tools.signals import waiting_signals
-from tools.vigil import Vigil
+from tools.options.command import main
+from tools.run.signals import waiting_signals
+from tools.run.vigil import Vigil
 
 
 @dataclass(frozen=True)

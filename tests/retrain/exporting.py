@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from retrain.config import RetrainConfig
-from supernet.documents import space_to
+from supernet.network.documents import space_to
 from supernet.space import Architecture, Space
 from supernet.supernet import build_architecture
-from tools.config import to_toml
-from tools.data import DataConfig
-from tools.datasets import load_data
-from tools.loaders import eval_batches
-from tools.weights import save_weights
+from tools.images.datasets import load_data
+from tools.images.loaders import eval_batches
+from tools.images.options import DataConfig
+from tools.options.config import to_toml
+from tools.run.weights import save_weights
 
 
 def shapes_images(count: int, size: int) -> Tensor:

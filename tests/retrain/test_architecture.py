@@ -8,19 +8,19 @@ import safetensors
 import torch
 
 from retrain.config import RetrainConfig
-from retrain.truth_config import TruthConfig
-from search.config import DecouplingSearchConfig
-from supernet.chains import chosen_chain
-from supernet.documents import load_architecture, save_architecture
+from retrain.truth.config import TruthConfig
+from search.cuts.config import DecouplingSearchConfig
+from supernet.network.chains import chosen_chain
+from supernet.network.documents import load_architecture, save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture
 from supernet.supernet import build_architecture
 from tests.forked import run, run_up_to
 from tests.script import SMALL, weights
-from tools.config import from_toml, to_toml
-from tools.runs import Run
+from tools.options.config import from_toml, to_toml
+from tools.run.folder import Run
+from tools.run.weights import load_weights
 from tools.seeding import seed_globals
-from tools.weights import load_weights
 
 CHOICES = Architecture((0, 3, 2, 1))
 FEW = [*SMALL, "--recipe.steps", "4", "--recipe.lr", "0.02"]

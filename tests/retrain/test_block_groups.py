@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from retrain.placement import load_placement
+from retrain.placing.placement import load_placement
 from tests.forked import run, run_up_to
 from tests.script import SMALL, chance, command, finish, ranks_of, start, wait_until, weights
-from tools.checkpoint import load_checkpoint
-from tools.meters import read_metrics
+from tools.run.checkpoint import load_checkpoint
+from tools.run.meters import read_metrics
 
 SCRIPT = "retrain_model.py"
 SHORT = [

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from retrain.placement import load_placement
+from retrain.placing.placement import load_placement
 from tests.forked import run, run_up_to
 from tests.script import SMALL, weights
-from tools.meters import read_metrics
+from tools.run.meters import read_metrics
 
 SCRIPT = "retrain_model.py"
 SHORT = [

@@ -21,10 +21,10 @@ from tests.forked import run, run_up_to
 from tests.retrain.test_resume import assert_same_run
 from tests.script import SMALL, weights
 from tools.cost import count_macs
-from tools.data import DataConfig
-from tools.datasets import load_data
-from tools.images import ArrayImages
-from tools.meters import read_metrics
+from tools.images.datasets import load_data
+from tools.images.images import ArrayImages
+from tools.images.options import DataConfig
+from tools.run.meters import read_metrics
 
 SCRIPT = "retrain_model.py"
 BASE = [*SMALL, "--recipe.lr", "0.02", "--recipe.steps", "20"]

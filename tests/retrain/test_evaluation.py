@@ -14,9 +14,9 @@ from local_learning.blocks import Block, DecoupledNet
 from local_learning.decoupling import Decoupling
 from local_learning.groups import GroupedHeads
 from retrain.evaluation import evaluate
-from retrain.training import _summary
-from tools.batches import Batch
-from tools.runs import Run
+from retrain.run import _summary
+from tools.images.batches import Batch
+from tools.run.folder import Run
 
 IMAGES, SIDE, FEATURES = 149, 2, 6
 

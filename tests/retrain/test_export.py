@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from local_learning.blocks import DecoupledNet, decouple
 from local_learning.build import build_chain
 from local_learning.decoupling import load_decoupling
-from retrain.export_config import ExportConfig
-from retrain.export_formats import check_packages
-from supernet.documents import save_architecture, space_to
+from retrain.export.config import ExportConfig
+from retrain.export.formats import check_packages
+from supernet.network.documents import save_architecture, space_to
 from supernet.presets import preset
 from supernet.space import Architecture
 from supernet.supernet import build_architecture
@@ -30,7 +30,7 @@ from tests.retrain.exporting import save, shapes_images, train_a_little
 from tests.retrain.test_export_timm import own
 from tests.script import SMALL
 from tools.cost import count_macs, count_params
-from tools.data import DataConfig
+from tools.images.options import DataConfig
 
 SCRIPT = "export_model.py"
 ALONE = """

@@ -17,19 +17,19 @@ from timm.data.transforms_factory import create_transform
 from torch import nn
 
 from local_learning.build import build_chain
-from retrain.export_source import restore
-from retrain.export_timm import crop_part, read_timm, timm_model, write_timm
-from supernet.documents import space_from, space_to
+from retrain.export.source import restore
+from retrain.export.timm_folder import crop_part, read_timm, timm_model, write_timm
 from supernet.layers import KINDS
+from supernet.network.documents import space_from, space_to
 from supernet.presets import preset
 from supernet.space import Architecture, Space
 from supernet.supernet import build_architecture
 from tests.retrain.exporting import of_space, save, shapes_images, train_a_little
-from tools.augment import Normalise
 from tools.cost import count_macs, count_params
-from tools.data import DataConfig
-from tools.preparation import RESIZE_RATIO, Preparation
-from tools.streaming import evaluation_transform
+from tools.images.augment import Normalise
+from tools.images.options import DataConfig
+from tools.images.preparation import RESIZE_RATIO, Preparation
+from tools.images.streaming import evaluation_transform
 
 
 def exported(path: Path, folder: Path) -> nn.Module:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrain.forecast import (
+from retrain.placing.forecast import (
     BUCKET,
     BlockCost,
     BlockCosts,
@@ -20,8 +20,8 @@ from retrain.forecast import (
     forecast,
     stage_forecast,
 )
-from retrain.measuring import placed
-from retrain.placement import Placement
+from retrain.placing.measuring import placed
+from retrain.placing.placement import Placement
 
 FREE = Conditions(batch_size=8, latency=0, bandwidth=1e30)
 

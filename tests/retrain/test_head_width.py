@@ -11,19 +11,19 @@ from accelerate import Accelerator
 from local_learning.decoupling import Decoupling, load_decoupling, save_decoupling
 from retrain.config import RetrainConfig
 from retrain.networks import choose_decoupling, make_net
-from retrain.truth_config import TruthConfig
-from search.config import DecouplingSearchConfig, SearchOptions
+from retrain.truth.config import TruthConfig
+from search.cuts.config import DecouplingSearchConfig, SearchOptions
+from search.cuts.findings import Outcome, write_findings
+from search.cuts.run import _relaxed, _with_width
 from search.evidence import Updates
-from search.findings import Outcome, write_findings
-from search.searching import _relaxed, _with_width
-from supernet.chains import chosen_chain, kept_in_run
-from supernet.documents import save_architecture
+from supernet.network.chains import chosen_chain, kept_in_run
+from supernet.network.documents import save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture
-from tools.config import of_run, to_toml
-from tools.data import DataConfig
-from tools.datasets import Data, load_data
-from tools.runs import Run
+from tools.images.datasets import Data, load_data
+from tools.images.options import DataConfig
+from tools.options.config import of_run, to_toml
+from tools.run.folder import Run
 
 IMAGES = DataConfig(image_size=16, train_size=100, test_size=20)
 

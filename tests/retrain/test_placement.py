@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrain.placement import (
+from retrain.placing.placement import (
     Placement,
     Stage,
     load_placement,

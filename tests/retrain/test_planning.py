@@ -15,18 +15,18 @@ from torch import nn
 from local_learning.blocks import DecoupledNet, decouple
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling
-from retrain.block_costs import (
+from retrain.config import RetrainConfig
+from retrain.placing.block_costs import (
     check_subject,
     load_block_costs,
     measure_block_costs,
     save_block_costs,
 )
-from retrain.config import RetrainConfig
-from retrain.forecast import BlockCosts, Conditions, Line, Subject
-from retrain.planning import plan, report
+from retrain.placing.forecast import BlockCosts, Conditions, Line, Subject
+from retrain.placing.planning import plan, report
 from tests.local_learning.nets import small_chain
 from tests.script import SMALL
-from tools.config import parse
+from tools.options.config import parse
 
 OPTIONS = [*SMALL, "--network", "vgg6a", "--width", "0.125", "--plan"]
 BLOCKS = ["--decoupling", "uniform:3:aux1"]

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retrain.predict_config import PredictConfig
-from supernet.documents import save_architecture
+from retrain.predict.config import PredictConfig
+from supernet.network.documents import save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture
 from tests.forked import run
 from tests.retrain.test_export import ALONE
-from tools.data import DataConfig
-from tools.datasets import load_data
-from tools.images import ArrayImages
+from tools.images.datasets import load_data
+from tools.images.images import ArrayImages
+from tools.images.options import DataConfig
 
 SCRIPT = "predict_images.py"
 COLOURS = {"blue": (60, 60, 190), "green": (60, 190, 60), "red": (190, 60, 60)}

@@ -23,7 +23,7 @@ from tests.script import (
     wait_until,
     weights,
 )
-from tools.meters import read_metrics
+from tools.run.meters import read_metrics
 
 SCRIPT = "retrain_model.py"
 # What could go wrong on the way back: dropout, BatchNorm, momentum, an average, checkpoints off the epoch.

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.script import SMALL, run, weights
-from tools.meters import read_metrics
+from tools.run.meters import read_metrics
 
 SCRIPT = "retrain_model.py"
 MLP = [*SMALL, "--network", "mlp", "--width", "0.2"]

@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from local_learning.decoupling import Decoupling, save_decoupling
-from retrain.truth_config import TruthConfig
-from retrain.truth_plan import ARCHITECTURES, TruthPlan, config_of, draw
-from supernet.documents import load_architecture, save_architecture
+from retrain.truth.config import TruthConfig
+from retrain.truth.plan import ARCHITECTURES, TruthPlan, config_of, draw
+from supernet.network.documents import load_architecture, save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture, Space
 from tests.forked import run, run_up_to
 from tests.script import SMALL, chance, command, finish, kill_all, start, wait_until, weights
 from tests.tools.imitations import imitation
-from tools.config import from_toml
-from tools.meters import read_metrics
-from tools.runs import Run
+from tools.options.config import from_toml
+from tools.run.folder import Run
+from tools.run.meters import read_metrics
 
 SCRIPT = "make_truth.py"
 TINY = [*SMALL, "--space", "tiny", "--recipe.lr", "0.02"]

@@ -7,14 +7,14 @@ import pytest
 from accelerate import Accelerator
 
 from local_learning.decoupling import Decoupling, save_decoupling
-from retrain.truth_config import TruthConfig
-from retrain.truth_plan import KIND, VERSION, config_of, read_plan
-from supernet.chains import cuts_of, kept_in_run
-from supernet.documents import save_architecture
+from retrain.truth.config import TruthConfig
+from retrain.truth.plan import KIND, VERSION, config_of, read_plan
+from supernet.network.chains import cuts_of, kept_in_run
+from supernet.network.documents import save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture
-from tools.files import write_document
-from tools.runs import Run
+from tools.files.atomic import write_document
+from tools.run.folder import Run
 
 
 def first_training(folder: Path, config: TruthConfig, kind: str, **more: Any) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.architecture_figures import course_figure, front_figure, operations_figure
+from search.architectures.figures import course_figure, front_figure, operations_figure
 from search.limits import Limit, Limits
 from search.method import Scored
 from supernet.additive import Additive, counted

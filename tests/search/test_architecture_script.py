@@ -9,26 +9,26 @@ from typing import Any
 import pytest
 import torch
 
-from search.architecture_config import ArchitectureSearchConfig
-from search.evaluations import in_units, read_evaluations
+from search.architectures.config import ArchitectureSearchConfig
+from search.architectures.evaluations import in_units, read_evaluations
 from search.methods import asked_limits
 from supernet.additive import activations, latency
 from supernet.calibrate import calibrate
-from supernet.config import SupernetConfig
-from supernet.documents import load_architecture
-from supernet.measure import load_measured
+from supernet.network.documents import load_architecture
+from supernet.network.storage import load_supernet, save_supernet, supernet_notes
 from supernet.presets import preset
 from supernet.space import Architecture
-from supernet.storage import load_supernet, save_supernet, supernet_notes
 from supernet.supernet import Supernet
+from supernet.train.config import SupernetConfig
+from supernet.train.measure import load_measured
 from tests import script
 from tests.forked import run, run_up_to
 from tests.script import SMALL
-from tools.config import from_toml
-from tools.data import DataConfig
-from tools.datasets import load_data
-from tools.loaders import eval_batches
-from tools.meters import read_metrics
+from tools.images.datasets import load_data
+from tools.images.loaders import eval_batches
+from tools.images.options import DataConfig
+from tools.options.config import from_toml
+from tools.run.meters import read_metrics
 
 SCRIPT = "search_architecture.py"
 PLACE = ["--device", "cpu", "--threads", "1"]

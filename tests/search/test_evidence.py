@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from local_learning.build import build_chain
-from search.config import SearchOptions
+from search.cuts.config import SearchOptions
 from search.evidence import REPLAYS, Updates, effects, outer_optimizer, replays
 from search.relaxation import RelaxedNet
 

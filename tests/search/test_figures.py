@@ -12,7 +12,7 @@ from PIL import Image
 
 from local_learning.decoupling import Decoupling
 from local_learning.published import published
-from search.figures import preference_figure, structure_figure
+from search.cuts.figures import preference_figure, structure_figure
 
 KINDS = ("aux1", "aux2", "aux3", "aux4")
 LONG = "a network of $x_1 & <y> and a name that does not end " * 8

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from search.memory import PLACES, SnapshotMemory
+from search.cuts.memory import PLACES, SnapshotMemory
 
 
 def state(value: float) -> dict[str, Tensor]:

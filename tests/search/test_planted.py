@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.planted import ANSWER, CUT, KINDS, search
-from search.config import SEDONA_2021
+from search.cuts.config import SEDONA_2021
 from search.discretisation import discretise
 
 pytestmark = pytest.mark.slow

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from retrain.config import RetrainConfig
-from search.evaluations import said_of_noise, score_error
-from search.ranking_runs import _known
-from search.ranking_trained import Training, _compared, _searched_against_others, trained
+from search.architectures.evaluations import said_of_noise, score_error
 from search.records import Relaxation, save_relaxation
-from search.tables import Table
-from supernet.documents import save_architecture
+from search.report.searches import _known
+from search.report.tables import Table
+from search.report.trained import Training, _compared, _searched_against_others, trained
+from supernet.network.documents import save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture
-from tools.config import to_toml
-from tools.data import DataConfig
-from tools.runs import Run
+from tools.images.options import DataConfig
+from tools.options.config import to_toml
+from tools.run.folder import Run
 
 SPACE = preset("nas_bench_macro", num_classes=10, image_size=32)
 

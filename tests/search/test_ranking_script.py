@@ -13,22 +13,22 @@ import pytest
 from scipy.special import softmax
 
 from local_learning.decoupling import Decoupling
-from search.figures import preference_figure
+from search.cuts.figures import preference_figure
 from search.records import Relaxation, save_relaxation
 from supernet.calibrate import calibrate
-from supernet.config import SupernetConfig
+from supernet.network.storage import load_supernet, snapshots, supernet_notes
 from supernet.presets import preset
 from supernet.sampling import stream
 from supernet.space import Architecture
-from supernet.storage import load_supernet, snapshots, supernet_notes
+from supernet.train.config import SupernetConfig
 from tests.browser import opened, screenshot
 from tests.forked import run, run_up_to
 from tests.script import SMALL
-from tools.config import from_toml
-from tools.datasets import fixed_part, load_data, whole_batches
-from tools.loaders import eval_batches
+from tools.images.datasets import fixed_part, load_data, whole_batches
+from tools.images.loaders import eval_batches
+from tools.options.config import from_toml
 from tools.ranking import kendall_tau
-from tools.runs import MADE_BY, Run
+from tools.run.folder import MADE_BY, Run
 
 SCRIPT = "rank_report.py"
 SPACE = preset("tiny", num_classes=10, image_size=16)

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.ranking_figures import expected_regret, regret_figure, tau_figure, true_front
-from search.ranking_modules import kept_by_layer
-from search.ranking_statistics import gather, holm, statistics
-from search.ranking_words import difference, number, verdict
-from search.tables import read_table
+from search.report.figures import expected_regret, regret_figure, tau_figure, true_front
+from search.report.modules import kept_by_layer
+from search.report.statistics import gather, holm, statistics
+from search.report.tables import read_table
+from search.report.words import difference, number, verdict
 from supernet.presets import preset
 from tests.search.spaces import TABLE, macro
-from tools.pictures import house_style
+from tools.page.pictures import house_style
 from tools.ranking import Numbers
 
 

@@ -13,12 +13,12 @@ import torch
 from local_learning.decoupling import load_decoupling
 from search.discretisation import discretise
 from search.records import load_relaxation
-from supernet.documents import save_architecture
+from supernet.network.documents import save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture
 from tests.forked import run, run_up_to
 from tests.script import SMALL
-from tools.meters import read_metrics
+from tools.run.meters import read_metrics
 
 SCRIPT = "search_decoupling.py"
 BASE = [

@@ -1,11 +1,11 @@
 import torch
 from accelerate import Accelerator
 
-from search.config import DecouplingSearchConfig
-from search.searching import _own_loaders
-from tools.data import DataConfig
-from tools.datasets import load_data
-from tools.loaders import eval_batches
+from search.cuts.config import DecouplingSearchConfig
+from search.cuts.run import _own_loaders
+from tools.images.datasets import load_data
+from tools.images.loaders import eval_batches
+from tools.images.options import DataConfig
 
 
 def test_validation_images_are_not_augmented_in_any_way() -> None:

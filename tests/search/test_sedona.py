@@ -7,14 +7,14 @@ import torch
 from accelerate import Accelerator
 
 from local_learning.build import build_chain
-from search.config import OLDEST, REPLACE, SEDONA_2021, DecouplingSearchConfig, SearchOptions
+from search.cuts.config import OLDEST, REPLACE, SEDONA_2021, DecouplingSearchConfig, SearchOptions
+from search.cuts.memory import SnapshotMemory
+from search.cuts.sedona import MOMENTUM, Episode, Inner, Search
 from search.hypergradient import hypergradient
-from search.memory import SnapshotMemory
 from search.relaxation import RelaxedNet
-from search.sedona import MOMENTUM, Episode, Inner, Search
-from tools.batches import Batch
-from tools.config import of_run, to_toml, with_earlier
-from tools.recipes import Recipe
+from tools.images.batches import Batch
+from tools.options.config import of_run, to_toml, with_earlier
+from tools.options.recipes import Recipe
 
 
 def batch(seed: int) -> Batch:

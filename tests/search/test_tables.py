@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from search.tables import read_table
+from search.report.tables import read_table
 from supernet.presets import preset
 from supernet.space import Architecture
 from tests.search.spaces import TABLE, macro

@@ -16,7 +16,7 @@ from supernet.strategies import make_strategy
 from supernet.strategy import MakeOptimizer, Strategy
 from supernet.supernet import Supernet
 from supernet.tail import Tail
-from tools.views import Views
+from tools.images.views import Views
 
 SIZE, CLASSES = 8, 5
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)

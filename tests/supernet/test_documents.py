@@ -6,15 +6,6 @@ from typing import Any
 
 import pytest
 
-from supernet.documents import (
-    find_space,
-    load_architecture,
-    load_space,
-    save_architecture,
-    save_space,
-    space_from,
-    space_to,
-)
 from supernet.layers import (
     Conv,
     DepthwiseSeparable,
@@ -25,6 +16,15 @@ from supernet.layers import (
     Shuffle,
     Skip,
     Style,
+)
+from supernet.network.documents import (
+    find_space,
+    load_architecture,
+    load_space,
+    save_architecture,
+    save_space,
+    space_from,
+    space_to,
 )
 from supernet.presets import PRESETS, preset
 from supernet.sampling import sample

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from supernet.config import SupernetConfig
 from supernet.options import LayerwiseOptions
+from supernet.train.config import SupernetConfig
 from tests.forked import run
 from tests.script import SMALL
 

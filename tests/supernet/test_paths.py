@@ -9,7 +9,6 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from supernet.config import SupernetConfig
 from supernet.layers import Conv, Skip, Style
 from supernet.options import PathOptions
 from supernet.paths import SinglePath, StrictFairness
@@ -17,6 +16,7 @@ from supernet.presets import preset
 from supernet.space import Architecture, Fixed, Layer, Space
 from supernet.strategy import Strategy
 from supernet.tail import Tail
+from supernet.train.config import SupernetConfig
 from tests.supernet.nets import (
     CLASSES,
     SIZE,
@@ -40,7 +40,7 @@ from tests.supernet.nets import (
     step_gradients,
     whole,
 )
-from tools.config import of_run, to_toml
+from tools.options.config import of_run, to_toml
 
 
 def single_path(space: Space | None = None, **options: Any) -> SinglePath:

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from supernet.documents import load_space
-from supernet.measure import load_measured, measure
+from supernet.network.documents import load_space
+from supernet.network.storage import load_supernet
 from supernet.presets import preset
 from supernet.space import Architecture
-from supernet.storage import load_supernet
 from supernet.supernet import Supernet
+from supernet.train.measure import load_measured, measure
 from tests.forked import run, run_up_to
 from tests.script import SMALL, weights
 from tools.cost import saved_activation_bytes
-from tools.meters import read_metrics
+from tools.run.meters import read_metrics
 
 SCRIPT = "train_supernet.py"
 BASE = [

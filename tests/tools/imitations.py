@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tools.data import DataConfig
-from tools.datasets import Data, load_data
-from tools.images import ArrayImages
+from tools.images.datasets import Data, load_data
+from tools.images.images import ArrayImages
+from tools.images.options import DataConfig
 
 
 def write_images(folder: Path, count: int, *, size: tuple[int, int] = (9, 7), mode: str = "RGB") -> None:

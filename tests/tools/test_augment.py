@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import functional as reference
 
-from tools.augment import BatchAugment, Normalise, Policy, draw, mix
-from tools.data import DataConfig
+from tools.images.augment import BatchAugment, Normalise, Policy, draw, mix
+from tools.images.options import DataConfig
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 IDENTITY = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.chapters import ChaptersConfig, _is_done, _made, read_chapters
+from tools.chapters.run import ChaptersConfig, _is_done, _made, read_chapters
 
 TRAINING = (
     "retrain_model.py --network mlp --width 0.1 --data.name shapes --data.image-size 16 "

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.checkpoint import Written, load_checkpoint, save_checkpoint, save_part
 from tools.failures import RunFailed
-from tools.files import read_document, write_bytes, write_document
+from tools.files.atomic import read_document, write_bytes, write_document
+from tools.run.checkpoint import Written, load_checkpoint, save_checkpoint, save_part
 
 STATE = {"weights": torch.arange(10.0), "step": 3, "groups": [{"lr": 0.1}]}
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from retrain.config import RetrainConfig
 from tests.scripts import SCRIPTS, config_of
-from tools.config import check_range, flatten, from_toml, parse, to_toml
+from tools.options.config import check_range, flatten, from_toml, parse, to_toml
 
 ANY_FLOAT = st.floats(allow_nan=False)
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from tools.council import Council
+from tools.run.council import Council
 
 
 def test_what_was_asked_is_heard_up_to_a_step() -> None:

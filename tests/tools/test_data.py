@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tools.data import KNOWN_SETS, DataConfig
+from tools.images.options import KNOWN_SETS, DataConfig
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.tools.imitations import write_downsampled, write_images, write_tiny_imagenet
-from tools.data import DataConfig
-from tools.datasets import load_data, stratified
-from tools.images import ArrayImages, BadImage, FolderImages, decode
-from tools.sources import _ArraysOnly
+from tools.images.datasets import load_data, stratified
+from tools.images.images import ArrayImages, BadImage, FolderImages, decode
+from tools.images.options import DataConfig
+from tools.images.sources import _ArraysOnly
 
 
 def folder_set(root: Path, **options: Any) -> DataConfig:

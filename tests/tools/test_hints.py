@@ -1,8 +1,8 @@
 import pytest
 
 from tests.scripts import SCRIPTS, config_of, options
-from tools.config import parse
-from tools.hints import ELSEWHERE
+from tools.options.config import parse
+from tools.options.hints import ELSEWHERE
 
 
 @pytest.mark.parametrize(

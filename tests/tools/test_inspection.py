@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from tests.tools.imitations import write_images
-from tools.data import DataConfig
-from tools.datasets import Data, load_data
-from tools.images import BadImage, FolderImages, decode
-from tools.inspection import look
-from tools.loaders import eval_batches, make_train_loader
+from tools.images.datasets import Data, load_data
+from tools.images.images import BadImage, FolderImages, decode
+from tools.images.inspection import look
+from tools.images.loaders import eval_batches, make_train_loader
+from tools.images.options import DataConfig
 
 
 def read(root: Path, **options: Any) -> Data:

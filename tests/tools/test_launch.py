@@ -10,7 +10,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 from tests.script import SMALL
-from tools.launch import unheard
+from tools.run.launch import unheard
 
 USUAL = ["--num_machines", "1", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.script import SMALL, run, weights
-from tools.lengthen import check_longer
 from tools.optim import make_optimizer, make_schedule
-from tools.recipes import Recipe
+from tools.options.recipes import Recipe
+from tools.run.lengthen import check_longer
 
 SHORT = [*SMALL, "--data.train-size", "160", "--recipe.checkpoint-every", "100"]
 STEP = ["--recipe.schedule", "step", "--recipe.evaluate-every", "6"]

@@ -11,13 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
-from tools import streaming
-from tools.batches import Share, TrainingOrder
-from tools.data import KNOWN_SETS, DataConfig
-from tools.datasets import Data, load_data
 from tools.failures import RunFailed
-from tools.images import ArrayImages, BadImage
-from tools.loaders import Batch, DeviceLoader, StreamLoader, TrainLoader, eval_batches, make_train_loader
+from tools.images import streaming
+from tools.images.batches import Share, TrainingOrder
+from tools.images.datasets import Data, load_data
+from tools.images.images import ArrayImages, BadImage
+from tools.images.loaders import (
+    Batch,
+    DeviceLoader,
+    StreamLoader,
+    TrainLoader,
+    eval_batches,
+    make_train_loader,
+)
+from tools.images.options import KNOWN_SETS, DataConfig
 
 
 def shapes(**options: Any) -> tuple[DataConfig, Data]:

@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tools.failures import Interrupted
-from tools.loop import Loop
-from tools.meters import read_metrics
-from tools.plan import Plan
-from tools.runs import Run
+from tools.run.folder import Run
+from tools.run.loop import Loop
+from tools.run.meters import read_metrics
+from tools.run.plan import Plan
 
 
 class Counting:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import torch
 
-from tools.meters import MetricsLog, Sums, read_metrics
+from tools.run.meters import MetricsLog, Sums, read_metrics
 
 
 def test_a_torn_line_is_passed_over_and_does_not_spoil_the_next(tmp_path: Path) -> None:

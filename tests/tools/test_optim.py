@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tools.optim import make_optimizer, make_schedule
-from tools.recipes import Recipe
+from tools.options.recipes import Recipe
 
 
 def test_a_cosine_that_would_rise_is_refused() -> None:

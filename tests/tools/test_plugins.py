@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from tools import plugins
-from tools.config import given
-from tools.plugins import Registry, call, takes
-from tools.runs import Run
-from tools.weights import read_notes, save_tensors
+from tools.options import plugins
+from tools.options.config import given
+from tools.options.plugins import Registry, call, takes
+from tools.run.folder import Run
+from tools.run.weights import read_notes, save_tensors
 
 
 @dataclass(frozen=True, kw_only=True)

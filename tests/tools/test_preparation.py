@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tools.data import KNOWN_SETS, DataConfig
-from tools.datasets import load_data
-from tools.loaders import eval_batches
-from tools.preparation import Preparation
+from tools.images.datasets import load_data
+from tools.images.loaders import eval_batches
+from tools.images.options import KNOWN_SETS, DataConfig
+from tools.images.preparation import Preparation
 
 SIZES = [(40, 25), (25, 41), (33, 33), (12, 12), (9, 30), (64, 37)]
 

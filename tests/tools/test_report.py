@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.browser import opened
-from tools.pictures import INK, house_style
-from tools.report import (
+from tools.page.pictures import INK, house_style
+from tools.page.report import (
     Drawing,
     Drawings,
     Lines,

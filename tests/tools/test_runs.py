@@ -4,8 +4,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tools import runs
-from tools.runs import Run
+from tools.run import folder as runs
+from tools.run.folder import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.shapes import CHUNK, MAX_CLASSES, class_factors, class_names, generate
+from tools.images.shapes import CHUNK, MAX_CLASSES, class_factors, class_names, generate
 
 
 def test_the_images_never_change() -> None:

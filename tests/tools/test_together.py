@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tools import together
+from tools.chapters import together
+from tools.chapters.together import Command, run_together
 from tools.failures import Interrupted, RunFailed
-from tools.signals import waiting_signals
-from tools.together import Command, run_together
+from tools.run.signals import waiting_signals
 
 FOREVER = "import time\nwhile True: time.sleep(0.05)"
 DEAF = f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\n{FOREVER}"
@@ -93,8 +93,8 @@ def test_asked_twice_nobody_is_left_behind() -> None:
 def test_when_nobody_listens_it_ends(tmp_path: Path) -> None:
     program = textwrap.dedent("""
         import sys
-        from tools.signals import waiting_signals
-        from tools.together import Command, run_together
+        from tools.run.signals import waiting_signals
+        from tools.chapters.together import Command, run_together
         endless = "while True: print('x' * 1000)"
         with waiting_signals() as wish:
             run_together([Command([sys.executable, "-c", endless], "script.py")], wish)

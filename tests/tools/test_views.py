@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from tools.views import DRAWS, ORDERS, Views, blend, blur, boxes, crop, draw, kernels, luma, shift_hue
+from tools.images.views import DRAWS, ORDERS, Views, blend, blur, boxes, crop, draw, kernels, luma, shift_hue
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 BATCH, HEIGHT, WIDTH = 48, 40, 44

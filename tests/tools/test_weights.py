@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from tools.weights import load_weights, read_notes, read_weights, save_weights, write_tensors
+from tools.run.weights import load_weights, read_notes, read_weights, save_weights, write_tensors
 
 
 class Toy(nn.Module):
@@ -37,7 +37,7 @@ ONE_WRITER = """
 import sys
 from pathlib import Path
 from tests.tools.test_weights import NOTES, network
-from tools.weights import load_weights, read_weights, save_weights
+from tools.run.weights import load_weights, read_weights, save_weights
 
 net, given = network(), Path(sys.argv[2])
 load_weights(net, read_weights(given), source=given)
@@ -85,7 +85,7 @@ def test_weights_are_written_in_one_place_alone() -> None:
     for package in ("tools", "local_learning", "supernet", "search", "retrain"):
         for path in (house / package).rglob("*.py"):
             count = len(writers.findall(path.read_text("utf-8")))
-            assert count == (path == house / "tools/weights.py"), path
+            assert count == (path == house / "tools/run/weights.py"), path
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "wrapped.pth"])

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from retrain.truth_config import TruthConfig
+from retrain.truth.config import TruthConfig
 from tests.forked import FORKS
 from tests.tools.imitations import imitation
-from tools.batches import Batch
-from tools.data import KNOWN_SETS, DataConfig
-from tools.datasets import Data
-from tools.loaders import eval_batches, make_train_loader
-from tools.streaming import StreamedEvaluation, StreamLoader
+from tools.images.batches import Batch
+from tools.images.datasets import Data
+from tools.images.loaders import eval_batches, make_train_loader
+from tools.images.options import KNOWN_SETS, DataConfig
+from tools.images.streaming import StreamedEvaluation, StreamLoader
 
 VARIED: dict[str, Any] = {
     **{"auto_augment": "rand-m9-mstd0.5", "color_jitter": 0.4, "erase": 0.5, "rotate": 9.0, "cutout": 4},

@@ -1,0 +1,1 @@
+"""Where to cut a chain, when no search decides it."""

@@ -1,0 +1,263 @@
+"""What layers, heads and blocks cost, for balanced cuts and for the figures by which methods are compared."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from local_learning.blocks import Block, DecoupledNet
+from local_learning.chain import Chain
+from local_learning.cuts.head_width import PAPER, scale_of
+from local_learning.decoupling import Decoupling
+from local_learning.features import as_map, layout_of, map_shape
+from local_learning.groups import GroupedHeads
+from local_learning.heads import make_head
+from tools.cost import count_macs, saved_activation_bytes
+
+REPEATS = 5
+CORRECTIONS = 4
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of each layer, of a head on each layer, and of the classifier."""
+
+    layers: tuple[float, ...]
+    heads: tuple[float, ...]
+    classifier: float
+    entries: tuple[float, ...]
+    """Of beginning a block with each layer: the bytes of its inputs, which no other layer of it keeps."""
+
+
+def measure_costs(
+    chain: Chain,
+    head: str,
+    num_classes: int,
+    image_size: int,
+    *,
+    by: str,
+    image_chs: int = 3,
+    batch_size: int = 32,
+    head_width: str | float = PAPER,
+) -> Costs:
+    """Cost of forward and backward passes: seconds, multiply-accumulates (forward), or bytes kept between.
+
+    The chain is left as it is. With `head` empty the heads cost nothing.
+    """
+    chain = copy.deepcopy(chain).train()
+    reference = next(chain.parameters())
+    with torch.random.fork_rng(devices=[reference.device] if reference.is_cuda else []), torch.enable_grad():
+        torch.manual_seed(0)
+        features = torch.randn(
+            batch_size, image_chs, image_size, image_size, device=reference.device, dtype=reference.dtype
+        ).contiguous(memory_format=torch.channels_last)
+        pieces, heads = [], []
+        for layer in chain.layers:
+            pieces.append((layer, features))
+            features = layer(features).detach()
+            if head:
+                chs, size = map_shape(tuple(features.shape))
+                shape = (image_chs, image_size, image_size)
+                width = scale_of(head_width, head, chs, num_classes, chain.width)
+                made = make_head(head, chs, size, num_classes, width=width, image_shape=shape)
+                adapted = _OnFeatures(made, layout_of(tuple(features.shape)))
+                # One at a time: the heads of all layers, with gradients, can be far larger than the network.
+                heads += _measured([(adapted.to(reference.device, reference.dtype).train(), features)], by)
+                del made, adapted
+        costs = _measured([*pieces, (chain.classifier, features)], by)
+    count = chain.num_layers
+    return Costs(
+        layers=tuple(costs[:count]),
+        heads=tuple(heads) if head else (0.0,) * count,
+        classifier=costs[-1],
+        entries=tuple(float(inputs.nbytes) if by == "memory" else 0.0 for _, inputs in pieces[:count]),
+    )
+
+
+def balanced(
+    chain: Chain,
+    num_blocks: int,
+    head: str,
+    num_classes: int,
+    image_size: int,
+    *,
+    by: str = "time",
+    groups: int = 1,
+    image_chs: int = 3,
+    batch_size: int = 32,
+    head_width: str | float = PAPER,
+    costs_of: str | None = None,
+    blocks_cost: Callable[[Decoupling], Sequence[float]] | None = None,
+) -> Decoupling:
+    """The cuts by which the most expensive block, with its head, is cheapest.
+
+    `costs_of` is the head whose cost counts, where that is not `head`: empty for rules without heads. Layers
+    measured one by one do not quite add up to blocks: with `blocks_cost`, which measures whole ones, the
+    costs of the layers are corrected by it, until the cuts stay as they are.
+    """
+    costs = measure_costs(
+        chain,
+        head if costs_of is None else costs_of,
+        num_classes,
+        image_size,
+        by=by,
+        image_chs=image_chs,
+        batch_size=batch_size,
+        head_width=head_width,
+    )
+
+    def cut(layers: Sequence[float]) -> Decoupling:
+        found = Decoupling.balanced(
+            layers, costs.heads, costs.classifier, num_blocks, head, groups=groups, entry_costs=costs.entries
+        )
+        return replace(found, head_width=head_width)
+
+    found = cut(costs.layers)
+    return found if blocks_cost is None else _corrected(found, costs, cut, blocks_cost)
+
+
+def _corrected(
+    first: Decoupling,
+    costs: Costs,
+    cut: Callable[[Sequence[float]], Decoupling],
+    blocks_cost: Callable[[Decoupling], Sequence[float]],
+) -> Decoupling:
+    """The best of the cuts that are found when the layers' costs are made to add up to the blocks'."""
+    tried: dict[Decoupling, float] = {}
+    decoupling = first
+    while decoupling not in tried and len(tried) < CORRECTIONS:
+        measured = blocks_cost(decoupling)
+        tried[decoupling] = max(measured)
+        layers = list(costs.layers)
+        for block, seconds in zip(decoupling.blocks(len(layers)), measured, strict=True):
+            end = costs.heads[block.stop - 1] if block.stop < len(layers) else costs.classifier
+            factor = seconds / (sum(costs.layers[index] for index in block) + end)
+            for index in block:
+                layers[index] *= factor
+        decoupling = cut(layers)
+    return min(tried, key=lambda each: tried[each])
+
+
+def module_macs(net: DecoupledNet, image_shape: Sequence[int]) -> list[int]:
+    """MACs of each module that could have a device of its own: a block with its head, or one group of it.
+
+    Its largest entry is the busiest module's: what bounds the time of training in parallel (GN-DGL).
+    """
+    reference = next(net.parameters())
+    features = torch.zeros(2, *image_shape, device=reference.device, dtype=reference.dtype)
+    found = []
+    for block in net.blocks:
+        trunk = 0
+        for layer in block.layers:
+            trunk += count_macs(layer, features.shape[1:])
+            features = _shape_after(layer, features)
+        inputs = as_map(features, block.layout) if block.layout else features
+        match block.head:
+            case None:
+                found.append(trunk)
+            case GroupedHeads(heads=heads, sizes=sizes, shared=shared):
+                for head, size in zip(heads, sizes, strict=True):
+                    seen = inputs if shared else inputs[:, :size]
+                    found.append(math.ceil(trunk * size / sum(sizes)) + count_macs(head, seen.shape[1:]))
+            case head:
+                found.append(trunk + count_macs(head, inputs.shape[1:]))
+    return found
+
+
+def kept_bytes(net: DecoupledNet, image_shape: Sequence[int]) -> list[int]:
+    """Bytes that each block's pass keeps for going backward, for one image, without autocast.
+
+    The net is left as it is.
+    Blocks that learn one after the other need the largest at once, backpropagation its only one.
+    """
+    reference = next(net.parameters())
+    count = 2  # BatchNorm of a map of one pixel refuses a single image
+    found = []
+    devices = [reference.device] if reference.is_cuda else []
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        images = torch.randn(count, *image_shape, device=reference.device, dtype=reference.dtype)
+        targets = torch.zeros(count, dtype=torch.long, device=reference.device)
+        inputs = images
+        for block in net.blocks:
+            own, outputs = copy.deepcopy(block).train(), images
+
+            def learn(own: Block = own, inputs: Tensor = inputs) -> None:
+                nonlocal outputs
+                loss, outputs = own.loss(inputs, targets, images)
+                torch.autograd.backward(loss)
+
+            found.append(math.ceil(saved_activation_bytes(learn) / count))
+            inputs = outputs.detach()
+    return found
+
+
+class _OnFeatures(nn.Module):
+    """A head that takes features as a layer gives them."""
+
+    def __init__(self, head: nn.Module, layout: str) -> None:
+        super().__init__()
+        self.head, self.layout = head, layout
+
+    def forward(self, features: Tensor) -> object:
+        return self.head(as_map(features, self.layout))
+
+
+@torch.no_grad()
+def _shape_after(layer: nn.Module, features: Tensor) -> Tensor:
+    probe = copy.deepcopy(layer).eval()
+    outputs: Tensor = probe(features)
+    return outputs
+
+
+def _macs(module: nn.Module, inputs: Tensor) -> float:
+    return count_macs(module, inputs.shape[1:])
+
+
+def _kept_bytes(module: nn.Module, inputs: Tensor) -> float:
+    """Inputs are a leaf and do not count; outputs do, for whatever follows keeps them as its inputs."""
+    factor = torch.ones((), device=inputs.device, dtype=inputs.dtype, requires_grad=True)
+
+    def run() -> None:
+        outputs = module(inputs.detach().requires_grad_())
+        _backward(outputs * factor if isinstance(outputs, Tensor) else outputs)
+
+    return saved_activation_bytes(run)
+
+
+_MEASURES: dict[str, Callable[[nn.Module, Tensor], float]] = {"macs": _macs, "memory": _kept_bytes}
+
+
+def _measured(pieces: Sequence[tuple[nn.Module, Tensor]], by: str) -> list[float]:
+    """The cost of each piece; what measuring draws changes nothing for what is made afterwards."""
+    device = pieces[0][1].device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        return _times(pieces) if by == "time" else [_MEASURES[by](*piece) for piece in pieces]
+
+
+def _times(pieces: Sequence[tuple[nn.Module, Tensor]]) -> list[float]:
+    """Seconds of each piece: the best of several rounds, so that a disturbance does not fall on one piece."""
+    best = [math.inf] * len(pieces)
+    for _ in range(REPEATS):
+        for index, (module, inputs) in enumerate(pieces):
+            inputs = inputs.detach().requires_grad_()
+            _wait(inputs)
+            start = time.perf_counter()
+            _backward(module(inputs))
+            _wait(inputs)
+            best[index] = min(best[index], time.perf_counter() - start)
+    return best
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+
+
+def _backward(outputs: object) -> None:
+    """Go back from all tensors that a module gave."""
+    tensors = [outputs] if isinstance(outputs, Tensor) else list(outputs)  # type: ignore[call-overload]
+    torch.autograd.backward(tensors, [torch.ones_like(tensor) for tensor in tensors])

@@ -1,0 +1,54 @@
+"""The options of export_model.py; free of torch."""
+
+from dataclasses import dataclass
+
+from retrain.predict.trained import TrainedNetwork
+from tools.options.config import check_choice, check_range
+
+KIND, VERSION = "export", 1
+FORMATS = ("state", "timm", "onnx", "torch_export")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(TrainedNetwork):
+    """Which trained network, in which formats, to where."""
+
+    formats: tuple[str, ...] = ("state",)
+    """One or more of state (safetensors of the plain module), timm (a folder for timm.create_model), onnx,
+    and torch_export (a program of torch.export)."""
+    out: str = "exported"
+    """Folder to write; a new or an empty one."""
+    exits: bool = False
+    """Keep the auxiliary heads as early exits: the network then returns a tuple of logits, those of the first
+    head first and those of the classifier last."""
+    images: int = 32
+    """Images of the run's data set on which every format is compared with the network, all at once and the
+    first one alone."""
+    data_root: str = ""
+    """Folder that holds the run's data set now, if not where it was."""
+    opset: int = 20
+    """Version of ONNX's operators."""
+
+    def __post_init__(self) -> None:
+        self.check_trained()
+        for name in self.formats:
+            check_choice("--formats", name, FORMATS)
+            if self.formats.count(name) > 1:
+                raise ValueError(f"--formats: {name} is there twice")
+        check_range("--images", self.images, 2, 1024)
+        check_range("--opset", self.opset, 18, 23)
+        if self.opset != type(self).opset and "onnx" not in self.formats:
+            raise ValueError("--opset: is of onnx alone; leave it out, or add onnx to --formats")
+        if not self.formats:
+            raise ValueError(f"--formats: name one or more of {', '.join(FORMATS)}")
+        if not self.out:
+            raise ValueError("--out: name a folder")
+        if self.exits and "timm" in self.formats:
+            raise ValueError(
+                "--exits: timm's networks have one output; leave out --exits, or timm in --formats"
+            )
+
+    def check_source(self) -> None:
+        """Refuse to export nothing; not before all options are known."""
+        if not (self.run_of or self.weights):
+            raise ValueError("--run-of: name a finished run of retrain_model.py, or a file by --weights")

@@ -1,0 +1,166 @@
+"""The formats of an export: how each is written, and how it is run to see what it computes."""
+
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retrain.export.source import Restored, restore
+from retrain.export.timm_folder import read_timm, timm_model, write_timm
+from tools.files.atomic import write_bytes
+from tools.run.weights import save_tensors
+
+Outputs = tuple[Tensor, ...]
+Runner = Callable[[Tensor], Outputs]
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+PROTOBUF_BYTES = 2**31 - 2**20
+"""An ONNX file is one message, which must be shorter than 2 GiB."""
+FLOAT32 = 1e-4
+"""Largest difference, relative to the largest logit, where others compute in float32 in their own order: a
+network of a hundred layers may lose some hundred times 2**-24."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A format that was written."""
+
+    files: list[str]
+    run: Runner
+    """What it computes, read back from its files."""
+    tolerance: float
+    """The largest difference of logits that may be, relative to the largest logit; 0: no bit may differ."""
+    notes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is exported."""
+
+    restored: Restored
+    network: nn.Module
+    """The trunk, or the trunk with its heads as exits."""
+    exits: bool
+    opset: int
+
+    @property
+    def outputs(self) -> list[str]:
+        return self.restored.outputs if self.exits else ["logits"]
+
+
+def check_packages(names: Sequence[str] = ONNX_PACKAGES, *, label: str = "--formats onnx") -> None:
+    """Refuse to begin what cannot be ended without packages that are not there."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise ValueError(
+                f"{label}: needs {name}, which is not installed; pip install -e '.[export]'"
+            ) from None
+
+
+def write_state(folder: Path, subject: Subject) -> Written:
+    """The tensors of the plain module, with the notes from which it is built."""
+    restored = subject.restored
+    notes = dict(restored.notes)
+    if not subject.exits and restored.net.decoupling.groups == 1:
+        notes["decoupling"] = {"cuts": [], "heads": []}
+    path = folder / "state.safetensors"
+    save_tensors(path, subject.network.state_dict(), notes)
+    again = restore(path)
+    network = again.with_exits() if subject.exits else again.trunk()
+    return Written([path.name], eager(network), 0.0, {})
+
+
+def write_timm_folder(folder: Path, subject: Subject) -> Written:
+    """A folder for timm.create_model."""
+    model = timm_model(subject.restored)
+    files = write_timm(folder / "timm", subject.restored, model)
+    network = read_timm(folder / "timm")
+    # A linear layer that becomes a convolution adds in another order.
+    tolerance = 0.0 if model.exact else FLOAT32
+    return Written([f"timm/{name}" for name in files], eager(network), tolerance, {"model": model.name})
+
+
+def write_torch_export(folder: Path, subject: Subject) -> Written:
+    """A program of torch.export for batches of any size."""
+    program = _program(subject)
+    data = io.BytesIO()
+    torch.export.save(program, data)
+    path = folder / "network.pt2"
+    write_bytes(path, data.getbuffer())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        network = torch.export.load(path).module()
+    return Written([path.name], eager(network), FLOAT32, {})
+
+
+def write_onnx(folder: Path, subject: Subject) -> Written:
+    """An ONNX file for batches of any size."""
+    if sum(tensor.nbytes for tensor in subject.network.state_dict().values()) > PROTOBUF_BYTES:
+        raise ValueError("--formats onnx: a file of ONNX holds less than 2 GiB; take state or torch_export")
+    batch = ({0: torch.export.Dim("batch", min=1)},)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about its own parts
+        exported = torch.onnx.export(
+            _program(subject),
+            dynamo=True,
+            opset_version=subject.opset,
+            input_names=["images"],
+            output_names=subject.outputs,
+            dynamic_shapes=batch,
+            verbose=False,
+        )
+    assert exported is not None
+    path = folder / "network.onnx"
+    write_bytes(path, exported.model_proto.SerializeToString())
+    return Written([path.name], read_onnx(path), FLOAT32, {"opset": subject.opset})
+
+
+def read_onnx(path: Path) -> Runner:
+    """What an ONNX file computes, on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Outputs:
+        given = {"images": images.cpu().contiguous().numpy()}
+        return tuple(map(torch.from_numpy, session.run(None, given)))
+
+    return run
+
+
+WRITERS: dict[str, Callable[[Path, Subject], Written]] = {
+    "state": write_state,
+    "timm": write_timm_folder,
+    "onnx": write_onnx,
+    "torch_export": write_torch_export,
+}
+
+
+def _program(subject: Subject) -> torch.export.ExportedProgram:
+    images = torch.zeros(2, *subject.restored.image_shape)  # of one image, it would take the batch for fixed
+    batch = ({0: torch.export.Dim("batch", min=1)},)
+    with torch.no_grad():
+        return torch.export.export(subject.network, (images,), dynamic_shapes=batch)
+
+
+def eager(network: nn.Module) -> Runner:
+    """What a module computes, always as a tuple."""
+
+    @torch.no_grad()
+    def run(images: Tensor) -> Outputs:
+        found = network(images)
+        return found if isinstance(found, tuple) else (found,)
+
+    return run

@@ -1,0 +1,185 @@
+"""From a trained network to files for use elsewhere, each compared with it on images before it is done."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrain.export.config import KIND, VERSION, ExportConfig
+from retrain.export.costs import Costs, count_costs
+from retrain.export.formats import ONNX_PACKAGES, WRITERS, Outputs, Subject, Written, check_packages
+from retrain.export.source import Restored, restore
+from retrain.export.timm_folder import timm_model
+from tools.failures import RunFailed
+from tools.files.atomic import write_document
+from tools.files.provenance import provenance, sha256
+from tools.images import shapes
+from tools.images.augment import Normalise
+from tools.images.datasets import load_data
+from tools.images.loaders import eval_batches
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Images on which formats are compared with the network."""
+
+    batches: Sequence[Tensor]
+    words: str
+
+
+def export(config: ExportConfig) -> None:
+    """Write what the config asks for, or nothing."""
+    out = Path(config.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out: '{out}' is there already, and not empty; name a new folder")
+    if "onnx" in config.formats:
+        check_packages()
+    path = config.weights_path
+    restored = restore(path, label=config.label)
+    if "timm" in config.formats:
+        timm_model(restored)  # what cannot be done is said before anything is
+    if config.exits and len(restored.outputs) == 1:
+        raise ValueError(f"--exits: '{path}' has no auxiliary heads, only the classifier; leave it out")
+    network = restored.with_exits() if config.exits else restored.trunk()
+    subject = Subject(restored, network, config.exits, config.opset)
+    costs = count_costs(network, restored.image_shape)
+    print(f"{restored.name} of {path}\n{costs}", flush=True)
+    checked = _images(config, restored)
+    try:
+        out.resolve().parent.mkdir(parents=True, exist_ok=True)
+        place = out.resolve()
+        whole = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".tmp", dir=place.parent))
+    except OSError as error:
+        raise RunFailed(f"cannot write in {out.resolve().parent}: {error.strerror}") from error
+    try:
+        _write(config, subject, path, costs, checked, whole)
+        if out.exists():
+            out.rmdir()
+        whole.chmod(0o755)  # as others are made, and not as temporary ones
+        whole.rename(out)
+    except OSError as error:
+        raise RunFailed(f"cannot write in {whole.parent}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(whole, ignore_errors=True)
+    print(_farewell(restored, out), flush=True)
+
+
+def _write(
+    config: ExportConfig, subject: Subject, source: Path, costs: Costs, checked: Checked, folder: Path
+) -> None:
+    """All formats and the note about them, each format compared before the next is begun."""
+    wanted = [_wanted(subject, images) for images in checked.batches]
+    formats: dict[str, Any] = {}
+    for name in config.formats:
+        written = WRITERS[name](folder, subject)
+        formats[name] = _compare(name, written, checked, wanted)
+        difference, limit = formats[name]["difference"], formats[name]["tolerance"]
+        print(
+            f"{name}: logits differ by at most {difference:.3g} (limit {limit:.3g})  "
+            f"{', '.join(written.files)}",
+            flush=True,
+        )
+    restored = subject.restored
+    fed = restored.config.data.preparation
+    content = {
+        "run": config.run_of or None,
+        "weights": str(source),
+        "weights_sha256": sha256(source),
+        "network": restored.name,
+        "classes": list(restored.classes),
+        "image_shape": list(restored.image_shape),
+        "mean": list(fed.mean),
+        "std": list(fed.std),
+        "input": fed.describe(),
+        "outputs": subject.outputs,
+        **asdict(costs),
+        "compared_on": checked.words,
+        "batch_sizes": [len(images) for images in checked.batches],
+        "formats": formats,
+        "origin": provenance() | ({"onnx": _versions()} if "onnx" in formats else {}),
+    }
+    write_document(folder / "export.json", KIND, VERSION, content)
+
+
+def _compare(name: str, written: Written, checked: Checked, wanted: Sequence[Outputs]) -> dict[str, Any]:
+    """How far a format is from the network; refuses it where that is too far."""
+    difference, largest = 0.0, 0.0
+    for images, expected in zip(checked.batches, wanted, strict=True):
+        found = written.run(images)
+        if [each.shape for each in found] != [each.shape for each in expected]:
+            raise RunFailed(
+                f"{name}: gives {len(found)} outputs of other shapes than the network; nothing is written"
+            )
+        for theirs, ours in zip(found, expected, strict=True):
+            # Not a maximum of numbers that may be none: a difference that is no number must not pass.
+            difference = max(difference, float((theirs - ours).abs().nan_to_num(torch.inf).max()))
+            largest = max(largest, float(ours.abs().max()))
+    limit = written.tolerance * largest
+    if not difference <= limit:
+        raise RunFailed(
+            f"{name}: logits differ by {difference:.3g} from the network's on {checked.words}, which is more "
+            f"than {limit:.3g}; nothing is written. Another format may do"
+        )
+    return {
+        "files": written.files,
+        "difference": difference,
+        "tolerance": limit,
+        "largest_logit": largest,
+        **written.notes,
+    }
+
+
+@torch.no_grad()
+def _wanted(subject: Subject, images: Tensor) -> Outputs:
+    """What the network computes, in blocks as it was trained and evaluated."""
+    found = [logits for of_block in subject.restored.net.all_logits(images) for logits in of_block]
+    return tuple(found if subject.exits else found[-1:])
+
+
+# ---- images --------------------------------------------------------------------------------------------
+
+
+def _images(config: ExportConfig, restored: Restored) -> Checked:
+    """Test images of the run's data set as it evaluates them, or generated ones where they cannot be read."""
+    settings = restored.config.data
+    try:
+        settings = replace(settings, root=config.data_root or settings.root, workers=0, download=False)
+        data = load_data(settings, restored.config.seed)
+        split, kind = (data.test, "test") if len(data.test) else (data.validation, "validation")
+        split = split.subset(torch.arange(min(config.images, len(split))))
+        (batch,) = eval_batches(split, data, settings, batch_size=config.images, device="cpu")
+        images, words = batch.images, f"{len(split)} {kind} images of {settings.name}"
+    except (ValueError, OSError, RunFailed) as error:
+        reason = str(error).splitlines()[0]
+        print(f"the images of {settings.name} cannot be read ({reason}); generated ones take their place")
+        images = _generated(config.images, restored)
+        words = f"{config.images} generated images, as {settings.name} could not be read"
+    return Checked([images[:1], images], words)
+
+
+def _generated(count: int, restored: Restored) -> Tensor:
+    channels, size, _ = restored.image_shape
+    known = restored.config.data.known
+    pixels, _ = shapes.generate(count, num_classes=10, image_size=size, seed=0, split="test")
+    images = torch.from_numpy(pixels)
+    if channels == 1:
+        images = images.float().mean(3, keepdim=True).round().to(torch.uint8)
+    return Normalise(size, mean=known.mean, std=known.std, device=torch.device("cpu"))(images)
+
+
+def _versions() -> str:
+    return ", ".join(f"{name} {metadata.version(name)}" for name in ONNX_PACKAGES)
+
+
+def _farewell(restored: Restored, out: Path) -> str:
+    shape = ", ".join(map(str, restored.image_shape))
+    return (
+        f"done: {out}. The network takes (batch, {shape}). It was tested on images "
+        f"{restored.config.data.preparation}. docs/export.md has a program that feeds it so"
+    )

@@ -1,0 +1,181 @@
+"""From a weights file alone to the network that it is of, with the notes that training left in it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from local_learning.blocks import DecoupledNet, decouple
+from local_learning.build import build_chain
+from local_learning.chain import Chain
+from local_learning.decoupling import Decoupling
+from local_learning.features import as_map
+from local_learning.groups import GroupedHeads
+from local_learning.losses import logits_of
+from retrain.config import RetrainConfig
+from supernet.network.documents import space_from
+from supernet.space import Architecture, Space
+from supernet.stem import UNIT, renamed
+from supernet.supernet import build_architecture
+from tools.options.config import of_run
+from tools.run.weights import load_weights, read_notes, read_weights
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A trained network, and what its weights file says of it."""
+
+    net: DecoupledNet
+    """In evaluation mode, on the CPU, with as many heads as the file has."""
+    config: RetrainConfig
+    """Of its training. Files that it names may be gone."""
+    notes: Mapping[str, Any]
+    """Metadata of the file."""
+    space: Space | None
+    """Of an architecture."""
+    architecture: Architecture | None
+
+    @property
+    def name(self) -> str:
+        return str(self.notes["network"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.notes["classes"])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        size = self.config.data.size
+        return len(self.config.data.known.mean), size, size
+
+    @property
+    def outputs(self) -> list[str]:
+        """What the logits of each exit are called, those of the classifier last."""
+        return [*_exit_names(self.net), "logits"]
+
+    def trunk(self) -> Chain:
+        """The network without heads, sharing the weights."""
+        return self.net.chain().eval()
+
+    def with_exits(self) -> "EarlyExits":
+        """The network with its heads, sharing the weights."""
+        return EarlyExits(self.net).eval()
+
+
+class EarlyExits(nn.Module):
+    """A network that returns the logits of all its heads, from the first to the classifier, as a tuple.
+
+    Where a block is in neuron groups, each group has logits of its own, group after group. Parameters are
+    named as in files of weights: layers, classifier, and heads by the number of their block.
+    """
+
+    def __init__(self, net: DecoupledNet) -> None:
+        super().__init__()
+        view = net.with_names()
+        self.layers, self.classifier = view.layers, view.classifier
+        local = [
+            (str(k), cut, block)
+            for k, (cut, block) in enumerate(zip(net.decoupling.cuts, net.blocks[:-1], strict=True), start=1)
+        ]
+        self.heads = nn.ModuleDict({k: block.head for k, _, block in local if block.head is not None})
+        self.places = {cut: (k, block.layout) for k, cut, block in local if block.head is not None}
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        found: list[Tensor] = []
+        features = images
+        for number, layer in enumerate(self.layers, start=1):
+            features = layer(features)
+            if number in self.places:
+                key, layout = self.places[number]
+                head = self.heads[key]
+                read = head(as_map(features, layout) if layout else features)
+                found += map(logits_of, read) if isinstance(head, GroupedHeads) else [logits_of(read)]
+        return (*found, self.classifier(features))
+
+
+def restore(path: Path, *, label: str = "--weights") -> Restored:
+    """The network of a weights file that retrain_model.py or export_model.py wrote.
+
+    Raises:
+        ValueError: in one line that names the file.
+    """
+    notes = read_notes(path, label=label)
+    if not {"network", "classes", "config"} <= notes.keys() or not isinstance(notes["config"], str):
+        raise ValueError(f"{label}: '{path}' is not the weights of a run of retrain_model.py")
+    config = of_run(RetrainConfig, notes["config"], source=f"the options in {path}", checked=False)
+    tensors = read_weights(path, label=label)
+    try:
+        net, space, architecture = _rebuild(config, notes)
+    except ValueError as error:
+        raise ValueError(f"{label}: the network of '{path}' cannot be built: {error}") from None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{label}: the notes in '{path}' are not whole: {error}") from None
+    if not any(name.startswith("heads.") for name in tensors):
+        net.drop_heads()
+    if space:
+        tensors = renamed(tensors, len(space.stem), _stem(notes))
+    load_weights(net.with_names(), tensors, source=path, label=label)
+    return Restored(net.eval(), config, notes, space, architecture)
+
+
+def _rebuild(
+    config: RetrainConfig, notes: Mapping[str, Any]
+) -> tuple[DecoupledNet, Space | None, Architecture | None]:
+    """The network in blocks, as initialised."""
+    known, size, num_classes = config.data.known, config.data.size, len(notes["classes"])
+    in_chs = len(known.mean)
+    space = architecture = None
+    if "architecture" in notes:
+        images = {"num_classes": num_classes, "image_size": size, "in_chs": in_chs}
+        space = space_from(notes["architecture"]["space"] | images)
+        if config.dropout:
+            space = replace(space, tail=replace(space.tail, dropout=config.dropout))
+        architecture = Architecture(tuple(notes["architecture"]["choices"]))
+        chain = build_architecture(space, architecture, stem=_stem(notes))
+    else:
+        # Without `pretrained`: what training began with does not matter any more.
+        chain = build_chain(
+            config.network,
+            num_classes=num_classes,
+            image_size=size,
+            in_chs=in_chs,
+            width=config.width,
+            dropout=config.dropout,
+            drop_path=config.drop_path,
+            init=config.init,
+            stem=config.stem,
+        )
+    net = decouple(
+        chain,
+        _decoupling(notes),
+        num_classes,
+        size,
+        image_chs=in_chs,
+        options=config.local,
+        mean=known.mean,
+        std=known.std,
+    )
+    return net, space, architecture
+
+
+def _stem(notes: Mapping[str, Any]) -> str:
+    """How the layers of an architecture are counted; before weights said so, all counted the stem's."""
+    return str(notes["architecture"].get("stem", UNIT))
+
+
+def _decoupling(notes: Mapping[str, Any]) -> Decoupling:
+    said = dict(notes.get("decoupling") or {"cuts": (), "heads": ()})
+    groups = said.get("groups", 1)
+    return Decoupling(**said | {"groups": groups if isinstance(groups, int) else tuple(groups)})
+
+
+def _exit_names(net: DecoupledNet) -> list[str]:
+    names = []
+    for k, block in enumerate(net.blocks[:-1], start=1):
+        if isinstance(block.head, GroupedHeads):
+            names += [f"block_{k}_group_{g}" for g in range(1, len(block.head.heads) + 1)]
+        elif block.head is not None:
+            names.append(f"block_{k}")
+    return names

@@ -1,0 +1,1 @@
+"""Blocks on processes of their own."""

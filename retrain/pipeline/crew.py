@@ -1,0 +1,244 @@
+"""How the processes of a run share a network: all of it each, or blocks of it."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from local_learning.blocks import DecoupledNet
+from local_learning.features import probe
+from local_learning.groups import GroupedHeads
+from local_learning.losses import sees_images
+from local_learning.rules.engine import loss_name
+from local_learning.slices import Exchange, Slice
+from retrain.config import RetrainConfig
+from retrain.pipeline.crossing import Traffic
+from retrain.pipeline.links import Links
+from retrain.pipeline.siblings import Siblings
+from retrain.pipeline.team import Team, team_of, whole_team
+from retrain.placing.measuring import seconds_here, subject_of
+from retrain.placing.placement import Placement, Stage, load_placement, place, place_groups, save_placement
+from tools.failures import RunFailed, known_cause
+from tools.images.datasets import Data
+from tools.run.checkpoint import latest_step
+from tools.run.folder import Run
+from tools.run.launch import on_main
+from tools.run.plan import Spread
+from tools.run.signals import waiting_signals
+from tools.run.vigil import Vigil
+
+
+@dataclass(frozen=True)
+class Crew:
+    """This process's part in it."""
+
+    team: Team
+    links: Links | None = None
+    """To those with the blocks below and above, where other processes have these."""
+    spread: Spread | None = None
+    vigil: Vigil | None = None
+    """Over these processes."""
+    piece: Slice | None = None
+    """What this process has of its first block, where it has one neuron group of it."""
+    words: str = ""
+    """Who does what, for the user."""
+
+    @property
+    def pipes(self) -> int:
+        """So many processes share the images of an evaluation."""
+        return self.links.pipes if self.links else self.team.copies
+
+    def waiting(self) -> contextlib.AbstractContextManager[object]:
+        """Entered where this process may wait for others."""
+        return self.vigil.waiting() if self.vigil else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around all work in which processes wait for each other: who dies or hangs in it is named."""
+        if self.vigil is None:
+            yield
+            return
+        with waiting_signals(), self.vigil:  # a launcher's SIGTERM is not to end who is about to say why
+            try:
+                yield
+            except (RuntimeError, RunFailed) as error:
+                # The loop may have said already what it means to have lost a process, but not which.
+                broken = error.__cause__ if isinstance(error, RunFailed) else error
+                if isinstance(broken, RuntimeError) and known_cause(broken, 2).startswith("lost"):
+                    self.vigil.explain(broken)
+                raise
+
+
+def whole_crew(net: DecoupledNet, accelerator: Accelerator) -> Crew:
+    """Every process has all blocks, and its rows of each batch."""
+    return Crew(whole_team(len(net.blocks), accelerator))
+
+
+def block_crew(
+    net: DecoupledNet, config: RetrainConfig, data: Data, run: Run, accelerator: Accelerator
+) -> Crew:
+    """Blocks on processes of their own, as the run's placement has it, which is made where there is none."""
+    path = run.path / "placement.json"
+    on_main(accelerator, lambda: _settle_placement(path, net, config, data, run, accelerator))
+    placement = load_placement(path)
+    rank = accelerator.process_index
+    team = team_of(placement, accelerator)
+    assert team.control is not None
+    vigil = Vigil(
+        describe=lambda rank: _role(placement, rank),
+        last_good=lambda: _last_good(run),
+        patience=config.pipeline.patience,
+        early=len(net.blocks) + 2,  # in replay a block's first backward pass comes late, and may be compiled
+    )
+    links = Links(
+        placement,
+        rank,
+        config.recipe.batch_size,
+        parts=config.recipe.accumulate,
+        queue=config.pipeline.queue,
+        rounded=config.pipeline.transfer == "bf16",
+        with_images=any(
+            block.head is not None and sees_images(block.objective) for block in net.blocks[team.own.stop :]
+        ),
+        vigil=vigil,
+        channels=_channels(net, team),
+        described=config.gluing.cache,  # stored variables come in another layout than those just found
+    )
+    measured = measuring_ranks(placement, config.chosen_rule)
+    spread = Spread(
+        measured={name: len(ranks) for name, ranks in measured.items()},
+        here=frozenset(name for name, ranks in measured.items() if rank in ranks),
+        saves=team.speaks,
+        control=team.control,
+        apart=len(placement.stages) * config.pipeline.queue,
+        waiting=vigil.waiting,
+    )
+    piece = None
+    if team.groups > 1:
+        piece = _slice(net, team.own.start, team.place, data, Siblings(team, links.traffic))
+    return Crew(team, links, spread, vigil, piece, _words(placement))
+
+
+def measuring_ranks(placement: Placement, rule: str) -> dict[str, range]:
+    """The processes that have each value of a step."""
+    found, count = {}, placement.num_blocks
+    for stage in placement.stages:
+        for index in stage.blocks:
+            if rule == "greedy":
+                found[loss_name(index, count)] = stage.ranks_of(index)
+            elif rule == "gluing" and index < count - 1:
+                found[f"gluing/{index + 1}"] = stage.ranks
+    found |= dict.fromkeys(("loss", "train_top1"), placement.stages[-1].ranks_of(count - 1))
+    for kind in Traffic.KINDS:
+        found |= {f"{kind}/{rank}": range(rank, rank + 1) for rank in range(placement.world_size)}
+    return found
+
+
+def _settle_placement(
+    path: Path,
+    net: DecoupledNet,
+    config: RetrainConfig,
+    data: Data,
+    run: Run,
+    accelerator: Accelerator,
+) -> None:
+    """Keep the run's placement where it is one for as many processes, or make one."""
+    count, num_blocks, recipe = accelerator.num_processes, len(net.blocks), config.recipe
+    groups = [len(block.head.sizes) if isinstance(block.head, GroupedHeads) else 1 for block in net.blocks]
+    if path.exists() and run.has_begun:
+        kept = load_placement(path)
+        if (kept.world_size, kept.num_blocks) == (count, num_blocks) and all(
+            stage.groups in (1, groups[stage.blocks.start]) for stage in kept.stages
+        ):
+            return
+    placement = place_groups(groups, count, top_is_bare=not net.blocks[-1].layers)
+    if placement is not None:
+        _insist_on_slices(net, groups, data, count)
+        save_placement(path, placement)
+        return
+    times = [1.0] * num_blocks
+    if count != num_blocks:
+        subject = subject_of(config, net.chain().num_layers, net.decoupling, data)
+        times = seconds_here(net, config, subject, accelerator)
+    placement = place(times, count, batch_size=recipe.batch_size, accumulate=recipe.accumulate, apart=True)
+    rows = recipe.batch_size // placement.stages[0].copies
+    if (config.data.mixup or config.data.cutmix) and rows % 2:
+        raise ValueError(
+            f"--recipe.batch-size: mixup and cutmix pair images; {rows} in each process of the first block "
+            "is an odd number"
+        )
+    save_placement(path, placement)
+
+
+def _insist_on_slices(net: DecoupledNet, groups: Sequence[int], data: Data, count: int) -> None:
+    """Refuse blocks whose neuron groups cannot be trained on processes of their own."""
+    try:
+        for index, number in enumerate(groups):
+            for place in range(number if number > 1 else 0):
+                _slice(net, index, place, data, _alone)
+    except ValueError as error:
+        raise ValueError(
+            f"--parallel blocks: {count} processes, one for each neuron group: {error}, or start "
+            f"{len(groups)} processes"
+        ) from None
+
+
+def _alone(own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    raise AssertionError("there is nobody to talk to yet")
+
+
+def _slice(net: DecoupledNet, index: int, place: int, data: Data, exchange: Exchange) -> Slice:
+    """One neuron group of a block, with the weights that it has in the network."""
+    reference = next(net.parameters())
+    features = reference.new_zeros(2, data.channels, data.image_size, data.image_size)
+    below = [layer for block in net.blocks[:index] for layer in block.layers]
+    return Slice(net.blocks[index], place, probe(below, features), exchange, first=len(below) + 1)
+
+
+def _channels(net: DecoupledNet, team: Team) -> slice | None:
+    """Which channels of its block's map a process has, if not all."""
+    heads = net.blocks[team.own.start].head
+    if team.groups == 1 or not isinstance(heads, GroupedHeads):
+        return None
+    start = sum(heads.sizes[: team.place])
+    return slice(start, start + heads.sizes[team.place])
+
+
+def _role(placement: Placement, rank: int) -> str:
+    return f"{_part(placement.stages[placement.stage_of(rank)], rank)} of {placement.num_blocks}"
+
+
+def _part(stage: Stage, rank: int) -> str:
+    """What a process has."""
+    blocks = stage.blocks
+    if stage.groups == 1:
+        return _span("block", blocks.start + 1, blocks.stop)
+    place = rank - stage.ranks.start
+    group = f"group {place + 1} of block {blocks.start + 1}"
+    if place or len(blocks) == 1:
+        return group
+    return f"{group} and {_span('block', blocks.start + 2, blocks.stop)}"
+
+
+def _last_good(run: Run) -> str:
+    step = latest_step(run.checkpoints)
+    return f"the last checkpoint is step {step}" if step else "no checkpoint was due yet"
+
+
+def _words(placement: Placement) -> str:
+    parts = []
+    for stage in placement.stages:
+        if stage.groups > 1:
+            parts += [f"{_part(stage, rank)} on process {rank}" for rank in stage.ranks]
+            continue
+        ranks = _span("process", stage.ranks.start, stage.ranks.stop - 1)
+        parts.append(f"{_part(stage, stage.ranks.start)} on {ranks}")
+    return "; ".join(parts)
+
+
+def _span(noun: str, first: int, last: int) -> str:
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{noun} {first}" if first == last else f"{plural} {first} to {last}"

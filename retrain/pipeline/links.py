@@ -1,0 +1,153 @@
+"""A process's ties to those that have the blocks below and above its own."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from local_learning.rules.engine import Part
+from retrain.pipeline.crossing import Inlet, Outlet, Peer, Traffic, peers
+from retrain.placing.placement import Placement, Stage
+from tools.run.launch import SILENCE
+from tools.run.vigil import Vigil
+
+
+class Links:
+    """Activations go up, with the labels; what some rules hand down goes down; images of an evaluation go up.
+
+    Of a block in neuron groups every process sends its slice to all processes above, which put the slices
+    side by side; what else there is to send comes from the first. Made on all processes at once.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        rank: int,
+        batch_size: int,
+        *,
+        parts: int,
+        queue: int,
+        rounded: bool,
+        with_images: bool,
+        vigil: Vigil,
+        channels: slice | None = None,
+        described: bool = False,
+    ) -> None:
+        """`batch_size`: images of all processes in a batch, which comes in so many `parts`, each a message;
+        `with_images`: blocks above want them too; `channels`: those of the map that this process sends, where
+        it has one neuron group; `described`: messages differ in their layout, and each tells its own."""
+        batch_size //= parts
+        self.traffic, self.waiting, self._vigil, self._step = Traffic(vigil.waiting), vigil.waiting, vigil, 0
+        self._with_images, self._channels = with_images, channels
+        index = placement.stage_of(rank)
+        own = placement.stages[index]
+        below = placement.stages[index - 1] if index else None
+        above = placement.stages[index + 1] if index + 1 < len(placement.stages) else None
+        self._copy = 0 if own.groups > 1 else rank - own.ranks.start
+        self._tells = own.groups == 1 or rank == own.ranks.start
+        # Both ways over one communicator of NCCL's would wait for each other.
+        up, down = (torch.distributed.new_group(timeout=SILENCE) for _ in range(2))
+        # A receive of NCCL's that is posted ahead is a kernel, and holds up whatever waits for the device.
+        ahead = 0 if torch.distributed.get_backend(up) == "nccl" else queue
+        self._from_below: list[Inlet] = []
+        self._to_below = self._from_above = self._to_above = None
+        if below:
+            of = self._peers(own, below, batch_size)
+            self._from_below = [
+                Inlet(one, self.traffic, up, ahead=ahead, counted=number == 0, described=described)
+                for number, one in enumerate(of)
+            ]
+            # A step's signals are taken in the next one: all its parts must be able to be under way.
+            limit = max(queue, parts)
+            self._to_below = Outlet(of[0], self.traffic, down, limit=limit, described=described)
+        if above:
+            # Every group above wants the whole map.
+            to = [peer for one in self._peers(own, above, batch_size) for peer in one]
+            self._to_above = Outlet(to, self.traffic, up, limit=queue, rounded=rounded, described=described)
+            self._from_above = Inlet(to, self.traffic, down, ahead=0, described=described)
+        self.pipes = min(stage.copies for stage in placement.stages)
+        """So many evaluations run side by side, each through one copy of every stage."""
+        self.pipe = self._copy
+        self._evaluated_below: list[Inlet] = []
+        self._evaluated_above = None
+        if below and self.pipe < self.pipes:
+            self._evaluated_below = [
+                Inlet([peer], self.traffic, up, ahead=0, described=True) for peer in self._pipe(below)
+            ]
+        if above and self.pipe < self.pipes:
+            to = self._pipe(above)
+            self._evaluated_above = Outlet(to, self.traffic, up, limit=2, described=True)
+
+    def begin(self, step: int) -> None:
+        """Let the others know that this process gets on."""
+        self._step = step
+        self._vigil.note(step)
+
+    def take_parts(self, count: int, coming: int) -> list[Part]:
+        """The parts of the next batch from below; of `coming` more steps, this one included, it is certain
+        that they come."""
+        parts = []
+        for number in range(count):
+            said = [inlet.receive(coming * count - number) for inlet in self._from_below]
+            features, targets, *images = _side_by_side(said)
+            seen = images[0] if images else features.new_zeros(0)
+            parts.append(Part(seen, targets, targets.new_zeros(0), features))
+        return parts
+
+    def from_below(self) -> Tensor:
+        """What was handed up for the rows of a part that is here already."""
+        return _side_by_side([inlet.receive() for inlet in self._from_below])[0]
+
+    def hand_up(self, outputs: Tensor, part: Part) -> None:
+        """Nothing where nobody is above: of the topmost groups, the first has the classifier itself."""
+        if self._to_above:
+            rest = [part.targets, *([part.images] if self._with_images else [])]
+            self._to_above.send(self._own_share([outputs, *rest]))
+
+    def hand_down(self, tensor: Tensor) -> None:
+        assert self._to_below is not None
+        self._to_below.send([tensor])
+
+    def from_above(self) -> Tensor:
+        assert self._from_above is not None
+        (tensor,) = self._from_above.receive()
+        return tensor
+
+    def pass_evaluated(self, tensors: Sequence[Tensor]) -> None:
+        """Send a batch of an evaluation on; none: that was all."""
+        self._vigil.note(self._step)
+        if self._evaluated_above and tensors:
+            self._evaluated_above.send(self._own_share(tensors))
+        elif self._evaluated_above:
+            self._evaluated_above.end()
+
+    def take_evaluated(self) -> list[Tensor]:
+        """The next batch of an evaluation from below; nothing after the last."""
+        self._vigil.note(self._step)
+        return _side_by_side([inlet.receive() for inlet in self._evaluated_below])
+
+    def _own_share(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What of a message this process has to send: of the first tensor its channels, if it has a slice."""
+        if self._channels is None:
+            return list(tensors)
+        # Dense with the channels last, as convolutions on CPU leave it.
+        own = tensors[0][:, self._channels].movedim(1, -1).contiguous().movedim(-1, 1)
+        return [own, *(tensors[1:] if self._tells else [])]
+
+    def _peers(self, own: Stage, other: Stage, batch_size: int) -> list[list[Peer]]:
+        """Those who have the same rows: a list for each of the other's neuron groups."""
+        if own.groups == other.groups == 1:
+            return [peers(own, self._copy, other, batch_size)]
+        return [[peer] for peer in self._pipe(other)]
+
+    def _pipe(self, other: Stage) -> list[Peer]:
+        ranks = other.ranks if other.groups > 1 else [other.ranks.start + self._copy]
+        return [Peer(rank, slice(None)) for rank in ranks]
+
+
+def _side_by_side(messages: Sequence[list[Tensor]]) -> list[Tensor]:
+    """The slices of a map as one, and what the first message has besides."""
+    if len(messages) < 2 or not messages[0]:
+        return messages[0] if messages else []
+    first, *rest = messages[0]
+    return [torch.cat([first, *(message[0] for message in messages[1:])], dim=1), *rest]

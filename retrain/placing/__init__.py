@@ -1,0 +1,1 @@
+"""Which process gets which blocks, and how fast that will be."""

@@ -1,0 +1,256 @@
+"""From a config to a trained network: data, chain, loop, weights and results in one run folder."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from local_learning.blocks import DecoupledNet
+from local_learning.chain import Chain
+from local_learning.cuts.profile import kept_bytes, module_macs
+from local_learning.decoupling import Decoupling, load_decoupling, save_decoupling
+from local_learning.published import is_tied
+from retrain.config import FREE_IN_RETRAINING, RetrainConfig
+from retrain.job import Training
+from retrain.networks import choose_decoupling, make_net
+from retrain.pipeline.crew import block_crew, whole_crew
+from retrain.placing.planning import plan as plan_devices
+from retrain.supply import Supply
+from supernet.network.chains import chosen_chain, counted, described, kept_in_run, network_name
+from tools.cost import count_macs, count_params
+from tools.images.datasets import Data, load_data
+from tools.options.config import flatten, to_toml
+from tools.run.folder import Run
+from tools.run.launch import on_main
+from tools.run.lengthen import LENGTH, lengthen
+from tools.run.loop import Loop
+from tools.run.plan import Plan, Position
+from tools.run.stage import in_run
+from tools.run.weights import read_weights, save_tensors
+
+
+def retrain(config: RetrainConfig) -> None:
+    """Train what the config says, or continue, or say that it is done; or plan how it would be shared."""
+    if config.plan:
+        plan_devices(config)
+        return
+    in_run(config, _train, _summary, free=FREE_IN_RETRAINING, length=LENGTH if config.extend else ())
+
+
+def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
+    results = train_network(config, run, accelerator, lambda: load_data(config.data, config.seed))
+    if accelerator.is_main_process:
+        print(_summary(run, results), flush=True)
+
+
+def train_network(
+    config: RetrainConfig, run: Run, accelerator: Accelerator, load: Callable[[], Data]
+) -> dict[str, Any]:
+    """One training in its folder, from wherever it stands to its results; `load` gives the images."""
+    recipe = config.recipe
+    # What can be wrong is looked at before minutes go into reading the data.
+    asked, config = config, kept_in_run(config, run, accelerator)
+    network_name(config)
+    weights = read_weights(Path(config.weights)) if config.weights else None
+    in_blocks = _shares_blocks(config, accelerator)
+    data = load()
+    chain = chosen_chain(config, data.num_classes, data.image_size, data.channels)
+    decoupling = _settle_decoupling(config, chain, data, run, accelerator)
+    net = make_net(config, chain, decoupling, data, weights)
+    facts = _facts(net, decoupling, (data.channels, data.image_size, data.image_size))
+    facts |= {"test_images": len(data.test), "processes": accelerator.num_processes}
+    if accelerator.is_main_process and all(block.head is not None for block in net.blocks):
+        # Replay and gluing keep other things; and a head of one's own that takes no two images may yet train.
+        with contextlib.suppress(ValueError, RuntimeError):
+            facts["kept_bytes"] = kept_bytes(net, (data.channels, data.image_size, data.image_size))
+    num_steps = recipe.num_steps(len(data.train) / recipe.batch_size)
+    if config.extend:
+        on_main(accelerator, lambda: lengthen(run, asked, num_steps))
+    validates = len(data.validation) > 0
+    plan = Plan(
+        num_steps=num_steps,
+        images_per_step=recipe.batch_size,
+        evaluate_every=recipe.steps_between_evaluations(len(data.train) / recipe.batch_size)
+        if validates
+        else 0,
+        checkpoint_every=recipe.checkpoint_every,
+        log_every=recipe.log_every,
+        seed=config.seed,
+        identity={
+            "training images": len(data.train),
+            "classes": list(data.class_names),
+        },
+    )
+    crew = block_crew(net, config, data, run, accelerator) if in_blocks else whole_crew(net, accelerator)
+    metadata = {
+        "network": network_name(config),
+        "classes": list(data.class_names),
+        "config": to_toml(asked),
+        **described(config),
+        "decoupling": asdict(decoupling),
+    }
+
+    def keep_best(tensors: Mapping[str, Tensor], step: int, score: float) -> None:
+        notes = metadata | {"step": step, "validation_top1": score}
+        save_tensors(run.best_weights, tensors, notes)
+
+    if accelerator.is_main_process:
+        print(*data.told, _heading(config, data, facts, num_steps, accelerator), sep="\n", flush=True)
+        if crew.words:
+            print(crew.words, flush=True)
+    # Neither the network as a whole nor a file of its weights is needed from here on.
+    del chain, weights
+    with crew.watched(), contextlib.closing(Supply(data, config, accelerator.device, crew)) as supply:
+        job = Training(
+            net,
+            config,
+            accelerator,
+            num_steps=num_steps,
+            evaluate_every=plan.evaluate_every,
+            num_images=len(data.train),
+            validation=supply.validation,
+            keep=keep_best,
+            crew=crew,
+        )
+        accelerator.init_trackers(
+            "cleave", config={key: str(value) for key, value in flatten(config).items()}
+        )
+        end = Loop(job, plan, run, accelerator, crew.spread).run(supply.batches)
+
+        last = job.final_network
+        notes = metadata | {"step": num_steps}
+        with crew.waiting():
+            tensors = job.by_file_names(last)
+            on_main(accelerator, lambda: save_tensors(run.last_weights, tensors, notes))
+        # The test set is looked at here, once, for the two networks that were decided without it.
+        tested = {"last": job.measure(last, supply.test)}
+        if validates:
+            best = copy.deepcopy(last)
+            job.load_from_file(best, read_weights(run.best_weights, label="best weights"))
+            tested["best"] = job.measure(best, supply.test)
+        results = _results(facts, num_steps, end, tested)
+        with crew.waiting():
+            on_main(accelerator, lambda: run.write_results(results))
+    return results
+
+
+def _shares_blocks(config: RetrainConfig, accelerator: Accelerator) -> bool:
+    """Whether the processes are to have different blocks; refuses what they cannot share."""
+    count, recipe = accelerator.num_processes, config.recipe
+    if count > 1 and config.parallel == "none":
+        raise ValueError(
+            f"--parallel: there are {count} processes to share the work; say data or blocks, or start one"
+        )
+    if config.parallel == "blocks" and count > 1:
+        return True
+    if recipe.batch_size % (recipe.accumulate * count):
+        raise ValueError(
+            f"--recipe.batch-size: {recipe.batch_size} images cannot be shared evenly among "
+            f"{count} processes in --recipe.accumulate {recipe.accumulate} parts each"
+        )
+    return False
+
+
+def _settle_decoupling(
+    config: RetrainConfig, chain: Chain, data: Data, run: Run, accelerator: Accelerator
+) -> Decoupling:
+    """The cuts of this run: chosen on the first process when the run begins, and from then on its file's."""
+    path = run.path / "decoupling.json"
+
+    def settle() -> None:
+        if not run.has_begun:
+            decoupling = choose_decoupling(config, chain, data, accelerator)
+            name = network_name(config)
+            save_decoupling(path, decoupling, name, chain.num_layers, **counted(config))
+
+    if not config.decoupling:
+        return Decoupling((), ())
+    on_main(accelerator, settle)
+    return load_decoupling(path)
+
+
+def _facts(net: DecoupledNet, decoupling: Decoupling, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What the network costs: in inference, and its busiest module where it is cut."""
+    facts: dict[str, Any] = {"params": count_params(net.chain()), "macs": None}
+    with contextlib.suppress(ValueError):  # an operator that cannot be counted is no reason not to train
+        facts["macs"] = count_macs(net.chain(), shape)
+    if len(net.blocks) > 1:
+        facts |= {"cuts": list(decoupling.cuts), "heads": list(decoupling.heads)}
+        facts |= {"groups": decoupling.groups, "head_width": decoupling.head_width}
+        facts |= {"head_params": count_params(net) - facts["params"]}
+        with contextlib.suppress(ValueError):
+            facts["busiest_module_macs"] = max(module_macs(net, shape))
+    return facts
+
+
+def _heading(
+    config: RetrainConfig, data: Data, facts: dict[str, Any], num_steps: int, accelerator: Accelerator
+) -> str:
+    macs = "MACs unknown" if facts["macs"] is None else f"{facts['macs']:,} MACs"
+    lines = [
+        f"{network_name(config)} ({facts['params']:,} params, {macs}) on {config.data.name}: "
+        f"{len(data.train):,} training, {len(data.validation):,} validation, {len(data.test):,} test images "
+        f"of {data.num_classes} classes; {num_steps:,} steps of {config.recipe.batch_size} on "
+        f"{accelerator.num_processes} x {accelerator.device.type}, {config.precision}"
+    ]
+    if "cuts" in facts:
+        places = ", ".join(str(cut) for cut in facts["cuts"])
+        parts = [f"{config.chosen_rule} in {len(facts['cuts']) + 1} blocks, cut after {places}"]
+        if facts["groups"] != 1:
+            each = facts["groups"]
+            parts.append(f"{each if isinstance(each, int) else ', '.join(map(str, each))} groups")
+        if facts["head_params"]:
+            kinds = ", ".join(dict.fromkeys(facts["heads"]))
+            parts.append(f"heads {kinds} ({facts['head_params']:,} params)")
+        if "busiest_module_macs" in facts:
+            parts.append(f"the busiest module has {facts['busiest_module_macs']:,} MACs")
+        lines.append("; ".join(parts))
+        if config.decoupling.startswith("published:") and is_tied(
+            network_name(config), len(facts["cuts"]) + 1
+        ):
+            lines.append(
+                "the published values tie at this number of blocks: these cuts are one choice of several"
+            )
+    return "\n".join(lines)
+
+
+def _results(facts: dict[str, Any], num_steps: int, end: Position, tested: dict[str, Any]) -> dict[str, Any]:
+    validation: dict[str, Any] = {"last": end.latest} if end.latest else {}
+    if end.latest:
+        validation["best"] = {"step": end.best_step, "validation_top1": end.best_score}
+    return {
+        **facts,
+        "steps": num_steps,
+        "training_seconds": round(end.seconds, 1),
+        "validation": validation,
+        "test": tested,
+    }
+
+
+def _summary(run: Run, results: dict[str, Any]) -> str:
+    lines = [f"trained {results['steps']:,} steps in {results['training_seconds']:,.0f} s"]
+    for which, path in (("last", run.last_weights), ("best", run.best_weights)):
+        if which in results["test"]:
+            found = results["test"][which]
+            name = {"last": "last step", "best": "best on validation"}[which]
+            lines.append(f"test, {name}: {_accuracy(found)}  {path}")
+            if "last_two_top1" in found:
+                heads = ", ".join(f"{found[key]:.2%}" for key in found if key.startswith("heads_top1/"))
+                together = [
+                    f"{words} {_accuracy(found, prefix)}"
+                    for words, prefix in (("last two together", "last_two_"), ("all by depth", "layerwise_"))
+                ]
+                lines.append("; ".join([f"  heads below {heads}", *together]))
+    lines.append(f"results {run.results_path}, metrics {run.metrics_path}")
+    return "\n".join(lines)
+
+
+def _accuracy(found: dict[str, Any], prefix: str = "") -> str:
+    """Top-1 and top-5 in words; ensembles of older runs have no top-5."""
+    measured = {k: found[f"{prefix}top{k}"] for k in (1, 5) if f"{prefix}top{k}" in found}
+    return ", ".join(f"top-{k} {value:.2%}" for k, value in measured.items())

@@ -1,0 +1,1 @@
+"""The work of make_truth.py."""

@@ -1,0 +1,125 @@
+"""The options of make_truth.py; free of torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from local_learning.cuts.head_width import PAPER
+from retrain.config import RetrainConfig
+from tools.options.config import check_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruthConfig(RetrainConfig):
+    """Which networks, how often each, how many at once; all else is as in retrain_model.py, for each."""
+
+    EARLIER: ClassVar[dict[str, Any]] = {
+        **RetrainConfig.EARLIER,
+        "head_width": lambda config: PAPER if config.decoupling or config.decouplings else "",
+    }
+
+    run: str = "runs/truth"
+    space: str = ""
+    """Draw --networks from this space, a preset or a .toml or .json file of one's own. With --architectures:
+    the space of the lines in .jsonl files."""
+    networks: int = 32
+    """So many different networks are drawn from --space, decided by --seed."""
+    max_macs: float = 0.0
+    """Draw only networks of at most so many multiply-accumulates (FLOPs in the papers' sense); 0: any."""
+    architectures: tuple[str, ...] = ()
+    """Train these: architecture.json files, or .jsonl files whose lines have choices (then name --space)."""
+    decouplings: tuple[str, ...] = ()
+    """Train the one network of --network or --architecture with each of these in turn: decoupling.json
+    files, uniform:K:HEAD, balanced:K:HEAD, published:K."""
+    repeats: int = 1
+    """How often each network is trained: with --seed, with --seed + 1, and so on; the images stay split as by
+    --seed."""
+    jobs: int = 1
+    """Trainings at once in each process launched."""
+    keep_weights: bool = False
+    """Keep the weights of every training."""
+
+    def __post_init__(self) -> None:
+        check_range("--networks", self.networks, 1)
+        check_range("--max-macs", self.max_macs, 0)
+        check_range("--repeats", self.repeats, 1, 1000)
+        check_range("--jobs", self.jobs, 1)
+        self._check_together()
+        if self.extend:
+            raise ValueError("--extend: is for one run; a truth's trainings all have one length")
+        if self.parallel == "blocks" or self.plan:
+            raise ValueError(
+                "--parallel blocks and --plan: are for retrain_model.py; a truth trains many networks at once"
+            )
+        if self.decouplings:
+            for text in self.decouplings:
+                self._check_training({"--decoupling:": "--decouplings:"}, decoupling=text)
+        elif self.has_source:
+            source = "--architectures" if self.architectures else "--space"
+            words = {"the file of --architecture": source, "--architecture;": f"{source};"}
+            self._check_training(words, architecture="its own")
+        else:
+            self.training()
+
+    @property
+    def has_source(self) -> bool:
+        """Whether the options name networks."""
+        return bool(self.space or self.architectures or self.decouplings)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the networks are drawn."""
+        return bool(self.space) and not self.architectures
+
+    def check_source(self) -> None:
+        """Refuse to go on without networks; the options' defaults name none."""
+        if not self.has_source:
+            raise ValueError(
+                "--space: name a space to draw --networks from; or give --architectures, or --decouplings of "
+                "one network"
+            )
+
+    def training(self, **changes: Any) -> RetrainConfig:
+        """The options of retrain_model.py for one of the trainings."""
+        own = {each.name: getattr(self, each.name) for each in fields(RetrainConfig)}
+        return RetrainConfig(**(own | {"trackers": ()} | changes))
+
+    def _check_training(self, words: Mapping[str, str], **changes: Any) -> None:
+        """Check the options of one training; a mistake is told in the words of the options that are here."""
+        try:
+            self.training(**changes)
+        except ValueError as error:
+            message = str(error)
+            for theirs, ours in words.items():
+                message = message.replace(theirs, ours)
+            raise ValueError(message) from None
+
+    def _check_together(self) -> None:
+        for option, given in (("--space", self.space), ("--architectures", self.architectures)):
+            if self.decouplings and given:
+                raise ValueError(
+                    f"--decouplings: cannot go with {option}; the networks come from one of the two"
+                )
+        if self.decouplings and self.decoupling:
+            raise ValueError("--decoupling: cannot go with --decouplings; add it to them")
+        if (self.space or self.architectures) and self.architecture:
+            raise ValueError(
+                "--architecture: goes with --decouplings; one network or more are --architectures"
+            )
+        for option, values in (("--architectures", self.architectures), ("--decouplings", self.decouplings)):
+            for value in values:
+                if values.count(value) > 1:
+                    raise ValueError(f"{option}: {value} is named twice; --repeats trains again")
+        lines = [path for path in self.architectures if path.endswith(".jsonl")]
+        if lines and not self.space:
+            raise ValueError(f"--space: the lines of {lines[0]} do not say of which space they are; name it")
+        if self.space and self.architectures and not lines:
+            raise ValueError("--space: cannot go with --architectures that say of which space they are")
+        for name in ("networks", "max_macs"):
+            if not self.draws and getattr(self, name) != getattr(TruthConfig, name) and self.has_source:
+                raise ValueError(f"--{name.replace('_', '-')}: goes with --space alone, which is drawn from")
+        if self.decoupling.startswith("balanced:") and self.balance == "time":
+            raise ValueError(
+                "--balance: time measured beside other trainings means little, and each repeat would be cut "
+                "elsewhere; take macs or memory"
+            )

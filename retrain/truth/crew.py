@@ -1,0 +1,158 @@
+"""The worker processes of one rank: started outside its process group, watched, and stopped in good order."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import connection
+from multiprocessing.context import ForkServerContext, SpawnContext
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from retrain.truth.config import TruthConfig
+from retrain.truth.worker import Begun, Ending, work
+
+GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_")
+"""How the variables begin by which a launcher makes processes into ranks."""
+
+
+class Crew:
+    """So many workers; leaving the context stops those that still work."""
+
+    def __init__(self, config: TruthConfig, size: int, device: torch.device) -> None:
+        environment = _environment(config.jobs, device)
+        context = _context(device)
+        with _as_environment(environment):
+            self._workers = [_Worker(context, config, environment) for _ in range(size)]
+
+    @property
+    def working(self) -> bool:
+        """Whether any is at work."""
+        return any(worker.ending is None for worker in self._workers)
+
+    @property
+    def signum(self) -> int:
+        """The signal that stopped one of them, or 0."""
+        return max((worker.ending.signum for worker in self._workers if worker.ending), default=0)
+
+    @property
+    def failure(self) -> Ending | None:
+        """What made one of them end before its time."""
+        failed = ("failed", "mistake")
+        endings = [worker.ending for worker in self._workers if worker.ending]
+        return next((ending for ending in endings if ending.kind in failed), None)
+
+    def look(self, patience: float) -> None:
+        """Take note of what they tell and of who is gone; return at the latest after so many seconds."""
+        tellers = [worker.teller for worker in self._workers if worker.ending is None]
+        for teller in connection.wait(tellers, patience):
+            next(worker for worker in self._workers if worker.teller is teller).read()
+
+    def stop(self) -> None:
+        """Ask all to stop, each with a checkpoint of its training, and wait for that."""
+        for worker in self._workers:
+            worker.send_signal(signal.SIGTERM)
+        try:
+            for worker in self._workers:
+                worker.process.join()
+        except KeyboardInterrupt:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """End all at once."""
+        for worker in self._workers:
+            worker.send_signal(signal.SIGKILL)
+            worker.process.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind and issubclass(kind, KeyboardInterrupt):
+            self.kill()
+        else:
+            self.stop()
+
+
+class _Worker:
+    """One process, what it is at, and how it ended."""
+
+    def __init__(
+        self, context: ForkServerContext | SpawnContext, config: TruthConfig, environment: dict[str, str]
+    ) -> None:
+        self.teller, its_end = context.Pipe(duplex=False)
+        self.ending: Ending | None = None
+        self._begun = ""
+        # No daemon: the streaming loader has processes of its own.
+        self.process = context.Process(target=work, args=(config, environment, its_end))
+        self.process.start()
+        its_end.close()
+
+    def read(self) -> None:
+        """Take note of the next thing it tells, or that it is gone without a word."""
+        try:
+            told = self.teller.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            self.ending = self._without_a_word(self.process.exitcode or 0)
+            return
+        if isinstance(told, Begun):
+            self._begun = str(told.trial)
+        else:
+            assert isinstance(told, Ending)
+            self.ending = told
+
+    def send_signal(self, signum: signal.Signals) -> None:
+        """Send a signal if it is alive."""
+        if self.process.is_alive():
+            assert self.process.pid
+            os.kill(self.process.pid, signum)
+
+    def _without_a_word(self, code: int) -> Ending:
+        if -code in (signal.SIGTERM, signal.SIGINT):
+            return Ending("interrupted", signum=-code)
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        why = ", as the system does when memory runs out (lower --jobs)" if -code == signal.SIGKILL else ""
+        return Ending(
+            "failed",
+            f"{self._begun or 'before its first training'}: worker process {self.process.pid} {how}{why}; "
+            "the same command continues from what was saved",
+        )
+
+
+def _context(device: torch.device) -> ForkServerContext | SpawnContext:
+    """How workers are started: on CPU forked from one that has imported all; CUDA does not survive a fork."""
+    if device.type != "cpu":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["retrain.truth.worker"])
+    return context
+
+
+def _environment(jobs: int, device: torch.device) -> dict[str, str]:
+    """This process's variables without its rank; with its device only, and its share of the cores."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(GROUP)}
+    mine["LOCAL_WORLD_SIZE"] = str(jobs * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if device.type == "cuda" and device.index is not None:
+        visible = mine.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        mine["CUDA_VISIBLE_DEVICES"] = visible[device.index] if visible[0] else str(device.index)
+    return mine
+
+
+@contextmanager
+def _as_environment(environment: dict[str, str]) -> Iterator[None]:
+    """Inside, new processes start with these variables."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,250 @@
+"""Which trainings make a truth: decided once, when the run begins, and from then on read from its folder."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from local_learning.decoupling import save_decoupling
+from retrain.config import RetrainConfig
+from retrain.networks import choose_decoupling
+from retrain.truth.config import TruthConfig
+from supernet.network.chains import chosen_chain, counted, network_name
+from supernet.network.documents import find_space, listed, load_architecture, save_architecture, stem_of
+from supernet.sampling import LimitedSampler, sample, stream
+from supernet.space import Architecture, Space
+from tools.files.atomic import read_document, write_document
+from tools.files.jsonl import read_lines
+from tools.images.datasets import Data
+from tools.run.folder import Run
+
+KIND, VERSION = "truth-plan", 1
+ARCHITECTURES, DECOUPLINGS = "architectures", "decouplings"
+"""Folders of a run with a file for each network; a plan says which of them it has."""
+
+FEW = 50_000
+"""Architectures that are listed rather than drawn one by one."""
+PATIENCE = 10_000
+"""Draws in a row without a new network, after which there is taken to be no other."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of one network."""
+
+    number: int
+    """Of the network, from 1."""
+    repeat: int
+    """From 0: what is added to the seed."""
+    label: str
+    """What the network is called."""
+    facts: Mapping[str, Any] = field(hash=False)
+    """What its lines say of the network."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.number:04d}-{self.repeat}"
+
+    def __str__(self) -> str:
+        return f"training {self.name} ({self.label})"
+
+
+@dataclass(frozen=True)
+class TruthPlan:
+    """The networks, and how often each is trained."""
+
+    kind: str
+    """In what the networks differ, which is the folder of their files."""
+    about: str
+    """The space, or the network that is cut."""
+    networks: tuple[Mapping[str, Any], ...]
+    repeats: int
+    classifier_init: str
+    """With which first weights of their classifiers architectures are trained, all of them."""
+
+    def __str__(self) -> str:
+        noun = "decoupling" if self.kind == DECOUPLINGS else "network"
+        count = len(self.networks)
+        again = f", {self.repeats} times each" if self.repeats > 1 else ""
+        return f"{count} {noun}{'' if count == 1 else 's'} of {self.about}{again}"
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trainings in their order: every network once, then every network again."""
+        return [
+            Trial(number, repeat, self.label(facts), facts)
+            for repeat in range(self.repeats)
+            for number, facts in enumerate(self.networks, start=1)
+        ]
+
+    def label(self, facts: Mapping[str, Any]) -> str:
+        """What a network is called."""
+        if self.kind == DECOUPLINGS:
+            return f"{self.about} {facts['name']}"
+        return f"{self.about}/{Architecture(tuple(facts['choices']))}"
+
+
+def folder_of(run: Run, trial: Trial) -> Run:
+    """The run that a training is."""
+    return Run(run.path / "trainings" / trial.name)
+
+
+def config_of(config: TruthConfig, run: Run, plan: TruthPlan, trial: Trial) -> RetrainConfig:
+    """The options of one training, by the files in the run's folder."""
+    file = run.path / plan.kind / f"{trial.number:04d}.json"
+    if plan.kind == DECOUPLINGS:
+        network = {"decoupling": str(file)}
+    else:
+        network = {"architecture": str(file), "stem": stem_of(file)}
+    if config.architecture or plan.kind == ARCHITECTURES:
+        network["classifier_init"] = plan.classifier_init
+    return config.training(run=str(folder_of(run, trial).path), seed=config.seed + trial.repeat, **network)
+
+
+def read_plan(run: Run) -> TruthPlan:
+    """The plan of a run that has begun."""
+    document = read_document(run.path / "plan.json", KIND, VERSION)
+    return TruthPlan(
+        document["kind"],
+        document["about"],
+        tuple(document["networks"]),
+        int(document["repeats"]),
+        document.get("classifier_init", "timm"),  # the one way there was, before plans said so
+    )
+
+
+def write_plan(config: TruthConfig, run: Run, data: Data) -> None:
+    """Choose the networks and write them, the plan itself last."""
+    plan = _cuts(config, run, data) if config.decouplings else _networks(config, run, data)
+    content = {"kind": plan.kind, "about": plan.about, "repeats": plan.repeats, "seed": config.seed}
+    content |= {"classifier_init": plan.classifier_init}
+    write_document(run.path / "plan.json", KIND, VERSION, content | {"networks": list(plan.networks)})
+
+
+def _cuts(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
+    chain = chosen_chain(config, data.num_classes, data.image_size, data.channels)
+    name = network_name(config)
+    networks = []
+    for number, asked in enumerate(config.decouplings, start=1):
+        try:
+            decoupling = choose_decoupling(config.training(decoupling=asked), chain, data)
+        except ValueError as error:
+            raise ValueError(str(error).replace("--decoupling ", "--decouplings ", 1)) from error
+        file = _file(run, DECOUPLINGS, number)
+        save_decoupling(file, decoupling, name, chain.num_layers, **counted(config))
+        facts = {"network": name, "cuts": list(decoupling.cuts), "heads": list(decoupling.heads)}
+        widths = {"groups": decoupling.groups, "head_width": decoupling.head_width}
+        networks.append(facts | counted(config) | widths | {"name": asked})
+    return TruthPlan(DECOUPLINGS, name, tuple(networks), config.repeats, config.classifier_init)
+
+
+def _networks(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
+    images = {"num_classes": data.num_classes, "image_size": data.image_size, "in_chs": data.channels}
+    space, architectures = None, []
+    if config.space:
+        try:
+            space = find_space(config.space, **images)
+        except ValueError as error:
+            raise ValueError(f"--space: {error}") from None
+    if config.draws:
+        assert space
+        architectures = draw(space, config.networks, seed=config.seed, max_macs=int(config.max_macs))
+    for path in map(Path, config.architectures):
+        space, found = _read(path, space, images)
+        architectures += found
+    assert space
+    first: dict[Architecture, Architecture] = {}
+    for each in architectures:
+        first.setdefault(space.canonical(each), each)
+    architectures = list(first.values())
+    for number, architecture in enumerate(architectures, start=1):
+        save_architecture(_file(run, ARCHITECTURES, number), architecture, space, stem=config.stem)
+    networks = tuple({"choices": list(each.choices)} for each in architectures)
+    return TruthPlan(ARCHITECTURES, space.name, networks, config.repeats, config.classifier_init)
+
+
+def _read(path: Path, space: Space | None, images: Mapping[str, int]) -> tuple[Space, list[Architecture]]:
+    """The architectures of a file, which must be of the space, and their space."""
+    try:
+        if path.suffix != ".jsonl":
+            other, architecture = load_architecture(path, **images)
+            if space and other != space:
+                raise ValueError(f"{path}: is of space {other.name}, others are of {space.name}")
+            return other, [architecture]
+        assert space
+        found = list(_of_lines(path, space))
+    except OSError as error:
+        raise ValueError(f"--architectures: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"--architectures: {error}") from None
+    if not found:
+        raise ValueError(f"--architectures: no line of {path} has choices")
+    return space, found
+
+
+def _of_lines(path: Path, space: Space) -> Iterator[Architecture]:
+    for entry in read_lines(path):
+        if entry.get("choices") is not None:
+            yield listed(path, entry["choices"], space)
+
+
+def draw(space: Space, count: int, *, seed: int, max_macs: int = 0) -> list[Architecture]:
+    """So many different networks: random strings, each as likely, made canonical, those met again left out.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+    found = list(itertools.islice(_different(space, seed, max_macs), count))
+    if len(found) < count:
+        within = f" of at most {max_macs:,} MACs" if max_macs else ""
+        raise ValueError(
+            f"--networks: space {space.name} has only {len(found):,} different networks{within}, not "
+            f"{count:,}; ask for fewer"
+        )
+    return found
+
+
+def _different(space: Space, seed: int, max_macs: int) -> Iterator[Architecture]:
+    seen = set()
+    without = 0
+    for each in _strings(space, seed, max_macs):
+        network = space.canonical(each)
+        without += 1
+        if network not in seen:
+            seen.add(network)
+            without = 0
+            yield network
+        elif without == PATIENCE:
+            return
+
+
+def _strings(space: Space, seed: int, max_macs: int) -> Iterable[Architecture]:
+    """Random strings: all of them in a random order where they are few, otherwise without an end."""
+    rng = stream(seed, "truth")
+    if max_macs and not LimitedSampler(space).count(max_macs):
+        least = space.fixed_cost.macs + sum(min(cost.macs for cost in row) for row in space.costs)
+        raise ValueError(
+            f"--max-macs: no network of {space.name} has at most {max_macs:,} MACs; the cheapest "
+            f"has {least:,}"
+        )
+    if space.size <= FEW:
+        every = [each for each in space.architectures() if not max_macs or space.macs(each) <= max_macs]
+        rng.shuffle(every)
+        return every
+    if not max_macs:
+        return (sample(space, rng) for _ in itertools.count())
+    sampler = LimitedSampler(space)
+    return (sampler.draw(rng, max_macs) for _ in itertools.count())
+
+
+def _file(run: Run, kind: str, number: int) -> Path:
+    path = run.path / kind / f"{number:04d}.json"
+    path.parent.mkdir(exist_ok=True)
+    return path
+
+
+def unfinished(run: Run, trials: Sequence[Trial]) -> list[Trial]:
+    """Those without results."""
+    return [trial for trial in trials if not folder_of(run, trial).results_path.exists()]

@@ -1,0 +1,184 @@
+"""From a config to the accuracies of many networks: a plan, workers on all ranks, and what they found."""
+
+import signal
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from retrain.config import FREE_IN_RETRAINING
+from retrain.truth.config import TruthConfig
+from retrain.truth.crew import Crew
+from retrain.truth.findings import read_results, results_of, summary, write_truth
+from retrain.truth.plan import Trial, TruthPlan, folder_of, read_plan, unfinished, write_plan
+from retrain.truth.worker import tidy
+from supernet.network.chains import kept_in_run
+from tools.failures import Interrupted, RunFailed
+from tools.images.datasets import load_data
+from tools.options.config import flatten
+from tools.run.folder import Run
+from tools.run.launch import on_main
+from tools.run.meters import MetricsLog, Progress
+from tools.run.signals import Wish, waiting_signals
+from tools.run.stage import in_run
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def make_truth(config: TruthConfig) -> None:
+    """Train what the config says, or continue, or say that it is done."""
+    config.check_source()
+    in_run(config, _make, summary, free=FREE_IN_RETRAINING | {"jobs"})
+
+
+def _make(config: TruthConfig, run: Run, accelerator: Accelerator) -> None:
+    config = kept_in_run(config, run, accelerator)
+
+    def settle() -> None:
+        # Until something is trained, a mistake in the options may be mended: the plan is then another.
+        if not run.has_begun:
+            data = load_data(config.data, config.seed)
+            if data.told:
+                print(*data.told, sep="\n", flush=True)
+            write_plan(config, run, data)
+
+    on_main(accelerator, settle)
+    plan = read_plan(run)
+    accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
+    log = _Log(config, run, plan, accelerator)
+    try:
+        with waiting_signals() as wish:
+            _train_all(config, run, plan, accelerator, log, wish)
+    finally:
+        log.close()
+
+    def finish() -> dict[str, Any]:
+        finished = read_results(run, plan.trials)
+        write_truth(run, config.seed, finished)
+        for trial in finished:
+            tidy(folder_of(run, trial), keep_weights=config.keep_weights)
+        results = results_of(plan, finished)
+        run.write_results(results)
+        return results
+
+    results = on_main(accelerator, finish)
+    if results is not None:
+        print(summary(run, results), flush=True)
+
+
+def _train_all(
+    config: TruthConfig, run: Run, plan: TruthPlan, accelerator: Accelerator, log: "_Log", wish: Wish
+) -> None:
+    """Let this rank's workers train until no rank's have anything left; all ranks come out alike."""
+    left = len(unfinished(run, plan.trials))
+    with Crew(config, min(config.jobs, left), accelerator.device) as crew:
+        working = True
+        while working:
+            crew.look(SECONDS_BETWEEN_LOOKS)
+            log.look()
+            signum, failed, working = _agree(
+                accelerator, wish.signum or crew.signum, crew.failure is not None, crew.working
+            )
+            if signum or failed:
+                crew.stop()
+                log.look()
+                said = _first_of_all(accelerator, crew)
+                if signum:
+                    name = signal.Signals(signum).name
+                    raise Interrupted(
+                        signum, f"stopped by {name}; {log.kept}, and the same command continues"
+                    )
+                if said[0] == "mistake":
+                    raise ValueError(said[1])
+                raise RunFailed(said[1], everyone=True)
+
+
+def _agree(accelerator: Accelerator, signum: int, failed: bool, working: bool) -> tuple[int, bool, bool]:
+    """What is so on any rank."""
+    if accelerator.num_processes == 1:  # nothing of this process need be on the device
+        return signum, failed, working
+    told = torch.tensor([signum, failed, working], dtype=torch.int64, device=accelerator.device)
+    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+    agreed = told.tolist()
+    return int(agreed[0]), bool(agreed[1]), bool(agreed[2])
+
+
+def _first_of_all(accelerator: Accelerator, crew: Crew) -> tuple[str, str]:
+    """The kind and words of the first rank's failure."""
+    mine = [(crew.failure.kind, crew.failure.message)] if crew.failure else []
+    everyones = gather_object(mine) if accelerator.num_processes > 1 else mine
+    return everyones[0] if everyones else ("", "")
+
+
+class _Log:
+    """Tells on the first process what is finished: truth.jsonl, metrics.jsonl, and a line for the user."""
+
+    def __init__(self, config: TruthConfig, run: Run, plan: TruthPlan, accelerator: Accelerator) -> None:
+        self._config, self._run, self._accelerator = config, run, accelerator
+        self._trials = plan.trials
+        self._main = accelerator.is_main_process
+        self._finished = read_results(run, self._trials) if self._main else {}
+        self._already, self._since = len(self._finished), time.perf_counter()
+        if self._main:
+            print(_heading(config, plan, accelerator), flush=True)
+        self._metrics = MetricsLog(run.metrics_path) if self._main else None
+        self._progress = Progress(
+            total=len(self._trials), start=self._already, shown=self._main, unit="training"
+        )
+        if self._already:
+            self._progress.write(
+                f"continuing {run.path}: {self._already} of {len(self._trials)} trainings are finished"
+            )
+
+    @property
+    def kept(self) -> str:
+        """What is not lost by stopping now."""
+        return (
+            f"{len(self._finished)} of {len(self._trials)} trainings are finished, those under way have "
+            "checkpoints"
+        )
+
+    def look(self) -> None:
+        """Tell of what was finished since the last look."""
+        if not self._main:
+            return
+        waiting = [trial for trial in self._trials if trial not in self._finished]
+        new = read_results(self._run, waiting)
+        if not new:
+            return
+        found = self._finished | new
+        self._finished = {trial: found[trial] for trial in self._trials if trial in found}
+        write_truth(self._run, self._config.seed, self._finished)
+        for number, (trial, results) in enumerate(new.items(), start=len(found) - len(new) + 1):
+            self._progress.advance()
+            self._tell(number, trial, results["test"]["last"]["top1"])
+
+    def close(self) -> None:
+        """Leave terminal and files as they should be."""
+        self._progress.close()
+        if self._metrics:
+            self._metrics.close()
+
+    def _tell(self, number: int, trial: Trial, accuracy: float) -> None:
+        count, total = number - self._already, len(self._trials)
+        left = (time.perf_counter() - self._since) / count * (total - number)
+        self._progress.write(
+            f"training {number}/{total}  {trial.label} seed {self._config.seed + trial.repeat}  test top-1 "
+            f"{accuracy:.2%}  {timedelta(seconds=round(left))} left"
+        )
+        line = {"training": trial.name, "accuracy": accuracy}
+        if self._metrics:
+            self._metrics.append(number, line)
+        self._accelerator.log({"accuracy": accuracy}, step=number)
+
+
+def _heading(config: TruthConfig, plan: TruthPlan, accelerator: Accelerator) -> str:
+    jobs = config.jobs
+    return (
+        f"{plan}, on {config.data.name}, {config.recipe.batch_size} images a step; {jobs} "
+        f"{'training' if jobs == 1 else 'trainings'} at once on each of {accelerator.num_processes} x "
+        f"{accelerator.device.type}, {config.precision}"
+    )

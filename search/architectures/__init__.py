@@ -1,0 +1,1 @@
+"""The work of search_architecture.py."""

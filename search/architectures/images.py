@@ -1,0 +1,180 @@
+"""The images on which architectures are scored: apart from those that the supernet was trained on."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from search.architectures.config import ScoringOptions
+from supernet.network.storage import supernet_notes, weights_file
+from supernet.space import Space
+from supernet.train.config import SupernetConfig
+from tools.files.atomic import read_document, write_document
+from tools.files.provenance import sha256
+from tools.images.datasets import Data, fixed_part, load_data, whole_batches
+from tools.images.loaders import Batch, eval_batches
+from tools.images.options import DataConfig
+from tools.options.config import flag, of_run
+
+PLACES = ("root", "workers", "download", "loader")
+"""Options that may differ from those of the supernet's training: the images are the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringImages:
+    """Batches that come again the same, and which images are in them."""
+
+    calibration: Iterable[Batch]
+    validation: Iterable[Batch]
+    indices: dict[str, Any]
+    """Which they are of their splits, in their order."""
+    apart: bool
+    """Whether they are known to be apart from those that the supernet was trained on."""
+    batches: int
+    """How many batches both have together."""
+    told: tuple[str, ...] = ()
+    """What is to be said of the whole data set."""
+
+    @property
+    def num_validation(self) -> int:
+        """Images that are scored."""
+        return len(self.indices["validation_images"])
+
+    @property
+    def said_of_calibration(self) -> str:
+        """In words."""
+        count = len(self.indices["calibration_images"])
+        return f"{count:,} training images" if count else "the supernet"
+
+
+def scoring_images(
+    supernet: Path,
+    space: Space,
+    options: ScoringOptions,
+    *,
+    data: DataConfig,
+    seed: int,
+    device: torch.device,
+) -> ScoringImages:
+    """The same for every architecture: by the supernet's own data and seed, where these are known."""
+    asked, seed, apart = data_options(supernet, data, seed)
+    loaded = load_data(asked, seed)
+    _check_fit(supernet, space, loaded)
+    validation = fixed_part(loaded.validation, options.validation_images, seed, "scoring")
+    calibration, size = torch.empty(0, dtype=torch.int64), 1
+    if options.statistics != "supernet":
+        count, size = whole_batches(loaded.train, options.calibration_images, options.calibration_batch)
+        calibration = fixed_part(loaded.train, count, seed, "calibration")
+    held = eval_batches(
+        loaded.validation.subset(validation), loaded, asked, batch_size=options.batch, device=device
+    )
+    return ScoringImages(
+        calibration=eval_batches(
+            loaded.train.subset(calibration), loaded, asked, batch_size=size, device=device
+        ),
+        validation=held,
+        indices={
+            "data": asked.name,
+            "seed": seed,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "validation_images": validation.tolist(),
+            "calibration_images": calibration.tolist(),
+            "image_means": _means(held),
+        },
+        apart=apart,
+        batches=len(calibration) // size + -(-len(validation) // options.batch),
+        told=loaded.told,
+    )
+
+
+def data_options(supernet: Path, data: DataConfig, seed: int) -> tuple[DataConfig, int, bool]:
+    """Those of the supernet's training, whose seed made the split; `data` says where the images lie.
+
+    Whether that is known comes third: weights that another program wrote may not say it.
+    """
+    text = supernet_notes(supernet).get("config")
+    if text is None:
+        return data, seed, False
+    trained = of_run(SupernetConfig, text, source=f"--supernet: '{supernet}'")
+    given = {
+        each.name: getattr(data, each.name)
+        for each in fields(DataConfig)
+        if getattr(data, each.name) != each.default
+    }
+    for name, value in given.items():
+        if name not in PLACES and value != getattr(trained.data, name):
+            raise ValueError(
+                f"{flag(f'data.{name}')}: the supernet was trained with {getattr(trained.data, name)!r}, and "
+                "what scores its networks must be apart from those images; leave it out"
+            )
+    return replace(trained.data, **given), trained.seed, True
+
+
+def keep_identity(path: Path, content: Mapping[str, Any], *, begun: bool, run: Path) -> None:
+    """Write which images and which weights scores are of; once there are scores, refuse to mix others in."""
+    if not (path.exists() and begun):
+        write_document(path, "scoring", 1, content)
+        return
+    before = read_document(path, "scoring", 1)
+    for name, value in content.items():
+        if name != "device" and name in before and not _same(before[name], value):
+            raise ValueError(
+                f"--run: what is in '{run}' was made with another {what(name)}; name a new folder"
+            )
+    if before["device"] != content["device"]:
+        print(
+            f"so far scores were made on {before['device']}, now on {content['device']}; roundings "
+            "differ, and with them here and there the class of an image"
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Numbers may differ by the rounding of another device."""
+    if isinstance(one, list) and isinstance(other, list) and one and isinstance(one[0], float):
+        return len(one) == len(other) and all(map(lambda a, b: math.isclose(a, b, abs_tol=1e-3), one, other))
+    return bool(one == other)
+
+
+def _means(batches: Iterable[Batch]) -> list[float]:
+    """What tells images from others that are split alike: the means of the first few."""
+    first = next(iter(batches), None)
+    return [] if first is None else [round(float(each.double().mean()), 6) for each in first.images[:16]]
+
+
+def what(key: str) -> str:
+    """What a key of scoring.json is about, in words."""
+    return {
+        "supernet_sha256": "supernet",
+        "costs_sha256": "table of costs",
+        "data": "data set",
+        "validation_images": "set of validation images",
+        "calibration_images": "set of calibration images",
+        "image_means": "data set",
+        "statistics": "way to take BatchNorm statistics",
+        "calibration_batch": "size of calibration batches",
+        "momentum": "momentum of BatchNorm statistics",
+        "precision": "precision",
+    }.get(key, key)
+
+
+def digest(supernet: Path) -> str:
+    """What tells the weights of a supernet from others."""
+    return sha256(weights_file(supernet))
+
+
+def _check_fit(supernet: Path, space: Space, data: Data) -> None:
+    found = data.num_classes, data.image_size, data.channels
+    wanted = space.num_classes, space.image_size, space.in_chs
+    if found != wanted:
+        raise ValueError(
+            f"--data.name: the images have {found[0]} classes, {found[1]} pixels and {found[2]} "
+            f"channels; the supernet '{supernet}' is for {wanted[0]}, {wanted[1]} and {wanted[2]}"
+        )
+    if not len(data.validation):
+        raise ValueError(
+            "--supernet: it was trained on all images (--data.validation 0), and none are left to score "
+            "architectures with"
+        )

@@ -1,0 +1,274 @@
+"""From a config to the best networks of a supernet: images, method, scores, and what is written of them."""
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from search.architectures.config import ArchitectureSearchConfig
+from search.architectures.evaluations import append_evaluations, read_evaluations
+from search.architectures.findings import results_of, summary, write_findings
+from search.architectures.images import ScoringImages, digest, keep_identity, scoring_images, what
+from search.evaluator import SubnetEvaluator
+from search.method import Method, Scored
+from search.methods import make_method
+from search.trie import work
+from supernet.additive import Additive, activations, counted, latency
+from supernet.network.storage import load_supernet, supernet_space, weights_file
+from supernet.space import Architecture, Space
+from supernet.supernet import Supernet
+from supernet.train.measure import Measured, load_measured
+from tools.files.atomic import read_document
+from tools.layout import use_channels_last
+from tools.options.config import flatten
+from tools.options.shared import FREE
+from tools.run.folder import Run
+from tools.run.launch import on_main
+from tools.run.meters import MetricsLog, Progress, read_metrics
+from tools.run.signals import Wish, waiting_signals
+from tools.run.stage import in_run
+
+
+def search_architecture(config: ArchitectureSearchConfig) -> None:
+    """Search as the config says, or continue, or say that it is done."""
+    free = FREE | {"supernet", "costs", "compare", "top", "scoring.batch"}
+    in_run(config, _search, summary, free=free, smaller="lower --scoring.batch", again=_write_again)
+
+
+def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator) -> None:
+    net = load_supernet(Path(config.supernet))
+    space = net.space
+    measured = _measured(config, space)
+    costs = _costs(space, measured)
+    method = make_method(config, space, costs)
+    images = scoring_images(
+        Path(config.supernet),
+        space,
+        config.scoring,
+        data=config.data,
+        seed=config.seed,
+        device=accelerator.device,
+    )
+    net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
+    use_channels_last(net)
+    on_main(accelerator, lambda: _compare_images(config, run, images, measured))
+    others = on_main(accelerator, lambda: _others(config, run, space)) or {}
+    told: list[Any] = [on_main(accelerator, lambda: read_evaluations(run.evaluations_path, space))]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(told)
+    accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
+    if accelerator.is_main_process:
+        heading = _heading(config, method, images, measured, len(told[0]), accelerator)
+        print(*images.told, heading, sep="\n", flush=True)
+    with waiting_signals() as wish:
+        _Course(config, run, accelerator, method, costs, wish, images.batches).go(net, images, told[0])
+
+    def finish() -> dict[str, Any]:
+        write_findings(run, config, method, costs, measured, others)
+        seconds = sum(line.get("seconds", 0.0) for line in read_metrics(run.metrics_path))
+        results = results_of(method, costs, measured=measured, seconds=seconds, images=images.num_validation)
+        run.write_results(results)
+        return results
+
+    results = on_main(accelerator, finish)
+    if results is not None:
+        print(summary(run, results), flush=True)
+
+
+def _write_again(config: ArchitectureSearchConfig, run: Run) -> None:
+    """Write a finished search's findings once more, as with others beside it; its scores are all there."""
+    if not config.compare and config.top == type(config).top:
+        return
+    space = supernet_space(Path(config.supernet))
+    measured = _measured(config, space)
+    costs = _costs(space, measured)
+    method = make_method(config, space, costs)
+    scores = dict(read_evaluations(run.evaluations_path, space))
+    while asked := method.ask():
+        if not all(each in scores for each in asked):
+            raise ValueError(f"--run: '{run.path}' lacks scores of a search with these options")
+        method.tell([scores[each] for each in asked])
+    write_findings(run, config, method, costs, measured, _others(config, run, space))
+
+
+class _Course:
+    """The way from the first population to the last."""
+
+    def __init__(
+        self,
+        config: ArchitectureSearchConfig,
+        run: Run,
+        accelerator: Accelerator,
+        method: Method,
+        costs: Mapping[str, Additive],
+        wish: Wish,
+        batches: int,
+    ) -> None:
+        self._config, self._run, self._accelerator = config, run, accelerator
+        self._method, self._costs, self._wish, self._batches = method, costs, wish, batches
+        main = accelerator.is_main_process
+        self._log = MetricsLog(run.metrics_path) if main else None
+        self._progress = Progress(total=method.planned, start=0, shown=main, unit="network")
+        self._told = self._new = self._asked = self._passed = 0
+        self._seconds = 0.0
+        self._written = set()
+        if main and run.metrics_path.exists():
+            self._written = {line["step"] for line in read_metrics(run.metrics_path)}
+
+    def go(self, net: Supernet, images: ScoringImages, known: Sequence[Scored]) -> None:
+        """Score what the method asks for until it asks no more."""
+        options = self._config.scoring
+        evaluator = SubnetEvaluator(
+            net,
+            images.calibration,
+            images.validation,
+            momentum=options.momentum if options.statistics == "ema" else None,
+            autocast=self._accelerator.autocast,
+            on_batch=self._on_batch,
+        )
+        evaluator.scores |= dict(known)
+        try:
+            while asked := self._method.ask():
+                new = [each for each in asked if each not in evaluator.scores]
+                self._asked, self._passed = len(new), 0
+                self._progress.advance(len(asked) - len(new))
+                start = time.perf_counter()
+                scores = evaluator(asked)
+                found = [Scored(each, evaluator.scores[each]) for each in new]
+                self._keep(found)
+                self._method.tell(scores)
+                self._told += len(asked)
+                self._tell(asked, scores, len(new), time.perf_counter() - start)
+        finally:
+            self._progress.close()
+            if self._log:
+                self._log.close()
+
+    def _keep(self, found: Sequence[Scored]) -> None:
+        if found:
+            path = self._run.evaluations_path
+            on_main(self._accelerator, lambda: append_evaluations(path, found, self._costs))
+
+    def _on_batch(self) -> None:
+        """A batch has gone through the population: show it, and see whether to stop."""
+        before, self._passed = self._passed, self._passed + 1
+        share = [self._asked * passed // self._batches for passed in (before, self._passed)]
+        self._progress.advance(share[1] - share[0])
+        self._wish.heed(f"the scores of {self._told} networks are kept")
+
+    def _tell(self, asked: list[Architecture], scores: Sequence[float], new: int, seconds: float) -> None:
+        """A line of metrics, and one for the user; of what was known a line only where it is missing."""
+        best = self._method.best()[0]
+        line: dict[str, Any] = {
+            "generation": len(self._method.history) - 1,
+            "best": best.score,
+            "mean": math.fsum(scores) / len(scores),
+        }
+        facts = {"best_choices": list(best.architecture.choices), "new": new}
+        facts["saving"] = work(asked, self._method.space).saving
+        if new:
+            self._new, self._seconds = self._new + new, self._seconds + seconds
+            line["networks_per_second"] = new / seconds
+            facts["seconds"] = seconds
+        elif self._told in self._written:
+            return
+        if self._log:
+            self._log.append(self._told, line | facts)
+        self._accelerator.log(line, step=self._told)
+        if new:
+            left = max(0, self._method.planned - self._told) * self._seconds / self._new
+            self._progress.say(self._told, line, left)
+
+
+def _measured(config: ArchitectureSearchConfig, space: Space) -> Measured | None:
+    """The table of measured costs that is named, or lies beside the supernet."""
+    path = Path(config.costs) if config.costs else weights_file(Path(config.supernet)).with_name("costs.json")
+    if not config.costs and not path.exists():
+        return None
+    try:
+        measured = load_measured(path)
+    except ValueError as error:
+        raise ValueError(f"--costs: {error}") from None
+    sizes = [len(layer) for layer in space.layers]
+    other = any([len(row) for row in table] != sizes for table in (measured.seconds, measured.saved_bytes))
+    if other or measured.space != space.name or measured.image_size not in (None, space.image_size):
+        size = f" at {measured.image_size} pixels" if measured.image_size else ""
+        raise ValueError(
+            f"--costs: '{path}' is of space {measured.space}{size}; the supernet is of {space.name} at "
+            f"{space.image_size}"
+        )
+    return measured
+
+
+def _costs(space: Space, measured: Measured | None) -> dict[str, Additive]:
+    """All costs that can be limited here, by name."""
+    costs = [counted(space, "macs"), counted(space, "params")]
+    if measured:
+        costs += [latency(measured), activations(measured)]
+    return {cost.name: cost for cost in costs}
+
+
+def _others(config: ArchitectureSearchConfig, run: Run, space: Space) -> dict[str, list[Scored]]:
+    """The scores of other searches, which must be of the same supernet and images."""
+    found = {}
+    mine = read_document(run.path / "scoring.json", "scoring", 1)
+    for name in config.compare:
+        other = Path(name)
+        try:
+            found[name] = read_evaluations(other / "evaluations.jsonl", space)
+            theirs = read_document(other / "scoring.json", "scoring", 1) if found[name] else {}
+        except ValueError as error:
+            raise ValueError(f"--compare: {error}") from None
+        if not found[name]:
+            raise ValueError(f"--compare: there are no scores in '{name}'")
+        for key in ("supernet_sha256", "validation_images", "calibration_images"):
+            if theirs.get(key) != mine[key]:
+                raise ValueError(f"--compare: the scores in '{name}' are of another {what(key)}")
+    return found
+
+
+def _compare_images(
+    config: ArchitectureSearchConfig, run: Run, images: ScoringImages, measured: Measured | None
+) -> None:
+    table = hashlib.sha256(repr(measured).encode()).hexdigest() if measured else ""
+    content = {"supernet_sha256": digest(Path(config.supernet)), "costs_sha256": table, **images.indices}
+    begun = run.evaluations_path.exists()
+    keep_identity(run.path / "scoring.json", content, begun=begun, run=run.path)
+
+
+def _heading(
+    config: ArchitectureSearchConfig,
+    method: Method,
+    images: ScoringImages,
+    measured: Measured | None,
+    known: int,
+    accelerator: Accelerator,
+) -> str:
+    space, limits = method.space, method.within.limits
+    asked = " and ".join(map(str, limits)) or "no limits"
+    lines = [f"{space.name} ({space.num_networks:.4g} networks), {asked}"]
+    named = {limit.cost.name for limit in limits} | set(config.breeding.objectives)
+    if measured and "latency" in named:
+        lines.append(
+            f"latencies are those of a batch of {measured.batch_size} on {measured.device} with "
+            f"{measured.threads} threads, measured on {measured.date}, and hold for nothing else"
+        )
+    lines.append(
+        f"{method.name}, up to {method.planned:,} networks, each on {images.num_validation:,} validation "
+        f"images with BatchNorm statistics of {images.said_of_calibration} on {accelerator.num_processes} x "
+        f"{accelerator.device.type}, {config.precision}"
+    )
+    if not images.apart:
+        lines.append(
+            "the weights file does not say how the supernet was trained: the images are split by --seed, and "
+            "may be among those that it was trained on"
+        )
+    if known:
+        lines.append(f"continuing {config.run}: {known} networks are scored already")
+    return "\n".join(lines)

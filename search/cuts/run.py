@@ -1,0 +1,369 @@
+"""From a config to decouplings: data, relaxed network, pretraining, search and findings, in one run."""
+
+import contextlib
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from local_learning.cuts.head_width import parse_head_width
+from search.cuts.config import OLDEST, DecouplingSearchConfig
+from search.cuts.findings import Outcome, results_of, summary, write_findings
+from search.cuts.memory import Snapshot, SnapshotMemory, snapshots_of
+from search.cuts.sedona import Episode, Inner, Pretraining, Search, episodes
+from search.hypergradient import hypergradient
+from search.relaxation import RelaxedNet
+from supernet.network.chains import (
+    as_kept,
+    asked_for,
+    chosen_chain,
+    differs_from,
+    kept_in_run,
+    network_name,
+    usual_head_width,
+    with_chain_names,
+)
+from tools.cost import count_params
+from tools.images.datasets import Data, load_data
+from tools.images.loaders import TrainLoader, eval_batches, make_train_loader
+from tools.layout import use_channels_last
+from tools.options.config import flag, flatten, of_run
+from tools.options.shared import FREE
+from tools.run.checkpoint import load_checkpoint
+from tools.run.folder import Run
+from tools.run.launch import on_main
+from tools.run.loop import Loop
+from tools.run.plan import Plan
+from tools.run.stage import in_run
+from tools.run.weights import load_weights, read_weights
+from tools.seeding import derive, seed_globals
+
+PRETRAINING, SNAPSHOTS = "pretraining", "snapshots"
+
+
+def search_decoupling(config: DecouplingSearchConfig) -> None:
+    """Search as the config says, or continue, or say that it is done."""
+    in_run(config, _search, summary, free=FREE)
+
+
+def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) -> None:
+    config = _with_width(kept_in_run(config, run, accelerator))
+    network_name(config)
+    ranks = accelerator.num_processes
+    if config.recipe.batch_size % ranks:
+        raise ValueError(
+            f"--recipe.batch-size: {config.recipe.batch_size} images cannot be shared evenly among {ranks} "
+            "processes"
+        )
+    if config.recipe.batch_size < 2 * ranks:
+        raise ValueError("--recipe.batch-size: BatchNorm needs two images or more on each process")
+    data = load_data(config.data, config.seed)
+    net = _relaxed(config, data, accelerator)
+    num_steps = config.recipe.num_steps(len(data.train) / config.recipe.batch_size)
+    inner = Inner(net, config, num_steps)
+    accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
+    if accelerator.is_main_process:
+        print(*data.told, _heading(config, data, net, num_steps, accelerator), sep="\n", flush=True)
+    if not run.has_begun:
+        _check_derivatives(config, net, data)
+    evaluate_every = config.recipe.steps_between_evaluations(len(data.train) / config.recipe.batch_size)
+    kept = config.search.kept(num_steps, evaluate_every)
+    snapshots = _snapshots(config, run, accelerator, inner, data, num_steps, kept)
+    if accelerator.is_main_process:
+        print(_beginnings(config, inner, snapshots, math.ceil(num_steps / evaluate_every)), flush=True)
+
+    searches = [
+        _searched(repeat, config, run, accelerator, inner, data, snapshots, kept)
+        for repeat in range(config.search.repeats)
+    ]
+
+    def finish() -> dict[str, Any]:
+        found = write_findings(run, config, net, data, [outcome for outcome, _ in searches])
+        own = config.search.pretraining and not config.search.pretrained_run
+        results = results_of(
+            found,
+            steps=config.search.steps * config.search.repeats,
+            seconds=sum(seconds for _, seconds in searches),
+            pretraining=num_steps if own else 0,
+        )
+        run.write_results(results)
+        for outcome, _ in searches:
+            shutil.rmtree(outcome.part.path / SNAPSHOTS, ignore_errors=True)  # of no use any more
+        return results
+
+    results = on_main(accelerator, finish)
+    if results is not None:
+        print(summary(run, results), flush=True)
+
+
+def _searched(
+    repeat: int,
+    config: DecouplingSearchConfig,
+    run: Run,
+    accelerator: Accelerator,
+    inner: Inner,
+    data: Data,
+    snapshots: list[Snapshot],
+    kept: int,
+) -> tuple[Outcome, float]:
+    """One search from the snapshots, and its seconds; a repeat is a part of the run, with its own draws."""
+    part = run.part(f"repeat-{repeat + 1}") if repeat else run
+    if repeat:
+        config = replace(config, seed=derive(config.seed, "repeat", repeat))
+    options, ranks, rank = config.search, accelerator.num_processes, accelerator.process_index
+    own = snapshots[rank::ranks] or [snapshots[rank % len(snapshots)]]
+    size = max(1, kept // ranks) if options.memory == OLDEST else len(own)
+    memory = SnapshotMemory(
+        part.path / SNAPSHOTS,
+        size,
+        place=options.keep_snapshots_on,
+        rank=rank,
+        device=accelerator.device,
+    )
+    memory.take(own[:size])
+    job = Search(inner, config, accelerator, memory)
+    images = config.recipe.batch_size * (options.inner_steps + 1) + options.validation_batch
+    plan = Plan(
+        num_steps=options.steps,
+        images_per_step=images * ranks,
+        evaluate_every=options.evaluate_every,
+        checkpoint_every=options.checkpoint_every,
+        log_every=options.log_every,
+        seed=config.seed,
+        identity={"training images": len(data.train), "classes": list(data.class_names)},
+        cure="A lower --recipe.lr or --search.lr often cures this.",
+    )
+    train, validation = _own_loaders(config, data, accelerator)
+
+    def batches(start: int, stop: int) -> Iterator[Episode]:
+        return episodes(train, validation, options.inner_steps, start, stop)
+
+    with contextlib.closing(train), contextlib.closing(validation):
+        end = Loop(job, plan, part, accelerator).run(batches)
+    alpha, beta = inner.net.alpha.detach().clone(), inner.net.beta.detach().clone()
+    return Outcome(part, alpha, beta, job.updates), end.seconds
+
+
+def _with_width(config: DecouplingSearchConfig) -> DecouplingSearchConfig:
+    """The options with the width of heads that is usual for the network, if they name none."""
+    return replace(config, head_width=config.head_width or usual_head_width(config))
+
+
+def _relaxed(config: DecouplingSearchConfig, data: Data, accelerator: Accelerator) -> RelaxedNet:
+    chain = chosen_chain(config, data.num_classes, data.image_size, data.channels)
+    if config.weights:
+        source = Path(config.weights)
+        tensors = with_chain_names(config, chain, read_weights(source))
+        trunk = {name: tensor for name, tensor in tensors.items() if not name.startswith("heads.")}
+        load_weights(chain, trunk, source=source)
+    seed_globals(config.seed, "heads")
+    try:
+        net = RelaxedNet(
+            chain,
+            config.heads,
+            data.num_classes,
+            data.image_size,
+            image_chs=data.channels,
+            label_smoothing=config.recipe.label_smoothing,
+            smoothing=config.recipe.smoothing,
+            logit_scaling=bool(config.search.compat),
+            head_width=parse_head_width(config.head_width),
+        )
+    except ValueError as error:
+        raise ValueError(f"{asked_for(config)}: {error}") from error
+    net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
+    use_channels_last(net)
+    return net
+
+
+def _check_derivatives(config: DecouplingSearchConfig, net: RelaxedNet, data: Data) -> None:
+    """Find out before a long pretraining whether torch can differentiate this network twice."""
+    shape = (2, data.channels, data.image_size, data.image_size)
+    batch = (torch.randn(shape).to(net.alpha), torch.arange(2, device=net.alpha.device) % data.num_classes)
+    try:
+        hypergradient(net, [batch, batch], batch, lr=1e-3, momentum=0.9, weight_decay=0.0)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{asked_for(config)}: it cannot be searched: {reason}") from None
+
+
+def _snapshots(
+    config: DecouplingSearchConfig,
+    run: Run,
+    accelerator: Accelerator,
+    inner: Inner,
+    data: Data,
+    num_steps: int,
+    kept: int,
+) -> list[Snapshot]:
+    """The snapshots that search starts from: those of pretraining, or the one of the initial weights."""
+    options = config.search
+    if options.pretrained_run:
+        found = _snapshots_of(Path(options.pretrained_run), config, num_steps)
+        return found[-kept:] if options.compat else _best(found, kept)
+    part = run.part(PRETRAINING)
+    memory = SnapshotMemory(
+        part.path / SNAPSHOTS, kept, place=options.keep_snapshots_on, device=accelerator.device
+    )
+    if options.pretraining:
+        _pretrain(config, part, accelerator, inner, data, num_steps, memory)
+    elif accelerator.is_main_process:
+        memory.keep_latest(inner.state(), 0, 0.0)
+        memory.state_dict()
+    told: list[Any] = [memory.snapshots]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(told)
+    return list(told[0])
+
+
+def _pretrain(
+    config: DecouplingSearchConfig,
+    part: Run,
+    accelerator: Accelerator,
+    inner: Inner,
+    data: Data,
+    num_steps: int,
+    memory: SnapshotMemory,
+) -> None:
+    recipe = config.recipe
+    place = {
+        "device": accelerator.device,
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+    }
+    loader = make_train_loader(
+        data.train, data, config.data, batch_size=recipe.batch_size, seed=config.seed, **place
+    )
+    validation = eval_batches(
+        data.validation, data, config.data, batch_size=max(recipe.batch_size, 256), **place
+    )
+    job = Pretraining(inner, config, accelerator, memory, validation)
+    plan = Plan(
+        num_steps=num_steps,
+        images_per_step=recipe.batch_size,
+        evaluate_every=recipe.steps_between_evaluations(loader.steps_per_epoch),
+        checkpoint_every=recipe.checkpoint_every,
+        log_every=recipe.log_every,
+        seed=config.seed,
+        identity={"training images": len(data.train), "classes": list(data.class_names)},
+        cure="A lower --recipe.lr or --search.lr often cures this.",
+    )
+    with contextlib.closing(loader):
+        Loop(job, plan, part, accelerator).run(loader.batches)
+
+
+def _own_loaders(
+    config: DecouplingSearchConfig, data: Data, accelerator: Accelerator
+) -> tuple[TrainLoader, TrainLoader]:
+    """Whole batches for each process, different ones; validation images as they are."""
+    seed = derive(config.seed, "search", accelerator.process_index)
+    plain = replace(
+        config.data, augment="none", rotate=0.0, cutout=0, color_jitter=0.0, auto_augment="", erase=0.0
+    )
+    size = min(config.search.validation_batch, len(data.validation))
+    train = make_train_loader(
+        data.train,
+        data,
+        config.data,
+        batch_size=config.recipe.batch_size,
+        seed=seed,
+        device=accelerator.device,
+    )
+    validation = make_train_loader(
+        data.validation, data, plain, batch_size=size, seed=seed, device=accelerator.device
+    )
+    return train, validation
+
+
+def _snapshots_of(run: Path, config: DecouplingSearchConfig, num_steps: int) -> list[Snapshot]:
+    """The snapshots that another run's pretraining left; it must be the one that would be made here."""
+    option = "--search.pretrained-run"
+    found = load_checkpoint(run / PRETRAINING / "checkpoints")
+    if found is None:
+        raise ValueError(f"{option}: there is no pretraining in '{run}'")
+    try:
+        text = (run / "config.toml").read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{option}: cannot read the options of '{run}': {error}") from None
+    old = of_run(DecouplingSearchConfig, text, source=str(run / "config.toml"))
+    theirs, mine = flatten(_with_width(as_kept(old, run))), flatten(config)
+    kept = {name for name in mine if not name.startswith("search.")} | {"search.compat"}
+    kept -= FREE | {"recipe.log_every", "recipe.checkpoint_every", "plugins", "architecture"}
+    differing = [
+        f"{flag(name)} ({theirs[name]!r} there)"
+        for name in mine
+        if name in kept and theirs[name] != mine[name]
+    ]
+    differing += filter(None, [differs_from(config, run, old.architecture)])
+    if differing:
+        raise ValueError(f"{option}: '{run}' was pretrained with other options: {', '.join(differing)}")
+    Run(run).check_plugins(config)
+    step, state = found
+    if step != num_steps:
+        raise ValueError(f"{option}: the pretraining in '{run}' has come to step {step} of {num_steps}")
+    return snapshots_of(state["job"]["memory"], run / PRETRAINING)
+
+
+def _best(snapshots: list[Snapshot], count: int) -> list[Snapshot]:
+    """Those of highest score, in their order."""
+    best = sorted(range(len(snapshots)), key=lambda index: (-snapshots[index].score, -index))[:count]
+    return [snapshots[index] for index in sorted(best)]
+
+
+def _beginnings(
+    config: DecouplingSearchConfig, inner: Inner, snapshots: list[Snapshot], evaluated: int
+) -> str:
+    """What search starts from, in words."""
+    options = config.search
+    count = "1 snapshot" if len(snapshots) == 1 else f"{len(snapshots)} snapshots"
+    if not options.pretraining:
+        return f"searching from {count}, the initial weights"
+    steps, scores = [one.step for one in snapshots], [one.score for one in snapshots]
+    rates = [options.inner_lr or inner.rate(step) for step in steps]
+    which = "last" if options.compat else "best"
+    words = (
+        f"searching from {count}, the {which} of {evaluated} that were evaluated: "
+        f"of steps {_from_to(steps, ',')}, validation top-1 {_from_to(scores, '.4f')}, "
+        f"inner learning rates {_from_to(rates, '.3g')}"
+    )
+    if len(snapshots) == evaluated > 1:
+        words += "; none was left out, so early weights count like the best (--search.snapshots)"
+    return words
+
+
+def _from_to(values: Sequence[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
+
+
+def _heading(
+    config: DecouplingSearchConfig, data: Data, net: RelaxedNet, num_steps: int, accelerator: Accelerator
+) -> str:
+    layers, kinds = len(net.layers), len(net.head_kinds)
+    own = count_params(nn.ModuleList([net.layers, net.classifier]))
+    heads = count_params(net.heads)
+    count = sum(math.comb(layers - 1, k) * kinds**k for k in range(layers))
+    options = config.search
+    searches = f"{options.repeats} searches of " if options.repeats > 1 else ""
+    start = (
+        f"pretraining of {options.pretrained_run}"
+        if options.pretrained_run
+        else f"{num_steps:,} steps of pretraining"
+        if options.pretraining
+        else "no pretraining"
+    )
+    return (
+        f"{network_name(config)} ({layers} layers, {own:,} params; {kinds} heads on each of {layers - 1}, "
+        f"{heads:,} params; {count:.3g} decouplings) on {config.data.name}: {len(data.train):,} training, "
+        f"{len(data.validation):,} validation images\n"
+        f"{start}, {searches}{options.steps:,} updates of alpha and beta through {options.inner_steps} "
+        f"steps of {config.recipe.batch_size} on {accelerator.num_processes} x {accelerator.device.type}, "
+        f"{config.precision}"
+    )

@@ -1,0 +1,1 @@
+"""The work of rank_report.py."""

@@ -1,0 +1,231 @@
+"""A ranking, drawn: taus beside each other, scores against truth, what the best by score are worth."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import matplotlib.ticker
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from search.report.statistics import Ranked
+from search.report.words import number
+from tools.page.pictures import COLOURS, INK
+from tools.ranking import Numbers
+
+WIDTH = 3.3
+GREY = "#8A8A8A"
+UNITS = {"MACs": (1e6, "million MACs"), "params": (1e6, "million parameters"), "depth": (1, "layers")}
+MOST_POINTS = 400
+"""More are drawn as a picture inside the drawing."""
+
+
+def colours(asked: Sequence[str]) -> dict[str, str]:
+    """One for each that is asked for, the same in all figures."""
+    return {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(asked)}
+
+
+def tau_figure(found: Mapping[str, Any], asked: Sequence[str]) -> Figure:
+    """Taus with their intervals, the range of chance, and the noise ceiling."""
+    names = [*(name for name in found["scores"] if name != "chance")]
+    names.sort(key=lambda name: found["scores"][name]["tau"]["value"])
+    figure = Figure(figsize=(WIDTH, 0.75 + 0.19 * len(names)), layout="constrained")
+    axes, paint = figure.subplots(), colours(asked)
+    chance = found["edge_of_chance"]
+    axes.axvspan(-chance, chance, color=GREY, alpha=0.25, lw=0)
+    axes.axvline(0, color=GREY, lw=0.6)
+    for value, line in ((found["repeat_tau"], "--"), (found["noise_ceiling"], ":")):
+        if value is not None:
+            axes.axvline(value, color=INK, lw=0.8, ls=line)
+    for place, name in enumerate(names):
+        tau, colour = found["scores"][name]["tau"], paint.get(name, GREY)
+        axes.plot([tau["low"], tau["high"]], [place, place], color=colour, lw=2, solid_capstyle="butt")
+        axes.plot(tau["value"], place, "o" if name in asked else "D", ms=4.5, color=colour, clip_on=False)
+        # In a column of their own: beside an interval they would stand on a name or on another row's line.
+        where = axes.get_yaxis_transform()
+        axes.text(1.02, place, number(tau["value"]), va="center", color=INK, transform=where)
+    axes.set_yticks(range(len(names)), list(map(short, names)))
+    for label, name in zip(axes.get_yticklabels(), names, strict=True):
+        label.set_fontweight("bold" if name in asked else "normal")
+    low = min(-0.05, -chance, *(found["scores"][name]["tau"]["low"] for name in names))
+    axes.set(xlim=(low - 0.03, 1.02), ylim=(-0.6, len(names) - 0.4), xlabel="Kendall's tau to the truth")
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def scatter_figure(ranked: Ranked, name: str, colour: str, tau: Mapping[str, float]) -> Figure:
+    """Truth over score; ringed are the networks that no cheaper one beats."""
+    figure = Figure(figsize=(WIDTH * 0.75, WIDTH * 0.66), layout="constrained")
+    sign = "negated " if name in ranked.negated else ""
+    unit, label = UNITS.get(name, (1, f"{sign}score by {short(name)}"))
+    axes, scores = figure.subplots(), ranked.scores[name] / unit
+    few = min(5.0, max(1.6, 55 / len(scores) ** 0.5))
+    style = {"ms": few, "alpha": 0.55 if few < 3 else 0.85, "rasterized": len(scores) > MOST_POINTS}
+    axes.plot(scores, ranked.mean, ".", color=colour, mew=0, **style)
+    best = true_front(ranked.mean, ranked.macs)
+    axes.plot(scores[best], ranked.mean[best], "o", ms=4, mfc="none", mec=INK, mew=0.8)
+    low = np.quantile(ranked.mean, 0.01)
+    if ranked.mean.max() - low < 0.5 * np.ptp(ranked.mean):  # a few hopeless ones would press the rest flat
+        axes.set_ylim(low - 0.05 * (ranked.mean.max() - low), None)
+    truth = "truth, negated" if "truth" in ranked.negated else "truth"
+    axes.set(xlabel=label, ylabel=truth, title=f"{short(name)}, tau {number(tau['value'])}")
+    return figure
+
+
+def true_front(truth: Numbers, macs: Numbers) -> list[int]:
+    """The networks better than all that are as cheap, from the cheapest."""
+    best, found = -np.inf, []
+    for index in np.lexsort((-truth, macs)):
+        if truth[index] > best:
+            best = truth[index]
+            found.append(int(index))
+    return found
+
+
+def regret_figure(ranked: Ranked, baseline: str) -> Figure:
+    """What is lost by training the k best by score alone and keeping the best of them."""
+    figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
+    axes, paint, n = figure.subplots(), colours(ranked.asked), len(ranked.networks)
+    true = ranked.mean
+    for name in [*ranked.asked, *filter(None, [baseline])]:
+        scores = ranked.scores[name]
+        if np.ptp(scores) == 0:
+            continue
+        order = np.argsort(-scores, kind="stable")
+        regret = true.max() - np.maximum.accumulate(true[order])
+        style: dict[str, Any] = {"lw": 1.5} if name in paint else {"lw": 1.2, "ls": "--"}
+        style |= {"color": paint.get(name, GREY), "label": short(name)}
+        axes.step(range(1, n + 1), regret, where="post", **style)
+    axes.plot(range(1, n + 1), expected_regret(true), color=INK, lw=0.8, ls=":", label="drawn by chance")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axes.set(xlim=(1, max(2, n / 2)), ylim=(0, None), xlabel="networks trained, the best by score first")
+    axes.set_ylabel("behind the best there is")
+    _legend(figure, axes)
+    return figure
+
+
+def expected_regret(true: Numbers) -> Numbers:
+    """The mean of what is lost with so many drawn without replacement."""
+    n = len(true)
+    ordered = np.sort(true)[::-1]
+    left = np.ones(n)  # by k - 1: the chance that none of the better ones is among k
+    total = np.zeros(n)
+    k = np.arange(1, n + 1)
+    for better in range(n):
+        # The best of k is this one: no better one is drawn, and it is.
+        hit = np.clip(k / (n - better), 0, 1) * left
+        total += hit * ordered[better]
+        left = left - hit
+        if left.max() < 1e-9:
+            break
+    regret: Numbers = ordered[0] - total
+    return regret
+
+
+def matrix_figure(matrix: Numbers, names: Sequence[str]) -> Figure:
+    """How alike modules are, each pair a square with its number."""
+    count = len(matrix)
+    figure = Figure(figsize=(1.15 + 0.26 * count, 0.4 + 0.26 * count), layout="constrained")
+    axes = figure.subplots()
+    _draw_matrix(axes, matrix)
+    for (row, column), value in np.ndenumerate(matrix):
+        colour = "white" if value > 0.55 else "#303031"  # on a square of its own, whatever the page
+        axes.text(
+            column + 0.5, row + 0.5, number(float(value)), ha="center", va="center", color=colour, fontsize=5
+        )
+    axes.set_xticks(np.arange(count) + 0.5, [str(place) for place in range(count)])
+    axes.set_yticks(np.arange(count) + 0.5, [f"{name}  {place}" for place, name in enumerate(names)])
+    return figure
+
+
+def matrices_figure(matrices: Sequence[Numbers]) -> Figure:
+    """The same of all layers, without numbers but the mean of different modules."""
+    columns = min(len(matrices), 5)
+    rows = -(-len(matrices) // columns)
+    figure = Figure(figsize=(0.62 * columns, 0.8 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[len(matrices) :]:
+        axes.set_axis_off()
+    for place, (axes, matrix) in enumerate(zip(panels, matrices, strict=False), start=1):
+        _draw_matrix(axes, matrix)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        apart = matrix[~np.eye(len(matrix), dtype=bool)]
+        mean = number(float(apart.mean())) if len(apart) else "-"
+        axes.set_title(f"{place}: {mean}", fontsize=6)
+    return figure
+
+
+def _draw_matrix(axes: Axes, matrix: Numbers) -> None:
+    shades = matplotlib.colormaps["Blues"]
+    axes.pcolormesh(np.clip(matrix, 0, 1), cmap=shades, vmin=0, vmax=1, edgecolors="white", lw=0.3)
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def layers_figure(values: Mapping[str, Sequence[float]], label: str, paint: Mapping[str, str]) -> Figure:
+    """One number for each layer, by supernet."""
+    figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
+    axes = figure.subplots()
+    for name, row in values.items():
+        axes.plot(range(1, len(row) + 1), row, "o-", ms=3, lw=1.2, color=paint[name], label=short(name))
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axes.set(xlabel="layer", ylabel=label, ylim=(min(0, *(min(row) for row in values.values())), None))
+    _legend(figure, axes)
+    return figure
+
+
+def courses_figure(
+    courses: Mapping[str, Sequence[tuple[float, float]]],
+    xlabel: str,
+    ylabel: str,
+    paint: Mapping[str, str],
+    *,
+    steps: bool = False,
+) -> Figure:
+    """Something over something, by run; with `steps` it stays until the next point."""
+    figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
+    axes = figure.subplots()
+    style: dict[str, Any] = {"ms": 2.5, "lw": 1.2, "drawstyle": "steps-post" if steps else "default"}
+    for place, (name, points) in enumerate(courses.items()):
+        colour = paint.get(name, COLOURS[place % len(COLOURS)])
+        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=short(name), **style)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    _legend(figure, axes)
+    return figure
+
+
+def costs_figure(points: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str) -> Figure:
+    """What was scored, over what it costs; the best of each search is ringed."""
+    figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
+    axes = figure.subplots()
+    for place, (name, each) in enumerate(points.items()):
+        colour = COLOURS[place % len(COLOURS)]
+        crowded = len(each) > MOST_POINTS
+        axes.plot(
+            *zip(*each, strict=True), ".", ms=4, mew=0, color=colour, label=short(name), rasterized=crowded
+        )
+        axes.plot(*max(each, key=lambda point: point[1]), "o", ms=7, mfc="none", mec=INK, mew=0.9)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    _legend(figure, axes)
+    return figure
+
+
+def short(name: str) -> str:
+    """A name for which a figure has room."""
+    return name if len(name) <= 18 else f"{name[:7]}...{name[-8:]}"
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Above the axes, in as many columns as fit beside each other."""
+    labels = axes.get_legend_handles_labels()[1]
+    columns = max(1, min(4, int(46 / (max(map(len, labels)) + 5))))
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.15 * (rows - 1))
+    figure.legend(frameon=False, loc="outside upper center", ncols=columns, columnspacing=1)

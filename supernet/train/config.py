@@ -1,0 +1,155 @@
+"""The options of train_supernet.py; free of torch."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from supernet.options import (
+    CLASSIFIER_INITS,
+    OBJECTIVES,
+    STRATEGIES,
+    ContrastOptions,
+    LayerwiseOptions,
+    PathOptions,
+)
+from tools.images.options import DataConfig
+from tools.options.config import check_choice, check_idle, check_range
+from tools.options.recipes import Recipe
+from tools.options.shared import ExtendOptions, FastOptions, RunOptions
+
+
+def check_shift_images(option: str, count: int) -> None:
+    """Refuse too few to compare modules on."""
+    check_range(option, count, 0)
+    if 0 < count < 4:
+        raise ValueError(f"{option}: modules are compared on 4 images or more; 0: they are not")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordOptions:
+    """What is looked at during the training, at each evaluation, and at its end."""
+
+    probes: int = 4
+    """Random architectures whose validation accuracy is taken, beside the cheapest and the dearest."""
+    validation_images: int = 0
+    """Validation images for that, with all classes in proportion; 0: all."""
+    calibration_images: int = 2048
+    """Training images from which BatchNorm statistics of a single network are taken, the same for all."""
+    calibration_batch: int = 128
+    """Images in each of these batches; statistics are the mean over batches."""
+    shift_images: int = 1000
+    """Validation images on which the outputs of each layer's modules are compared; 0: they are not."""
+    snapshots: bool = False
+    """Keep the supernet of each evaluation in snapshots/, for a report of how its ranking comes about."""
+    latency_batch: int = 1
+    """Batch size for which each candidate's latency is measured at the end; 0: it is not."""
+
+    def __post_init__(self) -> None:
+        check_range("--records.probes", self.probes, 0, 1000)
+        check_range("--records.validation-images", self.validation_images, 0)
+        check_range("--records.calibration-images", self.calibration_images, 2)
+        check_range("--records.calibration-batch", self.calibration_batch, 2)
+        check_shift_images("--records.shift-images", self.shift_images)
+        check_range("--records.latency-batch", self.latency_batch, 0)
+
+
+_GREEDY = ("decoders", "decoder_gradient", "last_decoder", "skip_in_mean", "stem", "update")
+_USED: dict[str, dict[str, tuple[str, ...]]] = {
+    "paths": {
+        "spos": ("draw", "canonical", "min_macs", "max_macs", "bin_macs"),
+        "fair": ("skip", "shared_scale"),
+    },
+    "layerwise": {
+        "greedy": _GREEDY,
+        "nongreedy": (*_GREEDY, "partner", "partner_statistics", "skip_as_partner"),
+    },
+    "contrast": {"infonce": tuple(each.name for each in fields(ContrastOptions))},
+}
+"""Which options each strategy or objective looks at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
+    """Which space, how it is trained, on which data, by which recipe, on what machine."""
+
+    EARLIER: ClassVar[dict[str, Any]] = {"classifier_init": "timm"}
+
+    run: str = "runs/supernet"
+    space: str = "nas_bench_macro"
+    """lwsl_table1, lwsl_fit, cream, nas_bench_macro, tiny, your own, or the .toml or .json file of one."""
+    strategy: str = "spos"
+    """spos (single paths), fair (strict fairness), greedy or nongreedy (both layer by layer, LWSL),
+    or your own."""
+    objective: str = "cross_entropy"
+    """What is trained for: cross_entropy, or infonce (two views of each image, no labels)."""
+    weights: str = ""
+    """Start from the weights of another supernet of this space."""
+    tail_steps: int = 0
+    """Steps behind those of the recipe in which only the classifier (after infonce) or the tail (after
+    --layerwise.last-decoder local) is trained, on uniform paths."""
+    classifier_init: str = "torch"
+    """First weights of the classifier: torch (losses begin near log(classes)), or timm (uniform within
+    1/sqrt(classes), as for ImageNet's thousand)."""
+    paths: PathOptions = field(default_factory=PathOptions)
+    layerwise: LayerwiseOptions = field(default_factory=LayerwiseOptions)
+    contrast: ContrastOptions = field(default_factory=ContrastOptions)
+    records: RecordOptions = field(default_factory=RecordOptions)
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        self.check_run()
+        self.check_fast()
+        if not self.space:
+            raise ValueError("--space: name a preset or a file")
+        STRATEGIES.check("--strategy", self.strategy)
+        check_choice("--objective", self.objective, OBJECTIVES)
+        check_choice("--classifier-init", self.classifier_init, CLASSIFIER_INITS)
+        check_range("--tail-steps", self.tail_steps, 0)
+        if self.extend and self.tail_steps:
+            raise ValueError("--extend: cannot go with --tail-steps, which are trained behind the last step")
+        self._check_recipe()
+        self._check_objective()
+        self._check_idle()
+        if self.precision == "fp16" and self.layerwise.update == "deferred":
+            raise ValueError(
+                "--layerwise.update: fp16 scales its losses anew at each update; leave it immediate"
+            )
+
+    @property
+    def trains_tail_apart(self) -> str:
+        """What the strategy leaves untrained: fc, tail or nothing."""
+        if self.strategy not in _USED["paths"] and self.layerwise.last_decoder == "local":
+            return "tail"
+        return "fc" if self.objective == "infonce" else ""
+
+    def _check_idle(self) -> None:
+        """Refuse options that this strategy or objective does not look at."""
+        for group, used in _USED.items():
+            if group != "contrast" and self.strategy in STRATEGIES.own:
+                continue  # nobody here knows what it looks at
+            mine = used.get(self.strategy, used.get(self.objective, ()))
+            who = f"--strategy {self.strategy} by --objective {self.objective}"
+            check_idle(group, getattr(self, group), mine, who)
+
+    def _check_recipe(self) -> None:
+        if self.recipe.accumulate > 1:
+            raise ValueError(
+                "--recipe.accumulate: a supernet's batch is not run in parts; greedy and nongreedy need less "
+                "memory"
+            )
+        if self.recipe.ema:
+            raise ValueError("--recipe.ema: a supernet keeps no average of its weights; leave it at 0")
+
+    def _check_objective(self) -> None:
+        if self.tail_steps and not self.trains_tail_apart:
+            raise ValueError(
+                "--tail-steps: this training has trained the tail already; they go with --objective infonce "
+                "or --layerwise.last-decoder local"
+            )
+        if self.trains_tail_apart and not self.tail_steps:
+            raise ValueError(
+                f"--tail-steps: this training leaves the {self.trains_tail_apart} untrained, and no "
+                "architecture could be scored; give some"
+            )
+        if self.objective == "infonce" and (self.data.mixup or self.data.cutmix):
+            raise ValueError("--data.mixup and --data.cutmix: mix labels, which infonce does not use")

@@ -1,0 +1,283 @@
+"""From a config to a trained supernet: space, data, strategy, loop, records and weights in one run folder."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from supernet.engine import AccelerateEngine
+from supernet.network.documents import find_space, save_space, space_to
+from supernet.network.storage import forget_snapshots, save_snapshot, save_supernet
+from supernet.objectives import CrossEntropy, InfoNCE, Objective
+from supernet.space import Space
+from supernet.strategies import TailTraining, make_strategy
+from supernet.strategy import Strategy
+from supernet.supernet import Supernet
+from supernet.train.config import SupernetConfig
+from supernet.train.job import SupernetTraining
+from supernet.train.measure import measure, save_measured
+from supernet.train.records import Records, shift_line
+from supernet.train.shift import Shift
+from tools.cost import count_params
+from tools.images.datasets import Data, load_data
+from tools.images.loaders import make_train_loader
+from tools.images.views import Views
+from tools.layout import use_channels_last
+from tools.optim import make_optimizer, start_momentum
+from tools.options.config import flatten, to_toml
+from tools.options.shared import FREE
+from tools.run.folder import Run
+from tools.run.launch import on_main
+from tools.run.lengthen import LENGTH, lengthen
+from tools.run.loop import Loop
+from tools.run.meters import MetricsLog
+from tools.run.plan import Plan, Position
+from tools.run.stage import in_run
+from tools.run.weights import load_weights, read_weights
+from tools.seeding import seed_globals
+
+
+def train_supernet(config: SupernetConfig) -> None:
+    """Train what the config says, or continue, or say that it is done."""
+    in_run(config, _train, _summary, free=FREE, length=LENGTH if config.extend else ())
+
+
+def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
+    recipe = config.recipe
+    _check(config, accelerator)
+    weights = read_weights(Path(config.weights)) if config.weights else None
+    # The space's mistakes come to light before minutes go into reading the data.
+    find_space(config.space, num_classes=10, image_size=config.data.size)
+    data = load_data(config.data, config.seed)
+    if not len(data.validation):
+        raise ValueError("--data.validation: a supernet is judged on validation images; keep some")
+    space = find_space(
+        config.space, num_classes=data.num_classes, image_size=data.image_size, in_chs=data.channels
+    )
+    net = _supernet(config, space, accelerator)
+    if weights is not None:
+        load_weights(net, weights, source=Path(config.weights))
+    strategy, tail = _strategies(config, net, data, accelerator)
+    if config.compile:
+        compile_parts(net, config.compile_mode)
+    loader = make_train_loader(
+        data.train,
+        data,
+        config.data,
+        batch_size=recipe.batch_size,
+        seed=config.seed,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    num_steps = recipe.num_steps(loader.steps_per_epoch)
+    if config.extend:
+        on_main(accelerator, lambda: lengthen(run, config, num_steps))
+    described = space_to(space)
+    notes = {
+        "strategy": config.strategy,
+        "objective": config.objective,
+        "classes": list(data.class_names),
+        "config": to_toml(config),
+    }
+
+    def keep_best(step: int, score: float) -> None:
+        save_supernet(run.best_weights, net, notes | {"step": step, "validation_top1": score})
+
+    def note(step: int, shift: Shift | None) -> None:
+        if shift is not None:
+            with contextlib.closing(MetricsLog(run.path / "shift.jsonl")) as log:
+                log.append(step, shift_line(shift))
+        if config.records.snapshots:
+            save_snapshot(run.path, net, step, notes)
+
+    job = SupernetTraining(
+        strategy,
+        tail,
+        config,
+        accelerator,
+        num_steps=num_steps,
+        records=Records(config, data, accelerator, space),
+        keep=keep_best,
+        note=note,
+    )
+    plan = Plan(
+        num_steps=num_steps + config.tail_steps,
+        images_per_step=recipe.batch_size,
+        evaluate_every=recipe.steps_between_evaluations(loader.steps_per_epoch),
+        checkpoint_every=recipe.checkpoint_every,
+        log_every=recipe.log_every,
+        seed=config.seed,
+        identity={
+            "training images": len(data.train),
+            "classes": list(data.class_names),
+            "the space": hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12],
+        },
+    )
+    accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
+    if accelerator.is_main_process:
+        if not run.has_begun:
+            forget_snapshots(run.path)  # of a start that no checkpoint knows, perhaps with other options
+        print(*data.told, _heading(config, space, net, data, num_steps, accelerator), sep="\n", flush=True)
+        save_space(run.path / "space.json", space)
+    with contextlib.closing(loader):
+        end = Loop(job, plan, run, accelerator).run(loader.batches)
+
+    def finish() -> dict[str, Any]:
+        save_supernet(run.last_weights, net, notes | {"step": plan.num_steps})
+        if config.records.latency_batch:
+            batch = config.records.latency_batch
+            save_measured(
+                run.path / "costs.json", measure(space, batch_size=batch, device=accelerator.device)
+            )
+        results = _results(job, end, plan.num_steps)
+        run.write_results(results)
+        return results
+
+    results = on_main(accelerator, finish)
+    if results is not None:
+        print(_summary(run, results), flush=True)
+
+
+def _check(config: SupernetConfig, accelerator: Accelerator) -> None:
+    ranks = accelerator.num_processes
+    if config.recipe.batch_size < 2 * ranks:
+        raise ValueError("--recipe.batch-size: BatchNorm needs two images or more on each process")
+    if config.compile and ranks > 1 and config.sync_batchnorm:
+        raise ValueError("--compile: with several processes it goes with --no-sync-batchnorm")
+
+
+def _supernet(config: SupernetConfig, space: Space, accelerator: Accelerator) -> Supernet:
+    seed_globals(config.seed, "init")
+    net = Supernet(space, classifier_init=config.classifier_init)
+    net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
+    use_channels_last(net)
+    return net
+
+
+def _strategies(
+    config: SupernetConfig, net: Supernet, data: Data, accelerator: Accelerator
+) -> tuple[Strategy, TailTraining | None]:
+    """The strategy, and what trains the tail behind it where that is asked for."""
+    recipe = config.recipe
+    labels = CrossEntropy(
+        num_classes=data.num_classes, label_smoothing=recipe.label_smoothing, smoothing=recipe.smoothing
+    )
+    objective: Objective = labels
+    if config.objective == "infonce":
+        options = config.contrast
+        views = Views(
+            mean=data.mean,
+            std=data.std,
+            seed=config.seed,
+            scale=(options.min_area, 1.0),
+            jitter=options.jitter,
+            grey=options.grey,
+            blur=options.blur,
+        )
+        objective = InfoNCE(
+            options, views, rank=accelerator.process_index, world_size=accelerator.num_processes
+        )
+    engine = AccelerateEngine(accelerator, clip_norm=recipe.clip_norm)
+
+    def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        made = make_optimizer(recipe, parameters)
+        start_momentum(made)
+        return made
+
+    seed_globals(config.seed, "decoders")
+    strategy = make_strategy(
+        config.strategy,
+        net,
+        optimizer=optimizer,
+        seed=config.seed,
+        objective=objective,
+        engine=engine,
+        paths=config.paths,
+        layerwise=config.layerwise,
+    )
+    if not config.tail_steps:
+        return strategy, None
+    part = config.trains_tail_apart
+    tail = TailTraining(
+        net, optimizer=optimizer, seed=config.seed, objective=labels, engine=engine, part=part
+    )
+    return strategy, tail
+
+
+def compile_parts(net: Supernet, mode: str) -> None:
+    """Compile every candidate, stem and tail for itself; each is static, whatever path or layer it serves."""
+    parts: list[nn.Module] = [module for layer in net.layers for module in layer]  # type: ignore[attr-defined]
+    parts += [*net.stem, net.tail]
+    # All blocks of a kind run one and the same forward, trained, as a partner, and in evaluation.
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, 8 * len(parts))
+    torch._dynamo.config.accumulated_recompile_limit = max(
+        torch._dynamo.config.accumulated_recompile_limit, 16 * len(parts)
+    )
+    for part in parts:
+        if not isinstance(part, nn.Identity):
+            part.compile(mode=mode, dynamic=False)
+
+
+def _heading(
+    config: SupernetConfig,
+    space: Space,
+    net: Supernet,
+    data: Data,
+    num_steps: int,
+    accelerator: Accelerator,
+) -> str:
+    tail = f" and {config.tail_steps:,} of the {config.trains_tail_apart} alone" if config.tail_steps else ""
+    return (
+        f"{space.name} ({len(space.layers)} layers, {space.size:.4g} architectures, {space.num_networks:.4g} "
+        f"different networks; {count_params(net):,} params) on {config.data.name}: {len(data.train):,} "
+        f"training, {len(data.validation):,} validation images of {data.num_classes} classes\n"
+        f"{config.strategy} by {config.objective}: {num_steps:,} steps{tail} of {config.recipe.batch_size} "
+        f"on {accelerator.num_processes} x {accelerator.device.type}, {config.precision}"
+    )
+
+
+def _results(job: SupernetTraining, end: Position, num_steps: int) -> dict[str, Any]:
+    strategy = job.strategy
+    space = strategy.net.space
+    sizes = [len(layer) for layer in space.layers]
+    updates = [row[:size] for row, size in zip(strategy.updates.tolist(), sizes, strict=True)]
+    return {
+        "space": space.name,
+        "architectures": space.size,
+        "networks": space.num_networks,
+        "steps": num_steps,
+        "training_seconds": round(end.seconds, 1),
+        "updates": updates,
+        "saved_bytes_per_step": job.saved_bytes,
+        "peak_memory_bytes": job.peak,
+        "validation": {
+            "last": end.latest,
+            "best": {"step": end.best_step, "validation_top1": end.best_score} if end.best_step else None,
+        },
+    }
+
+
+def _summary(run: Run, results: dict[str, Any]) -> str:
+    lines = [f"trained {results['steps']:,} steps in {results['training_seconds']:,.0f} s"]
+    last = results["validation"]["last"]
+    accuracies = {
+        name.split("/")[1]: value for name, value in last.items() if name.startswith("validation_top1/")
+    }
+    if accuracies:
+        listed = ", ".join(f"{name} {value:.2%}" for name, value in accuracies.items())
+        lines.append(f"validation top-1 of probe architectures: {listed}; mean {last['validation_top1']:.2%}")
+    if "similarity" in last:
+        lines.append(f"mean cosine between modules of a layer: {last['similarity']:.3f}")
+    kept = results["saved_bytes_per_step"]
+    if kept is not None:
+        lines.append(f"activations kept for backward, at the peak of a step: {kept / 2**20:,.0f} MiB")
+    lines.append(f"supernet {run.last_weights}, results {run.results_path}, metrics {run.metrics_path}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Several scripts run one after the other as one piece of work."""

@@ -1,0 +1,230 @@
+"""Several scripts one after the other, as one piece of work that goes on where it was cut.
+
+A TOML file lists chapters, each with commands of the scripts in the project's root; what they leave for each
+other are the files of their runs. Free of torch.
+"""
+
+import os
+import shlex
+import sys
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools.chapters.together import KEPT, Command, run_together
+from tools.files.atomic import read_document, write_document
+from tools.files.provenance import sha256
+from tools.options.config import check_choice, suggest
+from tools.run.signals import waiting_signals
+
+ROOT = Path(__file__).resolve().parents[2]
+DONE = "chapters.json"
+"""In the folder: which commands came to a good end, and from what."""
+
+Words = tuple[str, ...]
+Made = dict[str, dict[str, str]]
+"""Sums of the "files" that a command names, and of the results of the "runs" it names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChaptersConfig:
+    """Which chapters, and where."""
+
+    run: str = "runs/demo"
+    """Folder for the runs of all chapters; starting again goes on where they ended."""
+    chapters: str = "configs/demo/chapters.toml"
+    """TOML file that lists the chapters: title, commands, and processes of each command."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu or cuda."""
+    data: str = ""
+    """Folder of the images, for chapters that need one."""
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise ValueError("--run: name a folder")
+        check_choice("--device", self.device, ("auto", "cpu", "cuda"))
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """Commands that need nothing of each other, and run at the same time."""
+
+    title: str
+    commands: tuple[Words, ...]
+    """Each a script and its options."""
+    processes: int = 1
+    """Of each command; fewer where there are fewer GPUs."""
+
+
+def tell(config: ChaptersConfig) -> None:
+    """Run what is not done yet, and say at the end what there is to look at."""
+    chapters, end = read_chapters(config)
+    file = _file(Path(config.run))
+    done = _done(file)
+    begun = time.monotonic()
+    with waiting_signals() as wish:
+        for number, chapter in enumerate(chapters, start=1):
+            left = [each for each in chapter.commands if not _is_done(each, done, config.run)]
+            before = "" if left else ": done before"
+            print(f"[{number}/{len(chapters)}] {chapter.title}{before}", flush=True)
+            if left:
+                wish.heed(KEPT)
+                made = {shlex.join(each): _made(each, config.run) for each in left}
+                run_together(_commands(chapter, left, config.device), wish)
+                done |= made
+                write_document(file, "chapters", 1, {"commands": done})
+    minutes, seconds = divmod(round(time.monotonic() - begun), 60)
+    print(f"done in {minutes} min {seconds} s" + (f"; {end}" if end else ""), flush=True)
+
+
+def read_chapters(config: ChaptersConfig) -> tuple[list[Chapter], str]:
+    """The chapters, and what to say at the end.
+
+    Raises:
+        ValueError: in one line, where the file is not what it should be.
+    """
+    name = config.chapters
+    if not os.path.exists(name) and (ROOT / name).exists():
+        name = os.path.relpath(ROOT / name)  # ours, from wherever the script is started
+    try:
+        table = tomllib.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"--chapters: cannot read '{name}': {reason}") from None
+    words = {"run": config.run, "data": config.data, "here": os.path.dirname(name) or "."}
+    places = {key: shlex.quote(word) for key, word in words.items()}
+    listed = table.get("chapters")
+    if not isinstance(listed, list) or not listed or not set(table) <= {"chapters", "end"}:
+        raise ValueError(f"--chapters: '{name}' must have [[chapters]], and may have end, and nothing else")
+    if "{data}" in str(table) and not config.data:
+        raise ValueError(f"--data: name the folder of the images; the chapters of '{name}' need one")
+    if config.data and "{data}" not in str(table):
+        raise ValueError(f"--data: the chapters of '{name}' take none; leave it out")
+    end = _filled(str(table.get("end", "")), name, places)
+    return [_chapter(each, name, places) for each in listed], end
+
+
+def _chapter(table: Any, source: str, places: Mapping[str, str]) -> Chapter:
+    shape = {"title": str, "commands": list, "processes": int}
+    whole = isinstance(table, dict) and {"title", "commands"} <= set(table) <= set(shape)
+    if not whole or any(type(value) is not shape[key] for key, value in table.items()):
+        raise ValueError(
+            f"--chapters: '{source}': each of [[chapters]] has a title, a list of commands and, if it likes, "
+            "a number of processes"
+        )
+    if table.get("processes", 1) < 1:
+        raise ValueError(f"--chapters: '{source}': '{table['title']}' needs a process or more")
+    commands = []
+    for text in table["commands"]:
+        filled = _filled(str(text), source, places)
+        try:
+            words = tuple(shlex.split(filled))
+        except ValueError as error:
+            raise ValueError(f"--chapters: '{source}': cannot read the command '{text}': {error}") from None
+        known = sorted(path.name for path in ROOT.glob("*.py"))
+        if not words or words[0] not in known:
+            hint = suggest(words[0] if words else "", known)
+            raise ValueError(f"--chapters: '{source}': '{text}' does not begin with a script of ours{hint}")
+        if "--run" not in words[:-1]:
+            raise ValueError(
+                f"--chapters: '{source}': '{text}' needs --run, by which it is known what is done"
+            )
+        commands.append(words)
+    return Chapter(table["title"], tuple(commands), table.get("processes", 1))
+
+
+def _filled(text: str, source: str, places: Mapping[str, str]) -> str:
+    try:
+        return text.format(**places)
+    except (ValueError, KeyError, IndexError, AttributeError):
+        known = ", ".join(f"{{{place}}}" for place in places)
+        raise ValueError(f"--chapters: '{source}': '{text}' has braces that are none of {known}") from None
+
+
+def _done(file: Path) -> dict[str, Made]:
+    """The commands that came to a good end, each with what it was made from."""
+    done: Any = read_document(file, "chapters", 1).get("commands") if file.exists() else {}
+    made = done.values() if isinstance(done, dict) else [None]
+    if not all(isinstance(each, dict) and {"files", "runs"} <= each.keys() for each in made):
+        raise ValueError(f"--run: {file} does not say which commands are done; remove it to do all again")
+    return dict(done)
+
+
+def _file(folder: Path) -> Path:
+    """Where it is noted what is done; the folder is made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--run: cannot write in folder '{folder}': {error.strerror}") from None
+    return folder / DONE
+
+
+def _is_done(command: Words, done: Mapping[str, Made], folder: str) -> bool:
+    """Whether it came to a good end, its run is still there, and what it was made from is the same."""
+    made = done.get(shlex.join(command))
+    place = _option(command, "--run")
+    if made is None or not (Path(place) / "config.toml").exists():
+        return False
+    now = _made(command, folder)
+    if made["runs"] != now["runs"]:
+        raise ValueError(
+            f"--run: '{place}' was made from runs that have changed since; remove it (and what was made "
+            f"from it) "
+            "to make it anew, or give a new folder"
+        )
+    return bool(made["files"] == now["files"])
+
+
+def _made(command: Words, folder: str) -> Made:
+    """Sums of what a command is made from: files it names, and results of the runs of earlier chapters."""
+    found: Made = {"files": {}, "runs": {}}
+    own = _option(command, "--run")
+    for word in command[1:]:
+        path = Path(word)
+        if path.is_relative_to(folder) and word != own:
+            path = path if path.is_file() else path / "results.json"
+            kind = "runs"
+        else:
+            kind = "files"
+        if path.is_file():
+            found[kind][word] = sha256(path)
+    return found
+
+
+def _option(command: Words, option: str) -> str:
+    return command[command.index(option) + 1]
+
+
+def _commands(chapter: Chapter, left: Sequence[Words], device: str) -> list[Command]:
+    """The commands as they are started here."""
+    several, gpus = len(left) > 1, _gpus(device) if chapter.processes > 1 or len(left) > 1 else 0
+    processes = min(chapter.processes, gpus or chapter.processes)
+    found = []
+    for place, command in enumerate(left):
+        script = [os.path.relpath(ROOT / command[0]), *command[1:], "--device", device]
+        launcher = []
+        if processes > 1:
+            launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+            # Said, so that it does not say that it assumes them.
+            launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+            # Any free port: another launch may be under way on this machine.
+            launcher += ["--main_process_port", "0"]
+        variables = {}
+        if several and processes == 1 and gpus > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
+            variables["CUDA_VISIBLE_DEVICES"] = str(place % gpus)
+        shown = ["accelerate", "launch", *launcher[2:]] if launcher else ["python"]
+        print(f"    {shlex.join([*shown, *script])}", flush=True)
+        name = os.path.basename(_option(command, "--run")) + ": " if several else ""
+        found.append(Command([sys.executable, *launcher, *script], command[0], name, variables))
+    return found
+
+
+def _gpus(device: str) -> int:
+    if device == "cpu":
+        return 0
+    import torch  # takes seconds, and only some chapters need to know
+
+    return torch.cuda.device_count()

@@ -1,0 +1,226 @@
+"""Where the images of each data set come from.
+
+Images are in colour, but for the sets that are grey throughout (mnist, fashion_mnist). Nothing is
+unpickled but files whose sum is known, or arrays by a reader that knows nothing else.
+"""
+
+import fcntl
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tools.images import shapes
+from tools.images.images import ArrayImages, FolderImages, Images, from_names, list_classes, list_images
+from tools.images.inspection import inspect, sentences, without_broken
+from tools.images.options import DataConfig
+
+SHAPES_SEED = 0
+"""shapes is one data set, as CIFAR-10 is one: the run's seed splits it, but never draws other images."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the files hold, before it is split."""
+
+    train: Images
+    test: Images | None
+    class_names: tuple[str, ...]
+    validation: Images | None = None
+    told: tuple[str, ...] = ()
+    """Sentences for the user on what was read."""
+
+
+def read_source(config: DataConfig) -> Source:
+    """Open the data set that the options name; a ValueError says what is missing and what to do."""
+    if config.name == "shapes":
+        return _read_shapes(config)
+    root = Path(config.root)
+    if not root.is_dir() and not config.download:
+        raise ValueError(f"--data.root: {root} is not a folder; {_cure(config)}")
+    if config.known.torchvision:
+        return _read_torchvision(config, root)
+    readers = {
+        "tiny-imagenet": _read_tiny_imagenet,
+        "imagenet32": _read_imagenet32,
+        "imagenet": _read_imagenet,
+        "folder": _read_folder,
+    }
+    return readers[config.name](config, root)
+
+
+def _cure(config: DataConfig) -> str:
+    fetch = "; --data.download fetches it" if config.known.torchvision else ""
+    return f"for {config.name} put there {config.known.layout}{fetch}"
+
+
+def _read_shapes(config: DataConfig) -> Source:
+    num_classes = config.num_classes or config.known.num_classes
+
+    def split(name: str, count: int) -> ArrayImages:
+        if count < num_classes:
+            raise ValueError(f"--data.{name}-size: {count} images are too few for {num_classes} classes")
+        images, labels = shapes.generate(
+            count, num_classes=num_classes, image_size=config.size, seed=SHAPES_SEED, split=name
+        )
+        return ArrayImages(torch.from_numpy(images), torch.from_numpy(labels))
+
+    names = tuple(shapes.class_names(num_classes))
+    return Source(
+        split("train", config.train_size or 10_000), split("test", config.test_size or 2_000), names
+    )
+
+
+def _read_torchvision(config: DataConfig, root: Path) -> Source:
+    """torchvision compares CIFAR's files with their known sums before it unpickles them."""
+    make = getattr(torchvision.datasets, config.known.torchvision)
+    with _alone(root, config.download), warnings.catch_warnings():
+        # NumPy objects to how the official CIFAR pickles spell a dtype.
+        warnings.filterwarnings("ignore", message=r"dtype\(\): align", category=Warning)
+        try:
+            train, test = (make(root, train=part, download=config.download) for part in (True, False))
+        except (RuntimeError, OSError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"--data.root: {config.name} cannot be read from {root}: a file is missing or is not the "
+                f"official one ({str(error).split('.')[0]}); {_cure(config)}"
+            ) from None
+    names = tuple(str(name) for name in train.classes)
+    return Source(_from_array(train.data, train.targets), _from_array(test.data, test.targets), names)
+
+
+@contextmanager
+def _alone(root: Path, download: bool) -> Iterator[None]:
+    """Of several processes on one machine the first downloads; the others wait and then find the files."""
+    if not download:
+        yield
+        return
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / ".download.lock").open("w")
+    except OSError as error:
+        raise ValueError(f"--data.root: cannot write in {root}: {error.strerror}") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _from_array(images: "NDArray[np.uint8] | Tensor", labels: "Tensor | list[int]") -> ArrayImages:
+    pixels = torch.as_tensor(images)
+    if pixels.dim() == 3:
+        pixels = pixels[..., None]
+    return ArrayImages(pixels.contiguous(), torch.as_tensor(labels, dtype=torch.int64))
+
+
+def _read_tiny_imagenet(config: DataConfig, root: Path) -> Source:
+    train = _subfolder(config, root, "train")
+    classes = list_classes(train)
+    annotations = root / "val" / "val_annotations.txt"
+    if not annotations.is_file():
+        raise ValueError(f"--data.root: {annotations} is missing; {_cure(config)}")
+    rows = [line.split("\t") for line in annotations.read_text().splitlines() if line.strip()]
+    numbers = {name: label for label, name in enumerate(classes)}
+    if any(len(row) < 2 or row[1] not in numbers for row in rows):
+        raise ValueError(f"--data.root: {annotations} names classes that {train} does not have")
+    test = from_names(root / "val" / "images", [row[0] for row in rows], [numbers[row[1]] for row in rows])
+    return Source(list_images(train, classes, "images"), test, tuple(classes))
+
+
+def _read_imagenet(config: DataConfig, root: Path) -> Source:
+    train, val = _subfolder(config, root, "train"), _subfolder(config, root, "val")
+    classes = list_classes(train)
+    parts = {"train": list_images(train, classes), "val": list_images(val, classes)}
+    told: tuple[str, ...] = ()
+    if config.skip_broken:  # a look at a million files takes minutes, and these are known to be whole
+        parts, told = _looked_at(parts, root, classes, config)
+    return Source(parts["train"], parts["val"], tuple(classes), told=told)
+
+
+def _read_folder(config: DataConfig, root: Path) -> Source:
+    train = root / "train" if (root / "train").is_dir() else root
+    classes = list_classes(train)
+    parts = {"train": list_images(train, classes)}
+    for name in ("valid", "validation"):
+        if train != root and (root / name).is_dir():
+            raise ValueError(f"--data.root: {root / name} would be overlooked; call it {root / 'val'}")
+    for name in ("val", "test"):
+        part = root / name
+        if train != root and part.is_dir():
+            if (found := list_classes(part)) != classes:
+                odd = sorted(set(found) ^ set(classes))[0]
+                raise ValueError(f"--data.root: {part} and {train} differ in their classes, such as {odd}")
+            parts[name] = list_images(part, classes)
+    parts, told = _looked_at(parts, root, classes, config)
+    return Source(parts["train"], parts.get("test"), tuple(classes), parts.get("val"), told)
+
+
+def _looked_at(
+    parts: dict[str, FolderImages], root: Path, classes: list[str], config: DataConfig
+) -> tuple[dict[str, FolderImages], tuple[str, ...]]:
+    """The parts without what cannot be decoded, and what is to be said of them."""
+    inspected = {name: inspect(images) for name, images in parts.items()}
+    sound = without_broken(inspected, root, config)
+    return sound, tuple(sentences(inspected, root, classes, config))
+
+
+def _subfolder(config: DataConfig, root: Path, name: str) -> Path:
+    if not (root / name).is_dir():
+        raise ValueError(f"--data.root: {root} has no folder {name}; {_cure(config)}")
+    return root / name
+
+
+def _read_imagenet32(config: DataConfig, root: Path) -> Source:
+    train = [_read_batch(config, root, f"train_data_batch_{number}") for number in range(1, 11)]
+    images, labels = (torch.cat(parts) for parts in zip(*train, strict=True))
+    test = ArrayImages(*_read_batch(config, root, "val_data"))
+    # The distribution numbers its classes and does not name them.
+    names = tuple(str(number) for number in range(1, config.known.num_classes + 1))
+    return Source(ArrayImages(images, labels), test, names)
+
+
+def _read_batch(config: DataConfig, root: Path, name: str) -> tuple[Tensor, Tensor]:
+    """One file of the downsampled ImageNet: rows of 3 x 32 x 32 bytes, labels from 1."""
+    path = root / f"{name}.npz"
+    path = path if path.is_file() else root / name
+    if not path.is_file():
+        raise ValueError(f"--data.root: {path} is missing; {_cure(config)}")
+    try:
+        with path.open("rb") as file:
+            content: Mapping[str, Any] = (
+                np.load(file, allow_pickle=False) if path.suffix == ".npz" else _ArraysOnly(file).load()
+            )
+            rows, labels = np.asarray(content["data"]), np.asarray(content["labels"], dtype=np.int64)
+        pixels = torch.from_numpy(rows.reshape(-1, 3, 32, 32))
+    except Exception as error:
+        raise ValueError(f"{path}: is not a file of the downsampled ImageNet ({error})") from None
+    return pixels.permute(0, 2, 3, 1).contiguous(), torch.from_numpy(labels) - 1
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles arrays and plain values; anything else in the file is refused before it can run."""
+
+    ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="latin1")
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)

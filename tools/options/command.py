@@ -1,0 +1,88 @@
+"""A root script's way in and out: parse, run, and turn each ending into one line and an exit code."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from tools.failures import Interrupted, RunFailed
+from tools.options import plugins
+from tools.options.config import given, parse
+
+Config = TypeVar("Config")
+
+HOUSE = Path(__file__).resolve().parents[2]
+FLOORS = ("tools", "local_learning", "supernet", "search", "retrain")
+
+
+def main(
+    cls: type[Config], run: Callable[[Config], None], description: str | None, *, bare: bool = False
+) -> None:
+    """Parse the command line into a `cls` and hand it to `run`.
+
+    `description` says what the script does, with examples. Without any option only that is shown, for the
+    defaults may be hours of work; a script that is meant to be called so is `bare`.
+
+    Exit codes: 2 for a user's mistake, 1 for a run that cannot go on, 128 + signal for an interrupted one.
+    """
+    try:
+        if not (sys.argv[1:] or bare):
+            raise ValueError(_usage(description or ""))
+        plugins.load_asked(*given(sys.argv[1:], "plugins"))
+        run(parse(cls, sys.argv[1:], prog=Path(sys.argv[0]).name, description=description or ""))
+    except ValueError as error:
+        if not is_ours(error):
+            raise
+        # Every process meets the same mistake; one on each machine says so.
+        _leave(str(error), 2, speaks=os.environ.get("LOCAL_RANK", "0") == "0")
+    except RunFailed as error:
+        _leave(str(error), 1, speaks=not error.everyone or _rank() == 0)
+    except MemoryError as error:
+        reason = f" ({error})" if str(error) else ""
+        _leave(
+            f"out of memory{reason}; where images fill it, --data.train-size takes fewer of them and "
+            "--data.loader stream keeps them in their files",
+            1,
+        )
+    except Interrupted as error:
+        _leave(str(error), 128 + error.signum, speaks=_rank() == 0)
+    except KeyboardInterrupt:
+        _leave("interrupted at once; what was saved is kept", 128 + signal.SIGINT)
+
+
+def is_ours(error: ValueError) -> bool:
+    """A ValueError of our own code is for the user; from anywhere else it is a bug to be seen whole."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return True
+    raised_in = Path(frames[-1].filename).resolve()
+    # Other libraries lie inside a checkout (.venv), and around an installation.
+    ours = raised_in.parent == HOUSE or any(raised_in.is_relative_to(HOUSE / floor) for floor in FLOORS)
+    return ours and not plugins.is_plugin(raised_in)
+
+
+def _usage(description: str) -> str:
+    return (
+        f"give some options; without any, nothing is begun\n\n{description.strip()}\n\n"
+        "--help explains all options."
+    )
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _leave(message: str, code: int, *, speaks: bool = True) -> NoReturn:
+    name = Path(sys.argv[0]).name
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    where = f"{name}: rank {_rank()}" if several else name
+    if speaks:
+        print(f"{where}: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    # Not sys.exit: with a peer gone, tearing down a process group can hang for its whole timeout.
+    if several or code == 1:
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,334 @@
+"""Options: a TOML file first, flags over it, and back to TOML.
+
+A config is a frozen dataclass of plain values (bool, int, float, str, tuples of these) and of other
+such dataclasses; a string under a field is its help. This module must stay free of torch: options are
+parsed, and `--help` is answered, before anything heavy is imported.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import difflib
+import io
+import itertools
+import json
+import math
+import re
+import tomllib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+from tools.options.hints import options_meant
+
+Config = TypeVar("Config")
+
+CONFIG_FLAG = "--config"
+
+_PLAINLY = {
+    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not a whole number",
+    r"could not convert string to float: (.*)": r"\1 is not a number",
+    r"Could not (?:find valid parse for|parse) arguments:? \[(.*?)\].*": r"takes numbers, which \1 are not",
+    r"^Missing value for argument '(.*)'. Expected (\d+) values?.*": r"\1: the value is missing; it takes \2",
+    r"^Unrecognized options: (.*)": r"\1: belongs to no option; every value follows one that takes it",
+}
+"""What tyro says, and how we say it."""
+
+
+def parse(cls: type[Config], arguments: Sequence[str], *, prog: str, description: str) -> Config:
+    """The config that the file named by `--config` and the flags over it describe.
+
+    A mistake is a ValueError of one line. `--help` prints and exits.
+    """
+    path, flags = _split_config_flag(arguments)
+    # Unchecked: what the file leaves open, such as a data folder, a flag may give.
+    default = cls()
+    if path:
+        default = _build(default, _table(_read(path), path), "", path, _unchecked)
+    _check_names(cls, flags)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                cls,
+                default=default,
+                args=flags,
+                prog=prog,
+                description=f"{description.strip()}\n\n{CONFIG_FLAG} FILE.toml gives options from a file, "
+                "such as the config.toml of an earlier run; flags go over it.",
+            )
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        raise ValueError(_one_line(said.getvalue()) + (f" (with {path})" if path else "")) from None
+
+
+def given(arguments: Sequence[str], name: str) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """The words for an option: those of the flags (None without it), and those of the file of `--config`."""
+    path, flags = _split_config_flag(arguments)
+    from_flags: tuple[str, ...] | None = None
+    for index, argument in enumerate(flags):
+        first, equals, value = argument.partition("=")
+        if first == flag(name):
+            if from_flags is not None:
+                raise ValueError(f"{first}: give it once, with all its values behind it")
+            rest = itertools.takewhile(lambda word: not word.startswith("-"), flags[index + 1 :])
+            from_flags = (*([value] if equals else []), *rest)
+    words = _table(_read(path), path).get(name, ()) if path else ()
+    from_file = tuple(word for word in words if isinstance(word, str)) if isinstance(words, list) else ()
+    return from_flags, from_file
+
+
+def to_toml(config: Any) -> str:
+    """The whole config as TOML; `from_toml` gives it back equal."""
+    return "\n".join(_toml_lines(config, "")).lstrip("\n") + "\n"
+
+
+def from_toml(cls: type[Config], text: str, *, source: str, checked: bool = True) -> Config:
+    """The config that a TOML text describes; what it leaves out keeps its default in `cls`.
+
+    Not `checked`, it may name files that are gone: notes of what was once done.
+    """
+    return _build(cls(), _table(text, source), "", source, _checked if checked else _unchecked)
+
+
+def of_run(cls: type[Config], text: str, *, source: str, checked: bool = True) -> Config:
+    """The config of a run, from the text of its config.toml or of its weights' notes.
+
+    A run of before may lack an option of today. What it then did is in `cls.EARLIER`, by dotted name, as a
+    value or as a function of the config. Where that is silent, all runs did what the default says.
+    """
+    return with_earlier(from_toml(cls, text, source=source, checked=checked), text, source)
+
+
+def with_earlier(config: Config, text: str, source: str) -> Config:
+    """The config, with what a run did in place of defaults that were others when it began."""
+    table = _table(text, source)
+    now, default = flatten(config), flatten(type(config)())
+    for name, earlier in getattr(config, "EARLIER", {}).items():
+        value = earlier(config) if callable(earlier) else earlier
+        if now[name] == default[name] and _at(table, name, value) == value:
+            config = _with(config, name.split("."), value)
+    return config
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The config's values by dotted option name."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a dotted field name."""
+    return "--" + name.replace("_", "-")
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """A clause that points to the nearest known word, or lists a few, or is empty."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known: {', '.join(known)}" if 0 < len(known) <= 20 else ""
+
+
+def check_choice(option: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a value that is not one of the known words."""
+    if value not in known:
+        raise ValueError(f"{option}: unknown value '{value}'{suggest(value, known)}")
+
+
+def check_range(
+    option: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False
+) -> None:
+    """Refuse a number outside [low, high], or (low, high] with `open_low`."""
+    if not math.isfinite(value) or not (low < value if open_low else low <= value) or not value <= high:
+        bound = f"over {low:g}" if open_low else f"at least {low:g}"
+        limit = f" and at most {high:g}" if high != float("inf") else ""
+        finite = "" if math.isfinite(value) else "finite and "
+        raise ValueError(f"{option}: {value:g} is out of range; it must be {finite}{bound}{limit}")
+
+
+def check_idle(group: str, options: Any, used: Collection[str], who: str) -> None:
+    """Refuse options of a group that differ from their defaults and that nobody would look at."""
+    for field in dataclasses.fields(options):
+        if field.name not in used and getattr(options, field.name) != field.default:
+            raise ValueError(f"{flag(f'{group}.{field.name}')}: {who} does not look at it; leave it out")
+
+
+def _split_config_flag(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    flags, path = [], ""
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == CONFIG_FLAG or argument.startswith(CONFIG_FLAG + "="):
+            value = argument[len(CONFIG_FLAG) + 1 :] or next(rest, "")
+            if not value or path:
+                raise ValueError(f"{CONFIG_FLAG}: takes the name of one TOML file")
+            path = value
+        else:
+            flags.append(argument)
+    return path, flags
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
+        raise ValueError(f"{CONFIG_FLAG}: cannot read '{path}': {reason}") from None
+
+
+def _fields(cls: type[Any]) -> Iterator[tuple[str, Any]]:
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        yield field.name, hints[field.name]
+
+
+def _option_names(cls: type[Any], prefix: str = "") -> list[str]:
+    names = []
+    for name, kind in _fields(cls):
+        if dataclasses.is_dataclass(kind):
+            assert isinstance(kind, type)
+            names += _option_names(kind, f"{prefix}{name}.")
+        else:
+            names.append(flag(prefix + name))
+            if kind is bool:
+                names.append(flag(f"{prefix}no-{name}"))
+    return names
+
+
+def _check_names(cls: type[Any], flags: Sequence[str]) -> None:
+    known = [*_option_names(cls), CONFIG_FLAG, "--help"]
+    for argument in flags:
+        name = argument.split("=", 1)[0].replace("_", "-")
+        if name.startswith("--") and name not in known:
+            meant = options_meant(name, known)
+            hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else suggest(name, known)
+            raise ValueError(f"unknown option '{name}'{hint}")
+
+
+def _one_line(boxed: str) -> str:
+    """What tyro's boxed message says, without box, hints and prefixes."""
+    lines = [re.sub(r"^│\s?(.*?)\s*│$", r"\1", line) for line in boxed.splitlines()]
+    body: list[str] = []
+    for line in lines[1:]:
+        if line.strip().startswith(("─", "╰", "---")):  # the last where a terminal has no such signs
+            if body:
+                break
+            continue
+        body.append(line.strip())
+    text = " ".join(part for part in body if part)
+    text = re.sub(r"^Error parsing ([\w.\-]+): (--)", r"\2", text)
+    text = re.sub(r"^Error parsing (?=--)", "", text)
+    for said, meant in _PLAINLY.items():
+        text = re.sub(said, meant, text)
+    return text
+
+
+def _at(table: Any, name: str, otherwise: Any) -> Any:
+    """What a table says of a dotted option name, if it says anything."""
+    for part in name.split("."):
+        keys = {key.replace("-", "_"): key for key in table} if isinstance(table, dict) else {}
+        if part not in keys:
+            return otherwise
+        table = table[keys[part]]
+    return table
+
+
+def _with(config: Config, path: Sequence[str], value: Any) -> Config:
+    """A copy with another value at the end of a path of field names, unchecked as the original may be."""
+    first, *rest = path
+    copied = copy.copy(config)
+    object.__setattr__(copied, first, _with(getattr(config, first), rest, value) if rest else value)
+    return copied
+
+
+def _toml_lines(config: Any, prefix: str) -> Iterator[str]:
+    tables = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            tables.append((f"{prefix}{field.name}", value))
+        else:
+            yield f"{field.name} = {_toml_value(value)}"
+    for name, table in tables:
+        yield f"\n[{name}]"
+        yield from _toml_lines(table, f"{name}.")
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    assert isinstance(value, tuple), f"a config holds plain values, not {type(value).__name__}"
+    return "[" + ", ".join(map(_toml_value, value)) + "]"
+
+
+def _table(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ValueError(f"{source}: not valid TOML: {error}") from None
+
+
+def _checked(cls: type[Any], values: dict[str, Any], source: str) -> Any:
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def _unchecked(cls: type[Any], values: dict[str, Any], source: str) -> Any:
+    config = object.__new__(cls)
+    for name, value in values.items():
+        object.__setattr__(config, name, value)
+    return config
+
+
+def _build(
+    default: Config,
+    table: dict[str, Any],
+    prefix: str,
+    source: str,
+    make: Callable[[type[Any], dict[str, Any], str], Any],
+) -> Config:
+    """What a table says over the values of `default`: the parent's, which need not be those of its class."""
+    cls = type(default)
+    kinds = dict(_fields(cls))
+    values = dict(vars(default))
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in kinds:
+            raise ValueError(f"{source}: unknown key '{prefix}{key}'{suggest(key, list(kinds))}")
+        kind = kinds[name]
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise ValueError(f"{source}: '{prefix}{key}' is a table, [{prefix}{key}], not a value")
+            values[name] = _build(values[name], value, f"{prefix}{key}.", source, make)
+        else:
+            values[name] = _convert(kind, value, f"{prefix}{key}", source)
+    built: Config = make(cls, values, source)
+    return built
+
+
+def _convert(kind: Any, value: Any, name: str, source: str) -> Any:
+    if get_origin(kind) is tuple and isinstance(value, list):
+        element = get_args(kind)[0]
+        return tuple(_convert(element, item, name, source) for item in value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is not type(value):
+        wanted = "list" if get_origin(kind) is tuple else kind.__name__
+        raise ValueError(f"{source}: '{name}' must be of type {wanted}, not {value!r}")
+    return value

@@ -1,0 +1,1 @@
+"""What a run needs while it works: its folder, the loop, processes that agree, checkpoints, weights."""

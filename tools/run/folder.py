@@ -1,0 +1,199 @@
+"""A run is one folder: its config, metrics, checkpoints and results.
+
+Starting on an existing run continues it; on one whose config differs, the differing options are named.
+"""
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from tools.failures import RunFailed
+from tools.files.atomic import read_document, write_bytes, write_document
+from tools.options.config import flag, flatten, of_run, to_toml, with_earlier
+from tools.options.plugins import digests
+
+LOCK_PATIENCE_S = 60.0
+MADE_BY = "# made by "
+"""In front of the options in config.toml: the script's name follows."""
+
+Config = TypeVar("Config")
+
+
+class Run:
+    """One run's folder and the places in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_path = path / "config.toml"
+        self.metrics_path = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.last_weights = path / "weights.safetensors"
+        self.best_weights = path / "best.safetensors"
+        self.results_path = path / "results.json"
+        self.evaluations_path = path / "evaluations.jsonl"
+        self.plugins_path = path / "plugins.json"
+        self._lock: TextIO | None = None
+
+    def open(self, config: Any, *, free: Collection[str]) -> None:
+        """Make the folder ready for this config; for one process of the run only.
+
+        `free` names the options that may change from one start to the next: no result depends on them.
+        """
+        if self.path.is_file():
+            raise ValueError(f"--run: '{self.path}' is a file; a run is a folder")
+        if (
+            not self.config_path.exists()
+            and self.path.is_dir()
+            and any(map(_is_foreign, self.path.iterdir()))
+        ):
+            raise ValueError(
+                f"--run: '{self.path}' holds files but no run; name a new folder or the folder of a run"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise ValueError(f"--run: cannot write in folder '{self.path}': {error.strerror}") from None
+        self._take_lock(self._lock)
+        # Until the first checkpoint nothing depends on the options: a mistake may be mended in place.
+        if self.config_path.exists() and self.has_begun:
+            self._compare(config, free)
+            if "plugins" not in free:
+                self.check_plugins(config)
+        if not self.results_path.exists():
+            self.keep_config(config)
+            self._keep_plugins(config)
+
+    def keep_config(self, config: Any) -> None:
+        """Write by which options the run is made."""
+        write_bytes(self.config_path, f"{MADE_BY}{_script()}\n{to_toml(config)}".encode())
+
+    def differs(self, config: Any, options: Collection[str]) -> bool:
+        """Whether these options are not those that the run was made with."""
+        text = self.config_path.read_text("utf-8", errors="replace")
+        old = flatten(of_run(type(config), text, source=str(self.config_path), checked=False))
+        return any(value != old[name] for name, value in flatten(config).items() if name in options)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint, a score, or the result, of work with the config."""
+        found = self.path.glob("**/checkpoints/step-*.json")
+        return self.results_path.exists() or self.evaluations_path.exists() or any(True for _ in found)
+
+    def part(self, name: str) -> "Run":
+        """A stage of this run with metrics and checkpoints of its own, in a folder inside."""
+        part = Run(self.path / name)
+        try:
+            part.path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunFailed(f"cannot make {part.path}: {error.strerror}") from error
+        return part
+
+    def close(self) -> None:
+        """Let other processes work on the run."""
+        if self._lock:
+            self._lock.close()
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What the finished run found; None while it is not finished."""
+        return read_document(self.results_path, "results", 1) if self.results_path.exists() else None
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Mark the run as finished."""
+        try:
+            write_document(self.results_path, "results", 1, results)
+        except ValueError:  # JSON has no such numbers
+            raise RunFailed(
+                "the training has diverged: the weights are finite, but losses by them are not; start a new "
+                "run with a lower --recipe.lr"
+            ) from None
+
+    def continued(self, config: Config) -> Config:
+        """The config to go on with: options at their default stay at what that was when the run began."""
+        if not self.has_begun or not self.config_path.exists():
+            return config
+        return with_earlier(
+            config, self.config_path.read_text("utf-8", errors="replace"), str(self.config_path)
+        )
+
+    def _compare(self, config: Any, free: Collection[str]) -> None:
+        text = self.config_path.read_text("utf-8", errors="replace")
+        first = text.partition("\n")[0]
+        maker = first.removeprefix(MADE_BY) if first.startswith(MADE_BY) else ""
+        try:
+            old = flatten(of_run(type(config), text, source=str(self.config_path)))
+        except ValueError as error:
+            if maker == _script():
+                raise
+            whose = f"{maker}, and this is {_script()}" if maker else f"another script or version: {error}"
+            raise ValueError(f"--run: '{self.path}' was made by {whose}; name a new folder") from None
+        new = flatten(config)
+        # Of plug-ins it is what they say that counts, not where they lie.
+        free = {*free, "plugins"}
+        differing = [name for name in new if name not in free and old[name] != new[name]]
+        if differing:
+            listed = ", ".join(f"{flag(name)} (was {old[name]!r}, is {new[name]!r})" for name in differing)
+            raise ValueError(
+                f"--run: '{self.path}' was made with other options: {listed}; "
+                "give those again to continue it, or name a new folder"
+            )
+
+    def check_plugins(self, config: Any) -> None:
+        """Refuse to go on with other files of the user's own parts than those that are on record."""
+        if not self.plugins_path.exists():
+            return
+        before: dict[str, str] = read_document(self.plugins_path, "plugins", 1)["sha256"]
+        now = digests(getattr(config, "plugins", ()))
+        if sorted(before.values()) == sorted(now.values()):
+            return
+        names = {name for name in now if now[name] not in before.values()}
+        names |= {name for name in before if before[name] not in now.values()}
+        words = {(True, True): "has changed", (True, False): "is not given any more"}
+        told = [f"'{name}' {words.get((name in before, name in now), 'is new')}" for name in sorted(names)]
+        raise ValueError(
+            f"--plugins: since '{self.path}' began, {', '.join(told)}; give what it began with, or name a "
+            f"new folder (to go on all the same, remove {self.plugins_path})"
+        )
+
+    def _keep_plugins(self, config: Any) -> None:
+        """Put on record by which files of the user's own parts the run is made."""
+        found = digests(getattr(config, "plugins", ()))
+        if found:
+            write_document(self.plugins_path, "plugins", 1, {"sha256": found})
+        else:
+            self.plugins_path.unlink(missing_ok=True)
+
+    def _take_lock(self, lock: TextIO) -> None:
+        """Wait a while for a process that is just ending here; two must never write one run."""
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    lock.seek(0)
+                    holder = lock.read().strip()
+                    raise ValueError(
+                        f"--run: process {holder} is working on '{self.path}'; stop it or name a new folder"
+                    ) from None
+                time.sleep(0.2)
+            except OSError:  # a file system without locks: then it is the user who must not start twice
+                break
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+
+
+def _script() -> str:
+    return Path(sys.argv[0]).name
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is none of those that a start cut short leaves behind."""
+    return path.name not in (".lock", ".config.toml.tmp")

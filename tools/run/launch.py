@@ -1,0 +1,155 @@
+"""From a few options to an Accelerator: device, precision, processes, threads, trackers."""
+
+import ctypes
+import os
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    LoggerType,
+    broadcast_object_list,
+)
+
+from tools.failures import RunFailed
+from tools.options.config import check_choice
+
+Result = TypeVar("Result")
+
+# How long a collective waits for a rank that is alive but silent. A rank that dies is noticed at once by
+# gloo; with NCCL it is the launcher that ends the others.
+SILENCE = timedelta(minutes=10)
+
+MIXED = ("bf16", "fp16")
+"""Kinds of mixed precision."""
+
+
+def launch(
+    *, device: str, precision: str, threads: int, trackers: tuple[str, ...], folder: Path
+) -> Accelerator:
+    """An Accelerator for this process, one of as many as the launcher started."""
+    _check_trackers(trackers)
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ValueError("--device: this machine has no CUDA device; use --device cpu or auto")
+    cpu = device == "cpu" or not available
+    if cpu and precision == "fp16":
+        raise ValueError("--precision: fp16 needs a CUDA device; use bf16 or fp32 on CPU")
+    if cpu:
+        torch.set_num_threads(threads or _fair_share_of_cores())
+        _keep_freed_memory()
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=precision if precision in MIXED else "no",
+            log_with=list(trackers) or None,
+            project_dir=folder,
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[
+                # Whoever reads BatchNorm statistics makes them equal first; a broadcast each step is waste.
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=SILENCE),
+            ],
+        )
+    except ValueError as error:
+        raise ValueError(f"--precision: {error}") from None
+    return accelerator
+
+
+def unheard(precision: str, num_processes: int, variables: Mapping[str, str]) -> list[str]:
+    """What `accelerate launch` was asked for that does not come about, each with its cure.
+
+    The launcher tells its wishes by environment variables. Where it starts a single process it sets
+    ACCELERATE_USE_CPU, and an address for others to meet at if it was asked for several.
+    """
+    found = []
+    if num_processes == 1 and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= set(variables):
+        found.append(
+            "one process does all the work, though accelerate launch prepared for several (MASTER_ADDR is "
+            "set): with --cpu, or without two GPUs and --multi_gpu, it starts one, whatever --num_processes "
+            "says. Give it --multi_gpu --num_processes N; on CPU, give the script --device cpu as well"
+        )
+    asked = variables.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", precision):
+        cure = f"--precision {asked}" if asked in MIXED else f"--precision {' or '.join(MIXED)}"
+        found.append(
+            f"--mixed_precision {asked} of accelerate launch is not looked at: --precision decides, and is "
+            f"{precision}; give the script {cure} for mixed precision"
+        )
+    return found
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
+    """Run an action on the first process only; its failure is every process's failure."""
+    result: Result | None = None
+    failure: Exception | None = None
+    if accelerator.is_main_process:
+        try:
+            result = action()
+        except (ValueError, RunFailed) as error:
+            failure = error
+        except OSError as error:
+            failure = RunFailed(f"{error.filename}: {error.strerror}", everyone=True)
+    told = [(type(failure).__name__, str(failure)) if failure else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(told)
+    if failure:
+        raise failure
+    if told[0] is not None:
+        name, message = told[0]
+        raise RunFailed(message, everyone=True) if name == RunFailed.__name__ else ValueError(message)
+    return result
+
+
+def on_every(action: Callable[[], Result], control: torch.distributed.ProcessGroup) -> list[Result]:
+    """Run an action on every process, and tell all what came of it; one's failure is everyone's failure."""
+    outcome: tuple[Result | None, str] = (None, "")
+    try:
+        outcome = (action(), "")
+    except (ValueError, RunFailed) as error:
+        outcome = (None, str(error))
+    except OSError as error:
+        outcome = (None, f"{error.filename}: {error.strerror}")
+    outcomes: list[Any] = [None] * torch.distributed.get_world_size(control)
+    torch.distributed.all_gather_object(outcomes, outcome, group=control)
+    for rank, (_, failure) in enumerate(outcomes):
+        if failure:
+            raise RunFailed(f"rank {rank}: {failure}", everyone=True)
+    return [result for result, _ in outcomes]
+
+
+def _check_trackers(trackers: tuple[str, ...]) -> None:
+    known = [str(tracker) for tracker in LoggerType]
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in trackers:
+        check_choice("--trackers", tracker, known)
+        if tracker not in installed and tracker != "all":
+            raise ValueError(f"--trackers: the package of {tracker} is not installed")
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a step frees: the next step's activations then need no fresh pages (5 % faster).
+
+    Where there is no glibc, nothing is lost but that.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        trim_threshold, top_pad, mmap_max = -1, -2, -4  # the names in malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
+        mallopt(top_pad, 64 << 20)
+
+
+def _fair_share_of_cores() -> int:
+    """All cores this process may use, shared with the other ranks on this machine.
+
+    Launchers set OMP_NUM_THREADS=1 by default, which would leave the other cores idle.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
