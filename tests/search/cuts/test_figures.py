@@ -165,4 +165,4 @@ def test_figures_are_drawn_without_torch_and_without_pyplot() -> None:
     code = (
         "import search.figures, sys; sys.exit(bool({'torch', 'matplotlib.pyplot'}.intersection(sys.modules)))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

@@ -17,7 +17,7 @@ from supernet.network.documents import save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture
 from tests.forked import run
-from tests.retrain.test_export import ALONE
+from tests.retrain.export.test_run import ALONE
 from tools.images.datasets import load_data
 from tools.images.images import ArrayImages
 from tools.images.options import DataConfig

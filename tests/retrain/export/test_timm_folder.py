@@ -24,7 +24,7 @@ from supernet.network.documents import space_from, space_to
 from supernet.presets import preset
 from supernet.space import Architecture, Space
 from supernet.supernet import build_architecture
-from tests.retrain.exporting import of_space, save, shapes_images, train_a_little
+from tests.retrain.export.exporting import of_space, save, shapes_images, train_a_little
 from tools.cost import count_macs, count_params
 from tools.images.augment import Normalise
 from tools.images.options import DataConfig

@@ -26,8 +26,8 @@ from supernet.presets import preset
 from supernet.space import Architecture
 from supernet.supernet import build_architecture
 from tests.forked import run
-from tests.retrain.exporting import save, shapes_images, train_a_little
-from tests.retrain.test_export_timm import own
+from tests.retrain.export.exporting import save, shapes_images, train_a_little
+from tests.retrain.export.test_timm_folder import own
 from tests.script import SMALL
 from tools.cost import count_macs, count_params
 from tools.images.options import DataConfig

@@ -36,7 +36,7 @@ NOTES = {
 ONE_WRITER = """
 import sys
 from pathlib import Path
-from tests.tools.test_weights import NOTES, network
+from tests.tools.run.test_weights import NOTES, network
 from tools.run.weights import load_weights, read_weights, save_weights
 
 net, given = network(), Path(sys.argv[2])
@@ -80,7 +80,7 @@ def test_the_order_of_the_notes_is_all_that_differs_from_the_librarys_own_file(t
 
 
 def test_weights_are_written_in_one_place_alone() -> None:
-    house = Path(__file__).resolve().parents[2]
+    house = Path(__file__).resolve().parents[3]
     writers = re.compile(r"safetensors\.(torch|numpy)\.save|serialize_file|save_model")
     for package in ("tools", "local_learning", "supernet", "search", "retrain"):
         for path in (house / package).rglob("*.py"):
