@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from tools.failures import Interrupted, RunFailed
+from tools.mistake import Mistake
 from tools.options import plugins
-from tools.options.config import given, parse
+from tools.options.config import flag, given, parse
 
 Config = TypeVar("Config")
 
@@ -37,7 +38,8 @@ def main(
         if not is_ours(error):
             raise
         # Every process meets the same mistake; one on each machine says so.
-        _leave(str(error), 2, speaks=os.environ.get("LOCAL_RANK", "0") == "0")
+        said = error.worded(flag) if isinstance(error, Mistake) else str(error)
+        _leave(said, 2, speaks=os.environ.get("LOCAL_RANK", "0") == "0")
     except RunFailed as error:
         _leave(str(error), 1, speaks=not error.everyone or _rank() == 0)
     except MemoryError as error:
@@ -56,7 +58,7 @@ def main(
 def is_ours(error: ValueError) -> bool:
     """A ValueError of our own code is for the user; from anywhere else it is a bug to be seen whole."""
     frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
+    if not frames or isinstance(error, Mistake):
         return True
     raised_in = Path(frames[-1].filename).resolve()
     # Other libraries lie inside a checkout (.venv), and around an installation.

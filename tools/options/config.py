@@ -21,6 +21,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
+from tools.mistake import Mistake
 from tools.options.hints import options_meant
 
 Config = TypeVar("Config")
@@ -62,6 +63,9 @@ def parse(cls: type[Config], arguments: Sequence[str], *, prog: str, description
     except SystemExit as exit_:
         if not exit_.code:
             raise
+        if mistake := _mistake_behind(exit_):
+            mistake.source = mistake.source or path
+            raise mistake from None
         raise ValueError(_one_line(said.getvalue()) + (f" (with {path})" if path else "")) from None
 
 
@@ -215,6 +219,14 @@ def _check_names(cls: type[Any], flags: Sequence[str]) -> None:
             raise ValueError(f"unknown option '{name}'{hint}")
 
 
+def _mistake_behind(error: BaseException) -> Mistake | None:
+    """The mistake that tyro printed, and ended for: whole where tyro says only its first part."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, Mistake):
+        behind = behind.__context__
+    return behind
+
+
 def _one_line(boxed: str) -> str:
     """What tyro's boxed message says, without box, hints and prefixes."""
     lines = [re.sub(r"^│\s?(.*?)\s*│$", r"\1", line) for line in boxed.splitlines()]
@@ -285,6 +297,9 @@ def _table(text: str, source: str) -> dict[str, Any]:
 def _checked(cls: type[Any], values: dict[str, Any], source: str) -> Any:
     try:
         return cls(**values)
+    except Mistake as mistake:
+        mistake.source = source
+        raise
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from retrain.config import RetrainConfig
 from tests.scripts import SCRIPTS, config_of
+from tools.mistake import Mistake
 from tools.options.config import check_range, flatten, from_toml, parse, to_toml
 
 ANY_FLOAT = st.floats(allow_nan=False)
@@ -161,3 +162,32 @@ def test_help_is_complete_and_does_not_import_torch(script: str) -> None:
     assert done.returncode == 0, done.stderr
     for name in flatten(config_of(script)()):
         assert f"--{name.replace('_', '-')}" in done.stdout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odd:
+    """A group that refuses."""
+
+    some_number: int = 0
+
+    def __post_init__(self) -> None:
+        if self.some_number:
+            raise Mistake("odd.some_number", "needs `another_one`", "leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithOdd:
+    """A config with it."""
+
+    odd: Odd = field(default_factory=Odd)
+
+
+def test_a_mistake_comes_through_the_parser_in_its_parts(tmp_path: Path) -> None:
+    for words, source in ((["--odd.some-number", "1"], ""), (["--config", "odd.toml"], "odd.toml")):
+        (tmp_path / "odd.toml").write_text("[odd]\nsome_number = 1\n")
+        words = [str(tmp_path / word) if word.endswith(".toml") else word for word in words]
+        with pytest.raises(Mistake) as caught:
+            parse(WithOdd, words, prog="x.py", description="")
+        assert caught.value.option == "odd.some_number"
+        assert caught.value.cure == "leave it out"
+        assert Path(caught.value.source).name == source
