@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from local_learning.build import build_chain
-from local_learning.decoupling import HEAD_KINDS
+from local_learning.catalogue import HEADS
 from local_learning.heads import make_head
 from supernet.presets import preset
 from supernet.supernet import Supernet
@@ -277,7 +277,7 @@ def collect() -> list[Case]:
                 assert isinstance(layer, nn.ModuleList)
                 features = [run(candidate, features) for candidate in layer][0]  # noqa: RUF015 # all must run
             run(net.tail, features)
-        for (chs, size), kind in itertools.product(MAPS, HEAD_KINDS):
+        for (chs, size), kind in itertools.product(MAPS, HEADS.ours):
             run(make_head(kind, chs, size, 10, width=0.25), torch.zeros(2, chs, size, size))
     return list(cases)
 

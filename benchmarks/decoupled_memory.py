@@ -21,9 +21,10 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from local_learning.blocks import DecoupledNet, decouple
 from local_learning.build import build_chain
+from local_learning.catalogue import HEADS
 from local_learning.chain import Chain
 from local_learning.cuts.profile import balanced
-from local_learning.decoupling import HEAD_KINDS, Decoupling
+from local_learning.decoupling import Decoupling
 from local_learning.rules.engine import Engine, Part
 from local_learning.rules.greedy import Greedy
 from tools.cost import count_params, saved_activation_bytes
@@ -46,7 +47,7 @@ def main() -> None:
             for head in options.heads:
                 compare(chain, whole, base, num_blocks, head, by, options)
     if options.all_heads:
-        for head in HEAD_KINDS:
+        for head in HEADS.ours:
             compare(chain, whole, base, 4, head, options.balance[0], options)
 
 

@@ -1,7 +1,6 @@
 """A chain in blocks: layers, a head, and the loss by which they are trained apart from all others."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,19 +13,9 @@ from local_learning.decoupling import Decoupling
 from local_learning.features import as_map, layout_of, map_shape
 from local_learning.groups import GroupedHeads, group_layers
 from local_learning.heads import make_head
-from local_learning.losses import (
-    CrossEntropy,
-    Grouped,
-    InfoPro,
-    InfoProContrast,
-    Objective,
-    PredSim,
-    interpolate,
-    logits_of,
-)
-from local_learning.options import LOSSES, LocalLosses
+from local_learning.losses import CrossEntropy, Grouped, Objective, Place, logits_of, loss_at
+from local_learning.options import LocalLosses
 from tools.layout import guard_convolutions
-from tools.options.plugins import takes
 
 
 class Outcome(NamedTuple):
@@ -221,9 +210,16 @@ def decouple(
             made = make(kind, chs, size, num_classes, width=width, image_shape=shape)
             return made.to(reference.device, reference.dtype)
 
-        objective = _objective(
-            kind, k, len(decoupling.cuts), num_classes, options, loss, tuple(mean), tuple(std)
+        place = Place(
+            options=options,
+            index=k,
+            count=len(decoupling.cuts),
+            num_classes=num_classes,
+            plain=loss,
+            mean=tuple(mean),
+            std=tuple(std),
         )
+        objective = loss_at(kind, place)
         if groups[k] > 1:
             shared = options.shared_heads
             heads = GroupedHeads((head(chs if shared else each) for each in sizes), sizes, shared=shared)
@@ -233,34 +229,6 @@ def decouple(
             blocks.append(Block(own, head(chs), objective, layout=layout))
     blocks.append(Block((chain.layers[index] for index in ranges[-1]), chain.classifier, loss))
     return DecoupledNet(blocks, decoupling, width=chain.width)
-
-
-def _objective(
-    kind: str,
-    index: int,
-    count: int,
-    num_classes: int,
-    options: LocalLosses,
-    plain: CrossEntropy,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Objective:
-    """The loss that goes with a kind of head, at the cut `index` of `count`."""
-    if kind == "predsim":
-        return PredSim(options.similarity, num_classes)
-    weights = {
-        "reconstruction": interpolate(options.reconstruction, index, count),
-        "prediction": interpolate(options.prediction, index, count),
-    }
-    if kind == "infopro":
-        return InfoPro(**weights, mean=mean, std=std, smoothing=plain.smoothing, over=plain.over)
-    if kind == "infopro_contrast":
-        return InfoProContrast(**weights, mean=mean, std=std, temperature=options.temperature)
-    own = LOSSES.own.get(options.loss)
-    if own is None:
-        return plain
-    recipe = {"smoothing": plain.smoothing, "over": plain.over}
-    return partial(own, **{name: value for name, value in recipe.items() if takes(own, name)})
 
 
 def _logits(outputs: object) -> tuple[Tensor, ...]:

@@ -1,28 +1,20 @@
 """Networks by name, as chains: those of the papers, and any timm model that can be traced."""
 
 import math
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import timm
 from torch import nn
 
 from local_learning.chain import Chain
-from local_learning.networks import resnet, vgg
+from local_learning.networks.catalogue import NETWORKS
 from local_learning.networks.init import initialise
-from local_learning.networks.mlp import build_mlp
 from local_learning.networks.traced import build_traced, split
 from tools.options.config import suggest
-from tools.options.plugins import ORIGIN, Registry, call, takes
+from tools.options.plugins import ORIGIN, call, takes
 from tools.seeding import seed_globals
 
-NETWORKS = (*resnet.RESNETS, *vgg.VGGS, "mlp")
-"""The papers' networks. Beside them, "timm/<model name>" is any timm model."""
-
-BUILDERS: Registry[Callable[..., Chain | nn.Module]] = Registry("network", NETWORKS)
-"""These, and a user's own with what builds them."""
-
-register_network = BUILDERS.register
+register_network = NETWORKS.register
 
 
 def build_chain(
@@ -59,24 +51,21 @@ def build_chain(
         raise ValueError(f"init is {init!r}; it must be fan_in or fan_out")
 
     check_name(name)
-    if name in BUILDERS.own:
-        images = {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}
-        rates = {"dropout": dropout, "drop_path": drop_path}
-        return _own(
-            name, images, {"width": width, "init": init, "stem": stem, "pretrained": pretrained} | rates
-        )
-    if stem == "unit" and name not in resnet.RESNETS:
+    images = {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}
+    if NETWORKS.is_own(name):
+        options = {"width": width, "init": init, "stem": stem, "pretrained": pretrained}
+        return _own(name, images, options | {"dropout": dropout, "drop_path": drop_path})
+    row = NETWORKS.get(name)
+    if stem == "unit" and not (row and row.looks_at("stem")):
         raise ValueError(f"stem: only the ResNets have one that can be a layer of its own; {name} has not")
-    if name.startswith("timm/"):
+    if row is None:
         if width != 1.0:
             raise ValueError(f"width: {name} cannot be scaled; leave it at 1 and choose another timm model")
         if init != "fan_in":
             raise ValueError(f"init: {name} is initialised as timm does it; leave it at fan_in")
         return build_traced(
             name.removeprefix("timm/"),
-            num_classes=num_classes,
-            image_size=image_size,
-            in_chs=in_chs,
+            **images,
             dropout=dropout,
             drop_path=drop_path,
             pretrained=pretrained,
@@ -84,31 +73,30 @@ def build_chain(
 
     if drop_path:
         raise ValueError(f"drop_path: {name} has none; only timm models do")
-    if dropout and name in resnet.RESNETS:
+    if dropout and not row.looks_at("dropout"):
         raise ValueError(f"dropout: {name} has none; leave it at 0")
     if pretrained:
         raise ValueError(f"pretrained: there are no weights for {name}; timm/<model name> may have some")
-    smallest = _smallest_image(name)
-    if image_size < smallest:
-        raise ValueError(f"image_size is {image_size}; {name} needs at least {smallest}")
+    if image_size < row.smallest_image:
+        raise ValueError(f"image_size is {image_size}; {name} needs at least {row.smallest_image}")
 
-    chain = _build(name, num_classes, image_size, width, in_chs, dropout, stem)
+    chain: Chain = call(row.maker, **images, width=width, dropout=dropout, stem=stem)
     initialise(chain, init)
     return chain
 
 
 def check_name(name: str) -> None:
     """Refuse a name that is no network of the papers or of the user's, nor, behind timm/, a model of timm."""
-    if name in BUILDERS or (name.startswith("timm/") and timm.is_model(name.removeprefix("timm/"))):
+    if name in NETWORKS or (name.startswith("timm/") and timm.is_model(name.removeprefix("timm/"))):
         return
-    hint = suggest(name, [*BUILDERS, *(f"timm/{model}" for model in timm.list_models())])
-    hint = hint or f"; the networks are {', '.join(BUILDERS)} and timm/<model name>."
+    hint = suggest(name, [*NETWORKS, *(f"timm/{model}" for model in timm.list_models())])
+    hint = hint or f"; the networks are {', '.join(NETWORKS)} and timm/<model name>."
     raise ValueError(f"network '{name}' is unknown{hint} {ORIGIN}")
 
 
 def _own(name: str, images: dict[str, int], options: dict[str, Any]) -> Chain:
     """The network that a user's function builds, which need not have options that it has no use for."""
-    builder = BUILDERS.own[name]
+    builder = NETWORKS[name].maker
     defaults = build_chain.__kwdefaults__ or {}
     for option, value in options.items():
         if value != defaults[option] and not takes(builder, option):
@@ -124,36 +112,6 @@ def _own(name: str, images: dict[str, int], options: dict[str, Any]) -> Chain:
         f"what builds {name} gave a {type(model).__name__}; it must give a Chain, an nn.Sequential that ends "
         "in the classifier, or a module with forward_features and forward_head"
     )
-
-
-def _build(
-    name: str, num_classes: int, image_size: int, width: float, in_chs: int, dropout: float, stem: str
-) -> Chain:
-    if name in resnet.RESNETS:
-        return resnet.build_resnet(
-            name,
-            num_classes=num_classes,
-            image_size=image_size,
-            width=width,
-            in_chs=in_chs,
-            stem_alone=stem == "unit",
-        )
-    if name in vgg.VGGS:
-        return vgg.build_vgg(
-            name,
-            num_classes=num_classes,
-            image_size=image_size,
-            width=width,
-            in_chs=in_chs,
-            dropout=dropout,
-        )
-    return build_mlp(
-        num_classes=num_classes, image_size=image_size, width=width, in_chs=in_chs, dropout=dropout
-    )
-
-
-def _smallest_image(name: str) -> int:
-    return resnet.SMALLEST_IMAGE if name in resnet.RESNETS else vgg.SMALLEST_IMAGE.get(name, 1)
 
 
 def _check_numbers(*, num_classes: int, image_size: int, width: float, in_chs: int) -> None:

@@ -1,7 +1,7 @@
 """Where a network is cut, and what gives the loss at each cut. Free of torch."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Integral
@@ -12,24 +12,6 @@ from local_learning.cuts.balance import balanced_cuts
 from local_learning.cuts.head_width import PAPER, parse_head_width
 from tools.files.atomic import read_document, write_document
 from tools.options.config import suggest
-from tools.options.plugins import Registry
-
-HEAD_KINDS = (
-    "aux1",
-    "aux2",
-    "aux3",
-    "aux4",
-    "mlp_sr",
-    "predsim",
-    "infopro",
-    "infopro_contrast",
-    "conv1c2f",
-    "linear",
-)
-"""The heads of the papers. A decoupling may name others."""
-
-HEADS: Registry[Callable[..., Any]] = Registry("head", HEAD_KINDS)
-"""These, and a user's own with what builds them."""
 
 
 @dataclass(frozen=True)

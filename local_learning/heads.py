@@ -5,8 +5,6 @@ needs more. All hidden convolutions go without bias into a BatchNorm.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import partial
 from math import ceil, isqrt
 from typing import NamedTuple
 
@@ -14,11 +12,12 @@ from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from local_learning.decoupling import HEADS
-from local_learning.expansion import Expansion
+from local_learning.catalogue import HEADS
+from local_learning.networks.expansion import Expansion
 from local_learning.networks.init import initialise
-from local_learning.relu_mean import ReluMean
+from local_learning.networks.relu_mean import ReluMean
 from tools.layout import guard_convolutions
+from tools.mistake import Mistake
 from tools.options.plugins import call
 
 register_head = HEADS.register
@@ -46,23 +45,10 @@ def make_head(
     for option, value in {"in_chs": in_chs, "in_size": in_size, "num_classes": num_classes}.items():
         if value < 1:
             raise ValueError(f"{option} is {value}; it must be at least 1")
-    builders: dict[str, Callable[[], nn.Module]] = {
-        **{f"aux{depth}": partial(_aux, depth, in_chs, in_size, num_classes, width) for depth in range(1, 5)},
-        "mlp_sr": partial(_mlp_sr, in_chs, in_size, num_classes),
-        "predsim": partial(PredSimHead, in_chs, in_size, num_classes, width),
-        "infopro": partial(InfoProHead, in_chs, num_classes, width, image_shape),
-        "infopro_contrast": partial(InfoProContrastHead, in_chs, num_classes, width, image_shape),
-        "conv1c2f": partial(_conv1c2f, in_chs, 2 * in_chs, 2, _scaled(128, width), num_classes),
-        "linear": partial(_linear, in_chs, num_classes),
-    }
-    if kind in HEADS.own:
-        head: nn.Module = call(
-            HEADS.own[kind], in_chs, in_size, num_classes, width=width, image_shape=image_shape
-        )
-    elif kind in builders:
-        head = builders[kind]()
-    else:
-        raise ValueError(f"head '{kind}' is unknown{HEADS.hint(kind)}")
+    row = HEADS.get(kind)
+    if row is None:
+        raise Mistake("", f"head '{kind}' is unknown{HEADS.hint(kind)}")
+    head: nn.Module = call(row.maker, in_chs, in_size, num_classes, width=width, image_shape=image_shape)
     initialise(head)
     guard_convolutions(head)
     return head
@@ -83,7 +69,7 @@ class PredSimHead(nn.Module):
     Table 1; its code halves height and width by turns, and may keep twice as many.
     """
 
-    def __init__(self, in_chs: int, in_size: int, num_classes: int, width: float) -> None:
+    def __init__(self, in_chs: int, in_size: int, num_classes: int, *, width: float) -> None:
         super().__init__()
         size = max(1, min(in_size, isqrt(_scaled(2048, width) // in_chs)))
         self.predict = nn.Sequential(
@@ -111,7 +97,7 @@ class InfoProHead(nn.Module):
     """InfoPro with cross-entropy: a classifier, and a decoder that reconstructs the image."""
 
     def __init__(
-        self, in_chs: int, num_classes: int, width: float, image_shape: tuple[int, int, int]
+        self, in_chs: int, in_size: int, num_classes: int, *, width: float, image_shape: tuple[int, int, int]
     ) -> None:
         super().__init__()
         self.decoder = _decoder(in_chs, width, image_shape)
@@ -136,12 +122,12 @@ class InfoProContrastHead(nn.Module):
     """InfoPro with the contrastive loss: a projection, the decoder, and a linear probe for an accuracy."""
 
     def __init__(
-        self, in_chs: int, num_classes: int, width: float, image_shape: tuple[int, int, int]
+        self, in_chs: int, in_size: int, num_classes: int, *, width: float, image_shape: tuple[int, int, int]
     ) -> None:
         super().__init__()
         self.decoder = _decoder(in_chs, width, image_shape)
         self.projection = _infopro_conv1c2f(in_chs, width, _scaled(128, width))
-        self.probe = _linear(in_chs, num_classes)
+        self.probe = nn.Sequential(_pooled_fc(in_chs, num_classes))
 
     def forward(self, features: Tensor) -> InfoProContrastOutput:
         return InfoProContrastOutput(
@@ -149,6 +135,36 @@ class InfoProContrastHead(nn.Module):
             self.decoder(features),
             F.normalize(self.projection(features)),
         )
+
+
+def aux1(in_chs: int, in_size: int, num_classes: int, *, width: float) -> nn.Module:
+    """SEDONA's Aux 1."""
+    return _aux(1, in_chs, in_size, num_classes, width)
+
+
+def aux2(in_chs: int, in_size: int, num_classes: int, *, width: float) -> nn.Module:
+    """SEDONA's Aux 2."""
+    return _aux(2, in_chs, in_size, num_classes, width)
+
+
+def aux3(in_chs: int, in_size: int, num_classes: int, *, width: float) -> nn.Module:
+    """SEDONA's Aux 3."""
+    return _aux(3, in_chs, in_size, num_classes, width)
+
+
+def aux4(in_chs: int, in_size: int, num_classes: int, *, width: float) -> nn.Module:
+    """SEDONA's Aux 4."""
+    return _aux(4, in_chs, in_size, num_classes, width)
+
+
+def conv1c2f(in_chs: int, in_size: int, num_classes: int, *, width: float) -> nn.Module:
+    """One convolution with stride 2 to twice the channels, and two linear layers (InfoPro, GN-DGL)."""
+    return _conv1c2f(in_chs, 2 * in_chs, 2, _scaled(128, width), num_classes)
+
+
+def linear(in_chs: int, in_size: int, num_classes: int) -> nn.Module:
+    """A global average and a linear classifier."""
+    return nn.Sequential(_pooled_fc(in_chs, num_classes))
 
 
 def _aux(depth: int, in_chs: int, in_size: int, num_classes: int, width: float) -> nn.Module:
@@ -173,7 +189,7 @@ def _aux(depth: int, in_chs: int, in_size: int, num_classes: int, width: float) 
     return nn.Sequential(head)
 
 
-def _mlp_sr(in_chs: int, in_size: int, num_classes: int) -> nn.Module:
+def mlp_sr(in_chs: int, in_size: int, num_classes: int) -> nn.Module:
     """DGL's MLP-SR head: 1x1 convolutions on a map a quarter as wide, and an MLP on a 2x2 one."""
     head = OrderedDict[str, nn.Module](reduce=nn.AdaptiveAvgPool2d(ceil(in_size / 4)))
     for index in range(1, 4):
@@ -219,10 +235,6 @@ def _decoder(in_chs: int, width: float, image_shape: tuple[int, int, int]) -> nn
             conv=nn.Conv2d(hidden, image_chs, 3, padding=1),
         )
     )
-
-
-def _linear(in_chs: int, num_classes: int) -> nn.Module:
-    return nn.Sequential(_pooled_fc(in_chs, num_classes))
 
 
 def _pooled_fc(in_chs: int, num_outputs: int) -> OrderedDict[str, nn.Module]:

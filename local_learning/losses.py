@@ -6,13 +6,16 @@ the batch, and taken in float32 at least, whatever precision the network runs in
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from local_learning.options import LOSSES
+from local_learning.catalogue import HEADS, LOSSES
+from local_learning.options import LocalLosses
+from tools.options.plugins import takes
 
 register_loss = LOSSES.register
 
@@ -123,6 +126,26 @@ class CrossEntropy:
         return cross_entropy(logits_of(outputs), targets, smoothing=self.smoothing, over=self.over)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The cut for which a loss is made."""
+
+    options: LocalLosses
+    index: int
+    """Of the cut, from 0."""
+    count: int
+    """Of all cuts."""
+    num_classes: int
+    plain: CrossEntropy
+    """The classifier's loss."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def weight(self, ends: tuple[float, float]) -> float:
+        """A weight here, linear between those of the first and the last cut."""
+        return interpolate(ends, self.index, self.count)
+
+
 @dataclass(frozen=True)
 class PredSim:
     """Cross-entropy, and `share` of similarity matching (Nøkland and Eidnes, 2019)."""
@@ -170,6 +193,48 @@ class InfoProContrast:
         contrast = supervised_contrast(outputs.embedding, targets, self.temperature)
         probe = cross_entropy(outputs.logits, targets)
         return self.reconstruction * error + self.prediction * contrast + probe
+
+
+def predsim_loss(place: Place) -> PredSim:
+    """PredSim's loss at a cut."""
+    return PredSim(place.options.similarity, place.num_classes)
+
+
+def infopro_loss(place: Place) -> InfoPro:
+    """InfoPro's loss at a cut."""
+    return InfoPro(
+        reconstruction=place.weight(place.options.reconstruction),
+        prediction=place.weight(place.options.prediction),
+        mean=place.mean,
+        std=place.std,
+        smoothing=place.plain.smoothing,
+        over=place.plain.over,
+    )
+
+
+def infopro_contrast_loss(place: Place) -> InfoProContrast:
+    """InfoPro's loss with contrast at a cut."""
+    return InfoProContrast(
+        reconstruction=place.weight(place.options.reconstruction),
+        prediction=place.weight(place.options.prediction),
+        mean=place.mean,
+        std=place.std,
+        temperature=place.options.temperature,
+    )
+
+
+def loss_at(kind: str, place: Place) -> Objective:
+    """The loss that goes with a kind of head at a cut."""
+    row = HEADS.get(kind)
+    if row is not None and row.loss_maker is not None:
+        objective: Objective = row.loss_maker(place)
+        return objective
+    name, plain = place.options.loss, place.plain
+    if not LOSSES.is_own(name):
+        return plain
+    recipe = {"smoothing": plain.smoothing, "over": plain.over}
+    own = LOSSES[name].maker
+    return partial(own, **{option: value for option, value in recipe.items() if takes(own, option)})
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,9 @@
 """The options of local losses and of gluing; free of torch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from local_learning.catalogue import LOSSES
 from tools.options.config import check_choice, check_range, flag
-from tools.options.plugins import Registry
-
-LOSSES: Registry[Callable[..., Any]] = Registry("loss", ("cross_entropy",))
-"""Losses of heads that have none of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +30,7 @@ class LocalLosses:
     """GN-DGL's stop-gradient variant: each group's head sees the other groups' features too, detached."""
 
     def __post_init__(self) -> None:
-        LOSSES.check("--local.loss", self.loss)
+        LOSSES.check("local.loss", self.loss)
         check_range("--local.similarity", self.similarity, 0, 1)
         _check_ends("--local.reconstruction", self.reconstruction)
         _check_ends("--local.prediction", self.prediction)

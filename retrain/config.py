@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 from local_learning.cuts.head_width import PAPER, check_head_width
 from local_learning.cuts.requests import parse_request
 from local_learning.options import GluingOptions, LocalLosses
+from local_learning.rules.catalogue import RULES, RuleRow
 from supernet.network.choice import NetworkChoice
 from tools.images.options import DataConfig
 from tools.options.config import check_choice, check_idle, check_range
 from tools.options.recipes import Recipe
 from tools.options.shared import FREE, ExtendOptions, FastOptions, RunOptions
 
-RULES = ("backprop", "greedy", "replay", "gluing")
 PARALLEL = ("none", "data", "blocks")
 
 FREE_IN_RETRAINING = FREE | {
@@ -132,7 +132,14 @@ class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
         """The rule asked for, or the one that goes with having cuts or not."""
         return self.rule or ("greedy" if self.decoupling else "backprop")
 
+    @property
+    def rule_row(self) -> RuleRow:
+        """What there is to know of the chosen rule."""
+        return RULES[self.chosen_rule]
+
     def _check_decoupling(self) -> None:
+        RULES.check("rule", self.chosen_rule)
+        rule = self.rule_row
         check_range("--groups", self.groups, 1)
         check_choice("--balance", self.balance, ("time", "macs", "memory"))
         for rate in self.block_rates:
@@ -140,13 +147,11 @@ class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
         widened = self.head_width not in ("", PAPER)  # which is what all runs of before had, of whatever kind
         if widened:
             check_head_width(self.head_width)
-            if self.decoupling and self.chosen_rule != "greedy":
+            if self.decoupling and not rule.trains_heads:
                 raise ValueError(f"--head-width: --rule {self.chosen_rule} trains no heads; leave it out")
-        if self.rule:
-            check_choice("--rule", self.rule, RULES)
         if self.decoupling:
             parse_request(self.decoupling)
-        elif self.chosen_rule != "backprop":
+        elif rule.cuts:
             raise ValueError(f"--rule: {self.rule} needs --decoupling, such as uniform:4:aux2")
         elif self.alignment:
             raise ValueError("--alignment: compares the gradients of blocks; it needs --decoupling")
@@ -168,15 +173,12 @@ class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
             raise ValueError(
                 "--alignment: is told at evaluations, of which there are none; leave out --data.validation 0"
             )
-        if self.chosen_rule != "gluing":
-            check_idle("gluing", self.gluing, (), f"--rule {self.chosen_rule}")
-        if self.chosen_rule == "gluing" and self.precision in ("bf16", "fp16"):
+        RULES.check_idle("rule", self.chosen_rule, self)
+        if not rule.in_halves and self.precision in ("bf16", "fp16"):
             raise ValueError(
-                f"--precision: gluing variables move by less than {self.precision} can tell; use fp32"
+                f"--precision: --rule {self.chosen_rule} moves by less than {self.precision} tells; use fp32"
             )
-        if self.local.loss != "cross_entropy" and self.chosen_rule != "greedy":
-            raise ValueError(f"--local.loss: {self.chosen_rule} trains no heads; leave it out, or --rule")
-        if self.gluing.cache and self.chosen_rule == "gluing":
+        if self.gluing.cache:
             self._check_cache()
 
     def _check_parallel(self) -> None:
@@ -189,7 +191,7 @@ class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
             raise ValueError("--pipeline.transfer: rounds what --parallel blocks sends; leave it out without")
         if self.parallel != "blocks":
             return
-        if self.chosen_rule == "backprop":
+        if not self.rule_row.cuts:
             raise ValueError(
                 "--parallel blocks: needs --decoupling, such as balanced:2:aux2, and a rule but backprop"
             )
@@ -203,10 +205,10 @@ class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
                 "--precision: blocks on processes of their own would each scale its gradients in its "
                 "own way; with --parallel blocks use bf16 or fp32"
             )
-        if self.pipeline.transfer == "bf16" and self.chosen_rule == "gluing":
-            raise ValueError("--pipeline.transfer: gluing variables move by less than bf16 tells; use full")
-        if self.local.loss != "cross_entropy" and self.chosen_rule != "greedy":
-            raise ValueError(f"--local.loss: {self.chosen_rule} trains no heads; leave it out, or --rule")
+        if self.pipeline.transfer == "bf16" and not self.rule_row.in_halves:
+            raise ValueError(
+                f"--pipeline.transfer: --rule {self.chosen_rule} moves by less than bf16 tells; use full"
+            )
 
     def _check_cache(self) -> None:
         changes = ("mixup", "cutmix", "rotate", "cutout", "color_jitter", "auto_augment", "erase")

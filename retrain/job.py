@@ -14,9 +14,6 @@ from torch import Tensor
 from local_learning.alignment import gradient_alignment
 from local_learning.blocks import DecoupledNet, file_names
 from local_learning.rules.engine import Part, Rule, loss_name
-from local_learning.rules.gluing import Gluing
-from local_learning.rules.greedy import Greedy
-from local_learning.rules.replay import Replay
 from retrain.config import RetrainConfig
 from retrain.engine import AccelerateEngine
 from retrain.evaluation import evaluate, evaluate_in_stages, votes
@@ -26,6 +23,7 @@ from tools.batchnorm import SharedBatchNorm
 from tools.images.loaders import Batch
 from tools.layout import use_channels_last
 from tools.optim import make_optimizer, make_schedule
+from tools.options.plugins import call
 from tools.run.launch import on_main
 from tools.run.meters import Sums
 
@@ -96,14 +94,7 @@ class Training:
             clip_norm=recipe.clip_norm,
             compile_mode=config.compile_mode if config.compile else "",
         )
-        self._rule: Rule
-        match config.chosen_rule:
-            case "replay":
-                self._rule = Replay(engine)
-            case "gluing":
-                self._rule = Gluing(engine, config.gluing, num_images=num_images)
-            case _:
-                self._rule = Greedy(engine)
+        self._rule: Rule = call(config.rule_row.maker, engine, options=config.gluing, num_images=num_images)
         # Counted from each evaluation on, so that every interval has its measurement.
         self._aligns = config.alignment_every if config.alignment and evaluate_every else 0
         self._cosines = Sums()

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from local_learning.blocks import DecoupledNet, decouple
+from local_learning.catalogue import HEADS, LOSSES
 from local_learning.chain import Chain
 from local_learning.cuts.head_width import parse_head_width
 from local_learning.cuts.profile import balanced
 from local_learning.cuts.requests import parse_request
 from local_learning.decoupling import Decoupling
 from local_learning.losses import CrossEntropy
-from local_learning.options import LOSSES
 from local_learning.published import published
 from retrain.config import RetrainConfig
 from retrain.placing.measuring import seconds_here, subject_of
@@ -25,9 +25,6 @@ from supernet.network.chains import cuts_of, network_name, usual_head_width, wit
 from tools.images.datasets import Data
 from tools.run.weights import load_weights
 from tools.seeding import seed_globals
-
-WITHOUT_HEADS = ("replay", "gluing")
-"""Rules to which the heads are nothing but ballast."""
 
 
 def choose_decoupling(
@@ -80,11 +77,11 @@ def make_net(
         )
     except ValueError as error:
         raise ValueError(f"--decoupling {config.decoupling}: {error}") from error
-    if config.chosen_rule == "backprop":
+    if not config.rule_row.cuts:
         net = net.joined()
-    elif config.chosen_rule in WITHOUT_HEADS:
+    elif not config.rule_row.trains_heads:
         net.drop_heads()
-    if config.local.loss in LOSSES.own and (config.data.mixup or config.data.cutmix):
+    if LOSSES.is_own(config.local.loss) and (config.data.mixup or config.data.cutmix):
         _check_mixed(config, net, data)
     if tensors is not None:
         _load(config, net, tensors)
@@ -108,7 +105,7 @@ def _cuts(config: RetrainConfig, chain: Chain, data: Data, accelerator: Accelera
             groups=config.groups,
             head_width=head_width_of(config),
             image_chs=data.channels,
-            costs_of="" if config.chosen_rule in (*WITHOUT_HEADS, "backprop") else request.head,
+            costs_of=request.head if config.rule_row.trains_heads else "",
             blocks_cost=_measure_of(config, chain, data, accelerator) if accelerator else None,
         )
     found = cuts_of(config, request.path)
@@ -148,11 +145,12 @@ def _grouped(config: RetrainConfig, chain: Chain, decoupling: Decoupling) -> Dec
 
 def _check_rule(config: RetrainConfig, decoupling: Decoupling) -> None:
     """Refuse what the rule or the images would make meaningless."""
-    grouped = decoupling.groups != 1
-    if grouped and config.chosen_rule in WITHOUT_HEADS:
+    rule, grouped = config.rule_row, decoupling.groups != 1
+    if grouped and rule.cuts and not rule.trains_heads:
         raise ValueError(f"--groups: their heads teach them, which --rule {config.rule} does without")
-    pairs = (grouped and config.local.diversity > 0) or "infopro_contrast" in decoupling.heads
-    if pairs and config.chosen_rule == "greedy" and (config.data.mixup or config.data.cutmix):
+    rows = [row for row in map(HEADS.get, decoupling.heads) if row]
+    pairs = (grouped and config.local.diversity > 0) or any(row.needs_classes for row in rows)
+    if pairs and rule.trains_heads and (config.data.mixup or config.data.cutmix):
         raise ValueError(
             "--data.mixup and --data.cutmix: the loss between groups or images needs one class each"
         )

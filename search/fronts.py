@@ -91,6 +91,10 @@ class Nsga2(Method):
         self._pool: list[Member] = []
         self._over: dict[Architecture, Member] = {}
 
+    @property
+    def traded(self) -> Sequence[Additive]:
+        return self.costs
+
     def _propose(self, rng: random.Random) -> list[Architecture]:
         if self.over_limit == "dominate":
             return self._unrepaired(rng)

@@ -103,6 +103,11 @@ class Method(ABC):
         every = [each for generation in self.history for each in generation]
         return sorted(every, key=lambda each: -each.score)[:count]
 
+    @property
+    def traded(self) -> Sequence[Additive]:
+        """Costs that the search trades for score, if it does."""
+        return ()
+
     @functools.cached_property
     def planned(self) -> int:
         """How many scores will be asked for at most."""

@@ -13,8 +13,8 @@ from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from local_learning.expansion import Expansion
-from local_learning.relu_mean import relu_mean
+from local_learning.networks.expansion import Expansion
+from local_learning.networks.relu_mean import relu_mean
 
 
 def mixed_logits(heads: Sequence[nn.Module], features: Tensor, mixture: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from local_learning.catalogue import HEADS
 from local_learning.chain import Chain
 from local_learning.cuts.cuttable import check_form, through
 from local_learning.cuts.head_width import PAPER, scale_of
-from local_learning.decoupling import HEADS
 from local_learning.features import as_map, layout_of, map_shape, probe
 from local_learning.heads import make_head
 from local_learning.losses import cross_entropy
@@ -80,7 +80,7 @@ class RelaxedNet(nn.Module):
                 for kind, scale in zip(head_kinds, scales, strict=True)
             ]
             for kind, head in zip(head_kinds, made, strict=True):
-                if kind in HEADS.own:
+                if HEADS.is_own(kind):
                     _check_logits(kind, head, torch.zeros(2, chs, size, size), num_classes)
             self.heads.append(nn.ModuleList(made))
         self.heads.to(reference.device, reference.dtype)
@@ -195,7 +195,8 @@ def check_kinds(head_kinds: Sequence[str]) -> None:
     if not head_kinds:
         raise ValueError("head_kinds: name at least one kind of head")
     for kind in head_kinds:
-        if kind not in (*SEARCHABLE, *HEADS.own):
+        row = HEADS.get(kind)
+        if row is None or not row.searchable:
             raise ValueError(f"head_kinds: '{kind}' cannot be searched{HEADS.hint(kind, SEARCHABLE)}")
     if len(set(head_kinds)) < len(head_kinds):
         raise ValueError("head_kinds: a kind is there twice")

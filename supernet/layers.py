@@ -21,8 +21,8 @@ from timm.models._efficientnet_blocks import (
 )
 from torch import Tensor, nn
 
+from tools.options.catalogue import Catalogue, Row
 from tools.options.config import check_choice, check_range
-from tools.options.plugins import Registry
 
 ACTIVATIONS = ("relu", "relu6", "silu", "swish", "gelu", "hard_swish", "leaky_relu")
 
@@ -243,7 +243,9 @@ KINDS: dict[str, Callable[..., Op]] = {
     "shuffle": Shuffle,
     "shufflex": functools.partial(Shuffle, xception=True),
 }
-OPERATIONS: Registry[Callable[..., Op]] = Registry("operation", KINDS, form="[A-Za-z][A-Za-z0-9]*")
+OPERATIONS: Catalogue[Row] = Catalogue(
+    "operation", Row, [Row(name=name, make=kind) for name, kind in KINDS.items()], form="[A-Za-z][A-Za-z0-9]*"
+)
 """These, and a user's own."""
 
 register_op = OPERATIONS.register
@@ -256,7 +258,7 @@ def parse_op(text: str) -> Op:
     kind, *words = text.split("_", 1)
     if kind not in OPERATIONS:
         raise ValueError(f"operation '{text}' is unknown{OPERATIONS.hint(kind)}")
-    maker = OPERATIONS.own.get(kind) or KINDS[kind]
+    maker = OPERATIONS[kind].maker
     values: dict[str, Any] = {}
     rest = words[0] if words else ""
     while rest:
@@ -283,9 +285,10 @@ def parse_op(text: str) -> Op:
     if values.get("exp", 1) == 0:
         raise ValueError(f"operation '{text}': e must be over 0")
     try:
-        return maker(**values)
+        op: Op = maker(**values)
     except TypeError:
         raise ValueError(f"operation '{text}': {kind} does not have all of these numbers") from None
+    return op
 
 
 def _written(kind: str, *, act: str, **numbers: float) -> str:

@@ -5,6 +5,7 @@ loss of what that gives.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -14,9 +15,11 @@ from torch.nn import functional as F
 
 from local_learning.heads import make_head
 from local_learning.losses import cross_entropy, upcast
-from supernet.options import ContrastOptions
+from supernet.options import OBJECTIVES, ContrastOptions
 from supernet.supernet import Supernet
 from tools.images.views import Views
+
+register_objective = OBJECTIVES.register
 
 
 class Task(NamedTuple):
@@ -100,6 +103,28 @@ class InfoNCE:
                 out=nn.Linear(in_chs, self._options.projection),
             )
         )
+
+
+def info_nce(
+    *,
+    options: ContrastOptions,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> InfoNCE:
+    """The objective on views that the options describe, of images that were normalised so."""
+    views = Views(
+        mean=mean,
+        std=std,
+        seed=seed,
+        scale=(options.min_area, 1.0),
+        jitter=options.jitter,
+        grey=options.grey,
+        blur=options.blur,
+    )
+    return InfoNCE(options, views, rank=rank, world_size=world_size)
 
 
 def nt_xent(projections: Tensor, temperature: float) -> Tensor:

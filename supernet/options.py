@@ -1,14 +1,10 @@
 """How supernets are trained, in options; free of torch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from tools.options.catalogue import Catalogue, Row
 from tools.options.config import check_choice, check_range
-from tools.options.plugins import Registry
 
-STRATEGIES: Registry[Callable[..., Any]] = Registry("strategy", ("spos", "fair", "greedy", "nongreedy"))
-OBJECTIVES = ("cross_entropy", "infonce")
 CLASSIFIER_INITS = ("torch", "timm")
 
 
@@ -114,3 +110,90 @@ class ContrastOptions:
         check_range("--contrast.jitter", self.jitter, 0, 1.25)
         check_range("--contrast.grey", self.grey, 0, 1)
         check_range("--contrast.blur", self.blur, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyRow(Row):
+    """A way to train a supernet.
+
+    `make` is called with the supernet, and with those of `optimizer`, `seed`, `objective`, `engine` and
+    `options` that it takes. It gives a `supernet.strategy.Strategy`.
+    """
+
+    layers_at_once: int = 0
+    """Layers whose activations are kept while one layer learns; 0: all of them."""
+
+
+_BY_LAYER = tuple(
+    f"layerwise.{name}"
+    for name in ("decoders", "decoder_gradient", "last_decoder", "skip_in_mean", "stem", "update")
+)
+
+STRATEGIES: Catalogue[StrategyRow] = Catalogue(
+    "strategy",
+    StrategyRow,
+    [
+        StrategyRow(
+            name="spos",
+            says="a random network in each step",
+            make="supernet.paths:SinglePath",
+            reads=("paths.draw", "paths.canonical", "paths.min_macs", "paths.max_macs", "paths.bin_macs"),
+        ),
+        StrategyRow(
+            name="fair",
+            says="in each step as many networks as a layer has operations, so that each learns once",
+            make="supernet.paths:StrictFairness",
+            reads=("paths.skip", "paths.shared_scale"),
+        ),
+        StrategyRow(
+            name="greedy",
+            says="layer by layer, each by a loss of its own behind it (LWSL, layer-wise supernet learning)",
+            make="supernet.layerwise:Greedy",
+            reads=_BY_LAYER,
+            layers_at_once=1,
+        ),
+        StrategyRow(
+            name="nongreedy",
+            says="layer by layer, each by the loss behind it and the next one (LWSL, layer-wise "
+            "supernet learning)",
+            make="supernet.layerwise:NonGreedy",
+            reads=(
+                *_BY_LAYER,
+                *("layerwise.partner", "layerwise.partner_statistics", "layerwise.skip_as_partner"),
+            ),
+            layers_at_once=2,
+        ),
+    ],
+)
+"""Ours, and a user's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveRow(Row):
+    """What a supernet is trained for.
+
+    `make` is called with those of `num_classes`, `label_smoothing`, `smoothing`, `options` (of contrast),
+    `mean`, `std`, `seed`, `rank` and `world_size` that it takes. It gives a `supernet.objectives.Objective`.
+    """
+
+    labels: bool = True
+    """It uses the labels. Without, the classifier is left untrained, and labels need not be whole."""
+
+
+OBJECTIVES: Catalogue[ObjectiveRow] = Catalogue(
+    "objective",
+    ObjectiveRow,
+    [
+        ObjectiveRow(
+            name="cross_entropy", says="the labels", make="supernet.objectives:CrossEntropy", reads=()
+        ),
+        ObjectiveRow(
+            name="infonce",
+            says="two views of each image, no labels",
+            make="supernet.objectives:info_nce",
+            reads=("contrast",),
+            labels=False,
+        ),
+    ],
+)
+"""Ours, and a user's own."""

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from supernet.layers import Conv, DepthwiseSeparable, MBConv, Op, Projection, Skip, Style
 from supernet.space import Fixed, Layer, Space, stage
 from supernet.tail import Tail
+from tools.options.catalogue import Catalogue, Row
 from tools.options.config import check_choice
-from tools.options.plugins import Registry
 
 Maker = Callable[[int, int, int], Space]
 SIX = tuple(MBConv(kernel, exp, 0.25) for kernel in (3, 5, 7) for exp in (4, 6))
@@ -121,7 +121,9 @@ PRESETS: dict[str, Maker] = {
     "tiny": _tiny,
 }
 
-SPACES: Registry[Callable[..., Space]] = Registry("space", PRESETS)
+SPACES: Catalogue[Row] = Catalogue(
+    "space", Row, [Row(name=name, make=maker) for name, maker in PRESETS.items()]
+)
 """These, and a user's own with what makes them."""
 
 register_space = SPACES.register

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from supernet.engine import Engine
-from supernet.layerwise import Greedy, NonGreedy
+from supernet.layerwise import Greedy
 from supernet.objectives import CrossEntropy, Objective
 from supernet.options import STRATEGIES, LayerwiseOptions, PathOptions
-from supernet.paths import SinglePath, StrictFairness
 from supernet.sampling import sample, stream
 from supernet.strategy import MakeOptimizer, Strategy
 from supernet.supernet import Supernet
@@ -15,13 +14,6 @@ from tools.batchnorm import frozen_statistics
 from tools.options.plugins import call
 
 register_strategy = STRATEGIES.register
-
-_OURS: dict[str, type[Strategy]] = {
-    "spos": SinglePath,
-    "fair": StrictFairness,
-    "greedy": Greedy,
-    "nongreedy": NonGreedy,
-}
 
 
 def make_strategy(
@@ -40,8 +32,8 @@ def make_strategy(
     Without an objective it is cross-entropy, without an engine plain PyTorch. New weights of decoders come
     from torch's global generator. `options` are `layerwise` for what derives from Greedy, otherwise `paths`.
     """
-    STRATEGIES.check("--strategy", name)
-    maker = STRATEGIES.own.get(name) or _OURS[name]
+    STRATEGIES.check("strategy", name)
+    maker = STRATEGIES[name].maker
     by_layer = isinstance(maker, type) and issubclass(maker, Greedy)
     strategy = call(
         maker,

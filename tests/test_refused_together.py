@@ -29,7 +29,7 @@ CASES = [
             ),
             (f"--gluing.h-steps 2 {CUT}", "--gluing.h-steps: --rule greedy does not look at it"),
             ("--gluing.h-steps 2", "--gluing.h-steps: --rule backprop does not look at it"),
-            (f"--rule gluing --precision bf16 {CUT}", "--precision: gluing variables"),
+            (f"--rule gluing --precision bf16 {CUT}", "--precision: --rule gluing moves by less"),
             (
                 f"--rule gluing --gluing.cache {CUT}",
                 "--gluing.cache: gluing variables are kept for each image",
@@ -43,7 +43,7 @@ CASES = [
             (f"--pipeline.transfer bf16 {CUT}", "--pipeline.transfer: rounds what --parallel blocks sends"),
             (
                 f"--parallel blocks --pipeline.transfer bf16 --rule gluing {CUT}",
-                "--pipeline.transfer: gluing variables",
+                "--pipeline.transfer: --rule gluing moves by less",
             ),
             ("--plan", "--plan: shares blocks among devices; it needs --decoupling"),
             ("--reset-classifier", "--reset-classifier: goes with --weights"),

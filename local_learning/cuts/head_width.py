@@ -2,16 +2,12 @@
 
 import math
 
+from local_learning.catalogue import HEADS
+
 PAPER, MAP = "paper", "map"
 
 MULTIPLE = 8
 """Hidden channels for each channel of the map: as many as behind the first stage of the papers' ResNets."""
-
-_PAPERS = {
-    **dict.fromkeys(("aux1", "aux2", "aux3", "aux4", "predsim"), 2048),
-    **dict.fromkeys(("conv1c2f", "infopro", "infopro_contrast"), 128),
-}
-"""What they are in a network of full width, where a paper gives a number."""
 
 
 def parse_head_width(value: object) -> str | float:
@@ -46,9 +42,10 @@ def scale_of(asked: str | float, kind: str, in_chs: int, num_classes: int, width
     than the papers; and no more for each class than SEDONA has on CIFAR-10, 512 for 10 classes. By this
     quotient goes the curvature of the last layer, and with it the largest rate at which it learns.
     """
-    if asked == PAPER or (asked == MAP and kind not in _PAPERS):
+    row = HEADS.get(kind)
+    hidden = row.hidden if row else 0
+    if asked == PAPER or (asked == MAP and not hidden):
         return width
     if not isinstance(asked, str):
         return asked
-    full = _PAPERS[kind]
-    return min(full, MULTIPLE * in_chs, max(1, 512 * num_classes // 10)) / full
+    return min(hidden, MULTIPLE * in_chs, max(1, 512 * num_classes // 10)) / hidden

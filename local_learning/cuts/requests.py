@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from local_learning.decoupling import HEADS
+from local_learning.catalogue import HEADS
 
 OPTION = "--decoupling"
 

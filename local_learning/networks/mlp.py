@@ -7,7 +7,7 @@ from torch import nn
 from local_learning.chain import Chain
 
 
-def build_mlp(*, num_classes: int, image_size: int, width: float, in_chs: int, dropout: float) -> Chain:
+def mlp(*, num_classes: int, image_size: int, width: float, in_chs: int, dropout: float) -> Chain:
     """Flatten, a hidden linear layer and ReLU are the one layer; the output weights are the classifier."""
     hidden = max(1, round(500 * width))  # the paper gives no size; 500 is a common choice for MNIST
     layer = OrderedDict[str, nn.Module](

@@ -5,37 +5,32 @@ InfoPro, it makes one more. Bottlenecks are v1.5: the stride is on the 3x3 convo
 """
 
 from collections import OrderedDict
+from functools import partial
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from local_learning.chain import Chain
 
-# Blocks per stage; channels of the first stage, which double with each stage.
-_IMAGENET = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnet152": (Bottleneck, (3, 8, 36, 3)),
-}
-_CIFAR = {
-    "resnet32": (BasicBlock, (5, 5, 5)),
-    "resnet110": (BasicBlock, (18, 18, 18)),
-}
-RESNETS = (*_IMAGENET, *_CIFAR)
-
-SMALLEST_IMAGE = 8
-"""At 8 pixels the last of the four stages behind a 3x3 stem still sees one whole pixel."""
-
 
 def build_resnet(
-    name: str, *, num_classes: int, image_size: int, width: float, in_chs: int, stem_alone: bool = False
+    block: type[BasicBlock] | type[Bottleneck],
+    depths: tuple[int, ...],
+    *,
+    num_classes: int,
+    image_size: int,
+    width: float,
+    in_chs: int,
+    stem: str,
+    small: bool = False,
 ) -> Chain:
-    """A ResNet with the stem that the literature uses at this image size (ResNet-32/110: always 3x3)."""
-    block, depths = _CIFAR[name] if name in _CIFAR else _IMAGENET[name]
-    first_chs = max(1, round((16 if name in _CIFAR else 64) * width))
-    stem = _small_stem(in_chs, first_chs) if name in _CIFAR else _stem(in_chs, first_chs, image_size)
+    """A ResNet of so many blocks in each stage, the channels of which double from one to the next.
+
+    It has the stem that the literature uses at this image size. A `small` one, for CIFAR-10, starts from 16
+    channels and always has a 3x3 stem.
+    """
+    first_chs = max(1, round((16 if small else 64) * width))
+    begin = _small_stem(in_chs, first_chs) if small else _stem(in_chs, first_chs, image_size)
 
     layers: list[nn.Module] = []
     chs = first_chs
@@ -45,15 +40,24 @@ def build_resnet(
             stride = 2 if stage > 0 and index == 0 else 1
             layers.append(_residual_block(block, chs, planes, stride))
             chs = planes * block.expansion
-    if stem_alone:
-        layers.insert(0, stem)
+    if stem == "unit":
+        layers.insert(0, begin)
     else:
-        layers[0] = nn.Sequential(OrderedDict(stem=stem, block=layers[0]))
+        layers[0] = nn.Sequential(OrderedDict(stem=begin, block=layers[0]))
 
     classifier = nn.Sequential(
         OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(chs, num_classes))
     )
     return Chain(layers, classifier, width=width)
+
+
+resnet18 = partial(build_resnet, BasicBlock, (2, 2, 2, 2))
+resnet34 = partial(build_resnet, BasicBlock, (3, 4, 6, 3))
+resnet50 = partial(build_resnet, Bottleneck, (3, 4, 6, 3))
+resnet101 = partial(build_resnet, Bottleneck, (3, 4, 23, 3))
+resnet152 = partial(build_resnet, Bottleneck, (3, 8, 36, 3))
+resnet32 = partial(build_resnet, BasicBlock, (5, 5, 5), small=True)
+resnet110 = partial(build_resnet, BasicBlock, (18, 18, 18), small=True)
 
 
 def _residual_block(

@@ -10,24 +10,12 @@ from torch import nn
 
 from local_learning.chain import Chain
 
-VGGS = ("vgg19", "vgg6a")
-
-SMALLEST_IMAGE = {"vgg19": 32, "vgg6a": 8}
-"""What remains one pixel after all pools."""
-
 _VGG19_CHS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 _VGG6A_CHS = (128, 256, 512, 512)
 
 
-def build_vgg(
-    name: str, *, num_classes: int, image_size: int, width: float, in_chs: int, dropout: float
-) -> Chain:
-    """One of VGGS; `dropout` acts after each hidden linear layer (and after VGG6a's convolutions)."""
-    build = {"vgg19": _vgg19, "vgg6a": _vgg6a}[name]
-    return build(num_classes, image_size, width, in_chs, dropout)
-
-
-def _vgg19(num_classes: int, image_size: int, width: float, in_chs: int, dropout: float) -> Chain:
+def vgg19(*, num_classes: int, image_size: int, width: float, in_chs: int, dropout: float) -> Chain:
+    """VGG-19; `dropout` acts after each hidden linear layer."""
     layers: list[nn.Module] = []
     chs = in_chs
     for group, (planes, depth) in enumerate(_VGG19_CHS):
@@ -51,7 +39,8 @@ def _vgg19(num_classes: int, image_size: int, width: float, in_chs: int, dropout
     return Chain(layers, nn.Sequential(classifier), width=width)
 
 
-def _vgg6a(num_classes: int, image_size: int, width: float, in_chs: int, dropout: float) -> Chain:
+def vgg6a(*, num_classes: int, image_size: int, width: float, in_chs: int, dropout: float) -> Chain:
+    """VGG6a; `dropout` acts after its convolutions and after the hidden linear layer."""
     layers: list[nn.Module] = []
     chs = in_chs
     for index, planes in enumerate(_VGG6A_CHS):

@@ -12,6 +12,7 @@ from local_learning.blocks import DecoupledNet
 from local_learning.features import probe
 from local_learning.groups import GroupedHeads
 from local_learning.losses import sees_images
+from local_learning.rules.catalogue import RuleRow
 from local_learning.rules.engine import loss_name
 from local_learning.slices import Exchange, Slice
 from retrain.config import RetrainConfig
@@ -107,7 +108,7 @@ def block_crew(
         channels=_channels(net, team),
         described=config.gluing.cache,  # stored variables come in another layout than those just found
     )
-    measured = measuring_ranks(placement, config.chosen_rule)
+    measured = measuring_ranks(placement, config.rule_row)
     spread = Spread(
         measured={name: len(ranks) for name, ranks in measured.items()},
         here=frozenset(name for name, ranks in measured.items() if rank in ranks),
@@ -122,15 +123,15 @@ def block_crew(
     return Crew(team, links, spread, vigil, piece, _words(placement))
 
 
-def measuring_ranks(placement: Placement, rule: str) -> dict[str, range]:
+def measuring_ranks(placement: Placement, rule: RuleRow) -> dict[str, range]:
     """The processes that have each value of a step."""
     found, count = {}, placement.num_blocks
     for stage in placement.stages:
         for index in stage.blocks:
-            if rule == "greedy":
+            if rule.trains_heads:
                 found[loss_name(index, count)] = stage.ranks_of(index)
-            elif rule == "gluing" and index < count - 1:
-                found[f"gluing/{index + 1}"] = stage.ranks
+            if rule.measures and index < count - 1:
+                found[f"{rule.measures}/{index + 1}"] = stage.ranks
     found |= dict.fromkeys(("loss", "train_top1"), placement.stages[-1].ranks_of(count - 1))
     for kind in Traffic.KINDS:
         found |= {f"{kind}/{rank}": range(rank, rank + 1) for rank in range(placement.world_size)}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from local_learning.blocks import Block, DecoupledNet
+from local_learning.rules.catalogue import RULES, RuleRow
 from retrain.placing.forecast import BlockCost, BlockCosts, Line, Subject
 from tools.batchnorm import frozen_statistics
 from tools.cost import saved_activation_bytes
@@ -45,7 +46,7 @@ def measure_block_costs(
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), torch.enable_grad():
         torch.manual_seed(0)
-        bench = _Bench(subject.rule, make_optimizer, autocast)
+        bench = _Bench(RULES[subject.rule], make_optimizer, autocast)
         blocks = bench.measure_all(net, [_Batch.random(rows, subject, device, dtype) for rows in batch_sizes])
         batches = [_Batch.random(rows, subject, device, dtype) for rows in batch_sizes]
         whole = bench.measure(net.joined().blocks[0], batches, first=True, last=True)
@@ -75,7 +76,7 @@ def block_seconds(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
         torch.manual_seed(0)
         batches = [_Batch.random(count, subject, device, dtype) for count in (max(1, rows // 2), rows)]
-        found = _Bench(subject.rule, make_optimizer, autocast).measure_all(net, batches)
+        found = _Bench(RULES[subject.rule], make_optimizer, autocast).measure_all(net, batches)
     return [cost.passes.at(rows) + cost.update for cost in found]
 
 
@@ -161,7 +162,7 @@ class _Batch:
 class _Bench:
     """Where one block after the other is measured."""
 
-    rule: str
+    rule: RuleRow
     make_optimizer: MakeOptimizer
     autocast: Callable[[], AbstractContextManager[Any]]
 
@@ -185,11 +186,11 @@ class _Bench:
             with torch.no_grad(), self.autocast():
                 outputs: Tensor = block.layers(batch.inputs)
             # Accelerate hands on what a trained block gives in full precision.
-            return outputs if self.rule == "replay" else outputs.to(batch.images.dtype)
+            return outputs if self.rule.forwards > 1 else outputs.to(batch.images.dtype)
 
         def train(batch: _Batch) -> None:
             inputs = batch.inputs.detach()
-            if self.rule == "replay" and not first:
+            if self.rule.errors_come_down and not first:
                 inputs.requires_grad_()
             if block.head is None:
                 with frozen_statistics(block), self.autocast():

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
+from local_learning.catalogue import HEADS
 from local_learning.cuts.head_width import PAPER
+from local_learning.rules.catalogue import RULES
 from retrain.placing.placement import Placement
-
-MODELLED = ("backprop", "greedy", "replay")
+from tools.mistake import Mistake
 
 BUCKET = 25 * 2**20
 """Bytes of gradients that DistributedDataParallel shares at a time."""
@@ -215,13 +216,15 @@ def backprop(costs: BlockCosts, devices: int, on: Conditions) -> Forecast:
 
 def check_modelled(rule: str) -> None:
     """Refuse a rule whose pace is not known here."""
-    if rule not in MODELLED:
-        raise ValueError(f"--plan: there is no model of how fast --rule {rule} is; only of greedy and replay")
+    row = RULES.get(rule)
+    if row is None or not row.forecast:
+        known = " and ".join(name for name in RULES if RULES[name].forecast and RULES[name].cuts)
+        raise Mistake("plan", f"there is no model of how fast `rule` {rule} is; only of {known}")
 
 
 def stage_forecast(costs: BlockCosts, blocks: range, copies: int, on: Conditions) -> StageForecast:
     """One stage, whatever the others are: what passes a link is counted at both of its ends."""
-    own = [costs.blocks[index] for index in blocks]
+    own, rule = [costs.blocks[index] for index in blocks], RULES[costs.rule]
     rows = on.batch_size / copies
     part = rows / on.accumulate
     gradients = sum(block.parameters for block in own)
@@ -230,15 +233,15 @@ def stage_forecast(costs: BlockCosts, blocks: range, copies: int, on: Conditions
     for index, block in zip(blocks, own, strict=True):
         # Buckets go round while earlier layers still go backward, in the last part of a batch; the last
         # bucket is full only when the backward pass is over.
-        forwards = 2 if costs.rule == "replay" and index < len(costs.blocks) - 1 else 1
+        forwards = rule.forwards if index < len(costs.blocks) - 1 else 1
         backward = max(0.0, block.passes.at(part) - forwards * block.forward.at(part)) / on.speed
         whole = on.all_reduce(block.parameters, copies)
         exposed += max(whole - backward, on.all_reduce(min(block.parameters, BUCKET), copies))
     reduce = sum(on.all_reduce(block.parameters, copies) for block in own)
-    # In replay error signals of the same sizes go the other way.
+    # Error signals of the same sizes go the other way.
     below = rows * _crossing(costs, blocks.start, on)
     above = rows * _crossing(costs, blocks.stop, on)
-    back_in, back_out = (above, below) if costs.rule == "replay" else (0.0, 0.0)
+    back_in, back_out = (above, below) if rule.errors_come_down else (0.0, 0.0)
     return StageForecast(
         blocks=blocks,
         copies=copies,
@@ -260,7 +263,7 @@ def _memory(costs: BlockCosts, blocks: range, rows: float, on: Conditions) -> fl
     # The images of a batch, or as many inputs and outputs as may be under way.
     held += rows * (on.queue * _crossing(costs, blocks.start, on) if blocks.start else costs.image_bytes)
     held += rows * on.queue * _crossing(costs, blocks.stop, on)
-    if costs.rule == "replay":  # inputs of the batches that are still to be replayed, and error signals
+    if RULES[costs.rule].forwards > 1:  # inputs of batches that are still to be trained on, error signals
         for index in range(blocks.start, min(blocks.stop, len(costs.blocks) - 1)):
             inputs = costs.blocks[index - 1].outputs if index else costs.image_bytes
             held += rows * ((len(costs.blocks) - index) * inputs + costs.blocks[index].outputs)
@@ -272,8 +275,9 @@ def _crossing(costs: BlockCosts, cut: int, on: Conditions) -> int:
     if not 0 < cut < len(costs.blocks):
         return 0
     below = costs.blocks[cut - 1]
-    # Losses of InfoPro's kinds look at the images, which then go along; other rules have no such losses.
-    along = costs.rule == "greedy" and any(head.startswith("infopro") for head in costs.heads[cut:])
+    # Images go along where a loss further up looks at them, which only the losses of heads do.
+    rows = [row for row in map(HEADS.get, costs.heads[cut:]) if row]
+    along = RULES[costs.rule].trains_heads and any(row.sees_images for row in rows)
     return along * costs.image_bytes + (2 * below.elements if on.transfer == "bf16" else below.outputs)
 
 
@@ -288,7 +292,7 @@ def _slowest(costs: BlockCosts, stages: Sequence[StageForecast], links: Sequence
     for stage in stages:
         what = f"the links of the devices of {_named(costs, stage)}"
         found.append((max(stage.receiving, stage.sending), what))
-    if costs.rule == "replay":
+    if RULES[costs.rule].errors_come_down:
         # A block waits for the error signal of the batch that it has just passed on: n stages go round in n
         # steps, and what lies between them is waited for once in each direction.
         for start, stop in combinations(range(len(stages) + 1), 2):

@@ -29,7 +29,7 @@ TRIED = 64
 def plan(config: RetrainConfig) -> None:
     """Measure the blocks, or read what was measured, and print the plan."""
     check_modelled(config.chosen_rule)
-    if config.chosen_rule == "backprop":
+    if not config.rule_row.cuts:
         raise ValueError("--plan: shares blocks that are trained apart; leave out --rule backprop")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--plan: one process does it all; start it without a launcher")

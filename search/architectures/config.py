@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from search.methods import METHODS
 from tools.images.options import DataConfig
 from tools.options.config import check_choice, check_idle, check_range
 from tools.options.shared import RunOptions
 
-METHODS = ("evolution", "nsga2", "regularised", "random", "exhaustive")
 COSTS = ("macs", "params", "latency", "activations")
 
 
@@ -42,16 +42,6 @@ class BreedingOptions:
             raise ValueError("--breeding.objectives: name one cost or more, each once")
         for name in self.objectives:
             check_choice("--breeding.objectives", name, COSTS)
-
-
-USED: dict[str, tuple[str, ...]] = {
-    "evolution": ("parents", "mutation", "crossover"),
-    "nsga2": ("mutation", "crossover", "objectives", "over_limit"),
-    "regularised": ("mutation", "sample", "brood"),
-    "random": (),
-    "exhaustive": (),
-}
-"""Which of them each method looks at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +116,10 @@ class ArchitectureSearchConfig(RunOptions):
         self.check_run()
         if not self.supernet:
             raise ValueError("--supernet: name the run of a supernet, or its weights file")
-        check_choice("--method", self.method, METHODS)
+        METHODS.check("method", self.method)
         check_range("--population", self.population, 2, 1_000_000)
         check_range("--generations", self.generations, 0)
         for name in ("max_macs", "max_params", "max_latency", "max_activations"):
             check_range(f"--{name.replace('_', '-')}", getattr(self, name), 0)
         check_range("--top", self.top, 1)
-        if self.method == "exhaustive" and self.generations != type(self).generations:
-            raise ValueError("--generations: --method exhaustive does not look at it; leave it out")
-        check_idle("breeding", self.breeding, USED[self.method], f"--method {self.method}")
+        METHODS.check_idle("method", self.method, self)

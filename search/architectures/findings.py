@@ -7,9 +7,10 @@ from typing import Any
 from search.architectures.config import ArchitectureSearchConfig
 from search.architectures.evaluations import NAMES, described, in_units, said_of_noise
 from search.architectures.figures import course_figure, front_figure, operations_figure
-from search.fronts import Nsga2, front
+from search.fronts import front
 from search.limits import UNITS
 from search.method import Method, Scored
+from search.methods import METHODS
 from search.trie import Work, work
 from supernet.additive import Additive
 from supernet.network.documents import save_architecture
@@ -47,7 +48,7 @@ def write_findings(
         for name, found in others.items()
     }
     course_figure(run.path / "course.png", runs)
-    if config.method not in ("random", "exhaustive"):
+    if METHODS[config.method].learns:
         runs[f"its first {len(method.history[0])}, random"] = method.history[0]
     for cost in _objectives(method, costs):
         of = (
@@ -111,7 +112,7 @@ def summary(run: Run, results: dict[str, Any]) -> str:
 
 
 def _objectives(method: Method, costs: Mapping[str, Additive]) -> Sequence[Additive]:
-    return method.costs if isinstance(method, Nsga2) else [costs["macs"]]
+    return method.traded or [costs["macs"]]
 
 
 def _entry(scored: Scored, costs: Mapping[str, Additive]) -> dict[str, Any]:

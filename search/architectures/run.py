@@ -15,9 +15,9 @@ from search.architectures.config import ArchitectureSearchConfig
 from search.architectures.evaluations import append_evaluations, read_evaluations
 from search.architectures.findings import results_of, summary, write_findings
 from search.architectures.images import ScoringImages, digest, keep_identity, scoring_images, what
+from search.architectures.methods import make_method
 from search.evaluator import SubnetEvaluator
 from search.method import Method, Scored
-from search.methods import make_method
 from search.trie import work
 from supernet.additive import Additive, activations, counted, latency
 from supernet.network.storage import load_supernet, supernet_space, weights_file

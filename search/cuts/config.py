@@ -4,15 +4,15 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from local_learning.catalogue import HEADS
 from local_learning.cuts.head_width import PAPER, check_head_width
-from local_learning.decoupling import HEADS
 from supernet.network.choice import NetworkChoice
 from tools.images.options import DataConfig
 from tools.options.config import check_choice, check_range
 from tools.options.recipes import Recipe
 from tools.options.shared import RunOptions
 
-SEARCHABLE = ("aux1", "aux2", "aux3", "aux4", "mlp_sr", "conv1c2f", "linear")
+SEARCHABLE = tuple(name for name in HEADS.ours if HEADS[name].searchable)
 """Our heads that can be mixed: those that give logits and nothing else. A user's own must be like them."""
 
 SEDONA_2021 = "sedona-2021"
@@ -163,7 +163,7 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
         self.check_run(precisions=("fp32", "fp64"))
         self.check_network()
         for kind in self.heads:
-            HEADS.check("--heads", kind, among=SEARCHABLE)
+            HEADS.check("heads", kind, among=SEARCHABLE)
         if self.head_width:
             check_head_width(self.head_width)
         if len(set(self.heads)) != len(self.heads) or not self.heads:

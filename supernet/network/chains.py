@@ -8,10 +8,11 @@ from typing import Any, Protocol, TypeVar
 from accelerate import Accelerator
 from torch import Tensor
 
-from local_learning.build import NETWORKS, NetworkOptions, check_name, seeded_chain
+from local_learning.build import NetworkOptions, check_name, seeded_chain
 from local_learning.chain import Chain
 from local_learning.cuts.head_width import MAP, PAPER
 from local_learning.decoupling import DecouplingFile, read_decoupling
+from local_learning.networks.catalogue import NETWORKS
 from local_learning.networks.traced import with_our_names
 from supernet.network.documents import load_architecture, save_architecture, space_to, stem_of
 from supernet.space import Architecture, Space
@@ -114,7 +115,7 @@ def chosen_chain(options: ChosenNetwork, num_classes: int, image_size: int, in_c
 
 def usual_head_width(options: ChosenNetwork) -> str:
     """How wide its heads are if nothing is said: the papers' numbers are for the papers' networks."""
-    return PAPER if not options.architecture and options.network in NETWORKS else MAP
+    return PAPER if not options.architecture and options.network in NETWORKS.ours else MAP
 
 
 def cuts_of(options: ChosenNetwork, path: str) -> DecouplingFile:

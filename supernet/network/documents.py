@@ -23,9 +23,10 @@ def find_space(name: str, *, num_classes: int, image_size: int, in_chs: int = 3)
     """The space of this name, or the one that a .toml or .json file describes, for these images."""
     if name in PRESETS:
         return preset(name, num_classes=num_classes, image_size=image_size, in_chs=in_chs)
-    if name in SPACES.own:
+    if SPACES.is_own(name):
         images = {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}
-        return replace(call(SPACES.own[name], **images), name=name)
+        space: Space = call(SPACES[name].maker, **images)
+        return replace(space, name=name)
     path = Path(name)
     if path.suffix not in (".toml", ".json"):
         raise ValueError(f"space '{name}' is unknown{SPACES.hint(name)}, or name a .toml or .json file")

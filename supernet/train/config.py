@@ -1,6 +1,6 @@
 """The options of train_supernet.py; free of torch."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from supernet.options import (
@@ -12,7 +12,7 @@ from supernet.options import (
     PathOptions,
 )
 from tools.images.options import DataConfig
-from tools.options.config import check_choice, check_idle, check_range
+from tools.options.config import check_choice, check_range
 from tools.options.recipes import Recipe
 from tools.options.shared import ExtendOptions, FastOptions, RunOptions
 
@@ -52,21 +52,6 @@ class RecordOptions:
         check_range("--records.latency-batch", self.latency_batch, 0)
 
 
-_GREEDY = ("decoders", "decoder_gradient", "last_decoder", "skip_in_mean", "stem", "update")
-_USED: dict[str, dict[str, tuple[str, ...]]] = {
-    "paths": {
-        "spos": ("draw", "canonical", "min_macs", "max_macs", "bin_macs"),
-        "fair": ("skip", "shared_scale"),
-    },
-    "layerwise": {
-        "greedy": _GREEDY,
-        "nongreedy": (*_GREEDY, "partner", "partner_statistics", "skip_as_partner"),
-    },
-    "contrast": {"infonce": tuple(each.name for each in fields(ContrastOptions))},
-}
-"""Which options each strategy or objective looks at."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
     """Which space, how it is trained, on which data, by which recipe, on what machine."""
@@ -101,8 +86,8 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
         self.check_fast()
         if not self.space:
             raise ValueError("--space: name a preset or a file")
-        STRATEGIES.check("--strategy", self.strategy)
-        check_choice("--objective", self.objective, OBJECTIVES)
+        STRATEGIES.check("strategy", self.strategy)
+        OBJECTIVES.check("objective", self.objective)
         check_choice("--classifier-init", self.classifier_init, CLASSIFIER_INITS)
         check_range("--tail-steps", self.tail_steps, 0)
         if self.extend and self.tail_steps:
@@ -118,18 +103,16 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
     @property
     def trains_tail_apart(self) -> str:
         """What the strategy leaves untrained: fc, tail or nothing."""
-        if self.strategy not in _USED["paths"] and self.layerwise.last_decoder == "local":
+        local = self.layerwise.last_decoder == "local"
+        if local and STRATEGIES[self.strategy].looks_at("layerwise.last_decoder"):
             return "tail"
-        return "fc" if self.objective == "infonce" else ""
+        return "" if OBJECTIVES[self.objective].labels else "fc"
 
     def _check_idle(self) -> None:
         """Refuse options that this strategy or objective does not look at."""
-        for group, used in _USED.items():
-            if group != "contrast" and self.strategy in STRATEGIES.own:
-                continue  # nobody here knows what it looks at
-            mine = used.get(self.strategy, used.get(self.objective, ()))
-            who = f"--strategy {self.strategy} by --objective {self.objective}"
-            check_idle(group, getattr(self, group), mine, who)
+        by = f"`strategy` {self.strategy} by `objective` {self.objective}"
+        STRATEGIES.check_idle("strategy", self.strategy, self, by)
+        OBJECTIVES.check_idle("objective", self.objective, self, by)
 
     def _check_recipe(self) -> None:
         if self.recipe.accumulate > 1:
@@ -151,5 +134,7 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
                 f"--tail-steps: this training leaves the {self.trains_tail_apart} untrained, and no "
                 "architecture could be scored; give some"
             )
-        if self.objective == "infonce" and (self.data.mixup or self.data.cutmix):
-            raise ValueError("--data.mixup and --data.cutmix: mix labels, which infonce does not use")
+        if not OBJECTIVES[self.objective].labels and (self.data.mixup or self.data.cutmix):
+            raise ValueError(
+                f"--data.mixup and --data.cutmix: mix labels, which {self.objective} does not use"
+            )

@@ -14,7 +14,8 @@ from torch import nn
 from supernet.engine import AccelerateEngine
 from supernet.network.documents import find_space, save_space, space_to
 from supernet.network.storage import forget_snapshots, save_snapshot, save_supernet
-from supernet.objectives import CrossEntropy, InfoNCE, Objective
+from supernet.objectives import CrossEntropy, Objective
+from supernet.options import OBJECTIVES
 from supernet.space import Space
 from supernet.strategies import TailTraining, make_strategy
 from supernet.strategy import Strategy
@@ -27,10 +28,10 @@ from supernet.train.shift import Shift
 from tools.cost import count_params
 from tools.images.datasets import Data, load_data
 from tools.images.loaders import make_train_loader
-from tools.images.views import Views
 from tools.layout import use_channels_last
 from tools.optim import make_optimizer, start_momentum
 from tools.options.config import flatten, to_toml
+from tools.options.plugins import call
 from tools.options.shared import FREE
 from tools.run.folder import Run
 from tools.run.launch import on_main
@@ -169,21 +170,18 @@ def _strategies(
     labels = CrossEntropy(
         num_classes=data.num_classes, label_smoothing=recipe.label_smoothing, smoothing=recipe.smoothing
     )
-    objective: Objective = labels
-    if config.objective == "infonce":
-        options = config.contrast
-        views = Views(
-            mean=data.mean,
-            std=data.std,
-            seed=config.seed,
-            scale=(options.min_area, 1.0),
-            jitter=options.jitter,
-            grey=options.grey,
-            blur=options.blur,
-        )
-        objective = InfoNCE(
-            options, views, rank=accelerator.process_index, world_size=accelerator.num_processes
-        )
+    objective: Objective = call(
+        OBJECTIVES[config.objective].maker,
+        num_classes=data.num_classes,
+        label_smoothing=recipe.label_smoothing,
+        smoothing=recipe.smoothing,
+        options=config.contrast,
+        mean=data.mean,
+        std=data.std,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
     engine = AccelerateEngine(accelerator, clip_norm=recipe.clip_norm)
 
     def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from local_learning.blocks import Block, DecoupledNet, decouple
+from local_learning.catalogue import HEADS
 from local_learning.chain import Chain
-from local_learning.decoupling import HEAD_KINDS, Decoupling
+from local_learning.decoupling import Decoupling
 from local_learning.heads import make_head
 from local_learning.losses import CrossEntropy, InfoPro, PredSim
 from local_learning.options import LocalLosses
@@ -352,7 +353,7 @@ def test_the_probe_of_infopro_contrast_teaches_itself_only() -> None:
 # ---- mixed precision -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", HEAD_KINDS)
+@pytest.mark.parametrize("head", HEADS.ours)
 @pytest.mark.parametrize("groups", [1, 2])
 def test_losses_under_autocast_are_close_to_full_precision(head: str, groups: int) -> None:
     net = small_net(every((2, 4), head, groups)).float()

@@ -6,7 +6,8 @@ import torch
 import torchvision
 from torch import nn
 
-from local_learning.build import NETWORKS, build_chain
+from local_learning.build import build_chain
+from local_learning.networks.catalogue import NETWORKS
 from tools.cost import count_macs, count_params
 
 # Name, width, image size, classes, layers, parameters, multiply-accumulates to the digits given.

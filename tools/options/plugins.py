@@ -1,4 +1,4 @@
-"""Parts of a user's own: Python files that --plugins names, and the names that they register. Free of torch.
+"""Parts of a user's own: the Python files that --plugins names. Free of torch.
 
 Such a file is imported before the options are checked, so that its names are valid wherever ours are. Only
 what the user's own command line names is ever imported, and nothing because a run or a file speaks of it.
@@ -6,64 +6,19 @@ what the user's own command line names is ever imported, and nothing because a r
 
 import hashlib
 import inspect
-import re
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from tools.files.provenance import sha256
-from tools.options.config import suggest
 
 OPTION = "--plugins"
 ORIGIN = f"{OPTION} FILE.py brings one of your own"
 
 Part = TypeVar("Part")
-Registered = TypeVar("Registered")
-
-
-class Registry(Generic[Part]):
-    """The names of one kind of part: ours, and a user's own with what they stand for."""
-
-    def __init__(self, what: str, ours: Collection[str], *, form: str = r"[A-Za-z]\w*") -> None:
-        self.what, self.ours, self._form = what, ours, form
-        self.own: dict[str, Part] = {}
-
-    def register(self, name: str) -> Callable[[Registered], Registered]:
-        """A decorator by which a function or class becomes the part of this name."""
-        if not re.fullmatch(self._form, name):
-            letters = "letters, digits" + (" and _" if r"\w" in self._form else "")
-            raise Refused(f"{self.what} '{name}': a name is {letters}, a letter first")
-        if name in self:
-            raise Refused(f"{self.what} '{name}' is registered already; take another name")
-
-        def keep(part: Registered) -> Registered:
-            self.own[name] = part  # type: ignore[assignment]  # the decorated keeps its own type
-            return part
-
-        return keep
-
-    def check(self, option: str, name: str, among: Collection[str] = ()) -> None:
-        """Refuse what is neither a user's own nor one of ours, or of those of ours that an option takes."""
-        if name not in self.own and name not in (among or self.ours):
-            raise ValueError(f"{option}: unknown value '{name}'{self.hint(name, among)}")
-
-    def hint(self, name: str, among: Collection[str] = ()) -> str:
-        """Clauses that point to the nearest known name, and to where others come from."""
-        near = suggest(name, [*(among or self.ours), *self.own])
-        return f"{near}{' ' if near.endswith('?') else '; '}{ORIGIN}"
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.own or name in self.ours
-
-    def __len__(self) -> int:
-        return len(self.ours) + len(self.own)
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self.ours
-        yield from self.own
 
 
 class Refused(ValueError):

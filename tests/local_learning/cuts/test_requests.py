@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from local_learning.catalogue import HEADS
 from local_learning.cuts.requests import Request, parse_request
-from local_learning.decoupling import HEAD_KINDS
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_ways_to_choose_the_cuts(text: str, request_: Request) -> None:
 
 
 def test_every_head_can_be_asked_for() -> None:
-    assert [parse_request(f"uniform:2:{head}").head for head in HEAD_KINDS] == list(HEAD_KINDS)
+    assert [parse_request(f"uniform:2:{head}").head for head in HEADS.ours] == list(HEADS.ours)
 
 
 @pytest.mark.parametrize("name", ["decoupling-4.json", "uniform", "a:b", "unifrom:4:aux2"])

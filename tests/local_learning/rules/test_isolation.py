@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from local_learning.blocks import Block, DecoupledNet, Outcome
-from local_learning.decoupling import HEAD_KINDS, Decoupling
+from local_learning.catalogue import HEADS
+from local_learning.decoupling import Decoupling
 from local_learning.options import GluingOptions, LocalLosses
 from local_learning.rules.engine import Engine, Part, Rule
 from local_learning.rules.gluing import Gluing
@@ -25,7 +26,7 @@ def losses_and_blocks(net: DecoupledNet, part: Part) -> tuple[list[Tensor], list
     return net.losses(part.images, part.targets), [list(block.parameters()) for block in net.blocks]
 
 
-@pytest.mark.parametrize("head", HEAD_KINDS)
+@pytest.mark.parametrize("head", HEADS.ours)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_loss_reaches_all_of_its_own_block_and_nothing_else(name: str, head: str) -> None:
     net = small_net(Decoupling((1, 3), (head, head)), name, width=0.0625 if name == "vgg6a" else 0.125)

@@ -11,7 +11,7 @@ import torch
 
 from search.architectures.config import ArchitectureSearchConfig
 from search.architectures.evaluations import in_units, read_evaluations
-from search.methods import asked_limits
+from search.architectures.methods import asked_limits
 from supernet.additive import activations, latency
 from supernet.calibrate import calibrate
 from supernet.network.documents import load_architecture

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from tools.options import plugins
 from tools.options.config import given
-from tools.options.plugins import Registry, call, takes
+from tools.options.plugins import call, takes
 from tools.run.folder import Run
 from tools.run.weights import read_notes, save_tensors
 
@@ -32,46 +31,6 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 def written(path: Path, text: str) -> str:
     path.write_text(text)
     return str(path)
-
-
-def test_what_is_registered_is_known_beside_ours() -> None:
-    registry: Registry[Callable[[], int]] = Registry("head", ("linear",))
-
-    @registry.register("mine")
-    def one() -> int:
-        return 1
-
-    assert one() == 1
-    assert list(registry) == ["linear", "mine"]
-    assert registry.own["mine"] is one
-    registry.check("--head", "mine")
-    registry.check("--head", "mine", among=("other",))
-    with pytest.raises(ValueError, match=r"^--head: unknown value 'mime'; did you mean 'mine'\? --plugins "):
-        registry.check("--head", "mime")
-    with pytest.raises(
-        ValueError, match=r"^--head: unknown value 'linear'; did you mean 'mine'\? --plugins "
-    ):
-        registry.check("--head", "linear", among=("other",))
-    with pytest.raises(
-        ValueError, match=r"^--head: unknown value 'x'; known: linear, mine; --plugins FILE.py "
-    ):
-        registry.check("--head", "x")
-
-
-@pytest.mark.parametrize("name", ["linear", "mine"])
-def test_a_name_is_given_once(name: str) -> None:
-    registry: Registry[object] = Registry("head", ("linear",))
-    registry.register("mine")(object())
-    with pytest.raises(ValueError, match=f"^head '{name}' is registered already; take another name$"):
-        registry.register(name)
-
-
-@pytest.mark.parametrize(
-    ("form", "name"), [(r"[A-Za-z]\w*", ""), (r"[A-Za-z]\w*", "a:b"), ("[A-Za-z][A-Za-z0-9]*", "a_b")]
-)
-def test_a_name_fits_where_it_is_written(form: str, name: str) -> None:
-    with pytest.raises(ValueError, match=f"^head '{name}': a name is letters, digits"):
-        Registry[object]("head", (), form=form).register(name)
 
 
 def test_a_part_gets_the_options_that_it_takes() -> None:
@@ -116,7 +75,7 @@ def test_a_file_is_imported_once_as_a_module_of_its_own(tmp_path: Path) -> None:
         ("raise SystemExit(3)\n", ", line 1: SystemExit: 3"),
         ("raise ValueError\n", ", line 1: ValueError"),
         (
-            "from local_learning.decoupling import HEADS\n\nHEADS.register('aux1')(print)\n",
+            "from local_learning.catalogue import HEADS\n\nHEADS.register('aux1')(print)\n",
             ", line 3: head 'aux1' is registered already; take another name",
         ),
     ],

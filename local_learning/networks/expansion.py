@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from local_learning.relu_mean import relu_mean
+from local_learning.networks.relu_mean import relu_mean
 from tools.batchnorm import statistics_are_shared
 
 AT_ONCE = 2**18

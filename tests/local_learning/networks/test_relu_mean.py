@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from local_learning.relu_mean import ReluMean
+from local_learning.networks.relu_mean import ReluMean
 from tools.cost import saved_activation_bytes
 
 

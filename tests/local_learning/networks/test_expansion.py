@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from local_learning.expansion import AT_ONCE, Expansion
 from local_learning.heads import make_head
+from local_learning.networks.expansion import AT_ONCE, Expansion
 from tools.batchnorm import SharedBatchNorm, frozen_statistics
 from tools.cost import saved_activation_bytes
 
@@ -52,7 +52,7 @@ def derivatives(module: nn.Module, inputs: Tensor) -> list[Tensor]:
 def test_it_is_its_four_operators_up_to_the_second_derivative(
     at_once: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("local_learning.expansion.AT_ONCE", at_once)
+    monkeypatch.setattr("local_learning.networks.expansion.AT_ONCE", at_once)
     ours, plain = both()
     inputs = inputs_of(size)
     for one, other in zip(derivatives(ours, inputs), derivatives(plain, inputs), strict=True):

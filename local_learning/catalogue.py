@@ -1,0 +1,88 @@
+"""Heads and their losses by name, and what others need to know of them. Free of torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tools.options.catalogue import Catalogue, Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRow(Row):
+    """The auxiliary network at a cut, and the loss that goes with it.
+
+    `make` is called with `in_chs`, `in_size` and `num_classes`, and with those of `width` and `image_shape`
+    that it takes. `reads` are options of local losses.
+    """
+
+    loss: Callable[..., Any] | str = ""
+    """What makes a loss of its own, from a `local_learning.losses.Place`; without, that of --local.loss."""
+    searchable: bool = True
+    """It gives logits and nothing else, so that several can be mixed."""
+    sees_images: bool = False
+    """Its loss looks at the network's input images."""
+    hidden: int = 0
+    """Hidden channels in a network of full width, where its paper gives a number."""
+    needs_classes: bool = False
+    """Its loss needs one class for each image, not probabilities."""
+
+    @property
+    def loss_maker(self) -> Callable[..., Any] | None:
+        """What makes its own loss, if it has one."""
+        return Row(name=self.name, make=self.loss).maker if self.loss else None
+
+
+def _plain(name: str, says: str, hidden: int = 0) -> HeadRow:
+    make = f"local_learning.heads:{name}"
+    return HeadRow(name=name, says=says, make=make, reads=("local.loss",), hidden=hidden)
+
+
+HEADS: Catalogue[HeadRow] = Catalogue(
+    "head",
+    HeadRow,
+    [
+        _plain("aux1", "a depthwise convolution and a wide classifier (SEDONA)", 2048),
+        _plain("aux2", "aux1 with one inverted residual", 2048),
+        _plain("aux3", "aux1 with two inverted residuals", 2048),
+        _plain("aux4", "aux1 with three inverted residuals", 2048),
+        _plain("mlp_sr", "1x1 convolutions on a small map, and an MLP (DGL)"),
+        HeadRow(
+            name="predsim",
+            says="a pooled classifier beside a convolution for similarity matching (PredSim)",
+            make="local_learning.heads:PredSimHead",
+            reads=("local.similarity",),
+            loss="local_learning.losses:predsim_loss",
+            searchable=False,
+            hidden=2048,
+        ),
+        HeadRow(
+            name="infopro",
+            says="a classifier beside a decoder of the image (InfoPro)",
+            make="local_learning.heads:InfoProHead",
+            reads=("local.reconstruction", "local.prediction"),
+            loss="local_learning.losses:infopro_loss",
+            searchable=False,
+            sees_images=True,
+            hidden=128,
+        ),
+        HeadRow(
+            name="infopro_contrast",
+            says="a projection for supervised contrast beside a decoder of the image (InfoPro)",
+            make="local_learning.heads:InfoProContrastHead",
+            reads=("local.reconstruction", "local.prediction", "local.temperature"),
+            loss="local_learning.losses:infopro_contrast_loss",
+            searchable=False,
+            sees_images=True,
+            hidden=128,
+            needs_classes=True,
+        ),
+        _plain("conv1c2f", "one convolution and two linear layers (InfoPro, GN-DGL)", 128),
+        _plain("linear", "a global average and a linear classifier"),
+    ],
+)
+"""The heads of the papers, and a user's own. A decoupling may name others."""
+
+LOSSES: Catalogue[Row] = Catalogue(
+    "loss", Row, [Row(name="cross_entropy", says="cross-entropy", make="local_learning.losses:CrossEntropy")]
+)
+"""Losses of heads that have none of their own."""

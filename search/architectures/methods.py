@@ -1,0 +1,65 @@
+"""From options to a way to search."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from search.architectures.config import ArchitectureSearchConfig
+from search.limits import UNITS, Infeasible, Limit, TooMany
+from search.method import Method
+from search.methods import METHODS
+from supernet.additive import Additive
+from supernet.space import Space
+from tools.mistake import Mistake
+from tools.options.plugins import call
+
+LIMITS = {"macs": 1.0, "params": 1.0, "latency": UNITS["latency"][0], "activations": UNITS["activations"][0]}
+"""Costs that may be limited, and what one of an option's units is."""
+
+
+def make_method(config: ArchitectureSearchConfig, space: Space, costs: Mapping[str, Additive]) -> Method:
+    """The way that the options name; what cannot be kept is refused by the option's name."""
+    row = METHODS[config.method]
+    options: dict[str, Any] = {
+        each.name: getattr(config.breeding, each.name) for each in fields(config.breeding)
+    }
+    names = options.pop("objectives")
+    if row.looks_at("breeding.objectives"):
+        options["costs"] = [_cost(name, costs, "breeding.objectives") for name in names]
+    try:
+        method: Method = call(
+            row.maker,
+            space,
+            seed=config.seed,
+            limits=asked_limits(config, costs),
+            canonical=config.canonical,
+            population=config.population,
+            generations=config.generations,
+            **options,
+        )
+    except TooMany as error:
+        raise TooMany(f"--population: {error}") from None
+    except Infeasible as error:
+        given = [f"--max-{name}" for name in LIMITS if getattr(config, f"max_{name}")]
+        raise Infeasible(f"{' and '.join(given)}: {error}") from None
+    return method
+
+
+def asked_limits(config: ArchitectureSearchConfig, costs: Mapping[str, Additive]) -> list[Limit]:
+    """The limits that the options set."""
+    found = []
+    for name, unit in LIMITS.items():
+        high = getattr(config, f"max_{name}")
+        if high:
+            found.append(Limit(_cost(name, costs, f"max_{name}"), round(high * unit)))
+    return found
+
+
+def _cost(name: str, costs: Mapping[str, Additive], option: str) -> Additive:
+    if name not in costs:
+        raise Mistake(
+            option,
+            f"{name} needs a table of measured costs",
+            "train_supernet.py writes costs.json at its end, or name one by `costs`",
+        )
+    return costs[name]
