@@ -56,7 +56,7 @@ TRUTH = [
 ]
 RANKING = [
     *PLACE,
-    *words("--networks 30 --scoring.calibration-images 64 --scoring.calibration-batch 32"),
+    *words("--networks 6 --scoring.calibration-images 64 --scoring.calibration-batch 32"),
     *words("--shift-images 40 --resamples 100"),
 ]
 
@@ -83,7 +83,7 @@ RUNS: dict[str, tuple[str, list[str], int]] = {
     "local-losses": ("retrain_model.py", [*VGG, "--decoupling", "uniform:3:predsim"], 2),
     "replay": ("retrain_model.py", [*VGG, *words("--decoupling uniform:3:linear --rule replay")], 1),
     "gluing": ("retrain_model.py", [*VGG, *words("--decoupling uniform:3:linear --rule gluing")], 1),
-    "groups": ("retrain_model.py", [*VGG, *words("--decoupling uniform:2:aux1 --groups 2")], 1),
+    "groups": ("retrain_model.py", [*RESNET, *words("--decoupling uniform:2:conv1c2f --groups 2")], 1),
     **{
         f"{rule}-on-2-processes": (
             "retrain_model.py",

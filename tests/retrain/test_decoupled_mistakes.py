@@ -110,7 +110,7 @@ OTHERS = [
         [*GLUING, "--gluing.cache", "--data.augment", "none", "--data.rotate", "9"],
         "without mixup, cutmix, rotate",
     ),
-    ([*GLUING, "--precision", "bf16"], "--precision: gluing variables move by less than bf16 can tell"),
+    ([*GLUING, "--precision", "bf16"], "--precision: --rule gluing moves by less than bf16 tells"),
     ([*GLUING, "--gluing.h-every", "2"], "--gluing.h-every: needs --gluing.cache"),
     ([*GLUING, "--gluing.refresh", "2"], "--gluing.refresh: needs --gluing.cache"),
 ]
