@@ -18,16 +18,14 @@ from typing import Any
 
 import torch
 
-from local_learning.build import seeded_chain
 from local_learning.rules.engine import Engine, Part, Rule
-from local_learning.rules.gluing import Gluing
-from local_learning.rules.greedy import Greedy
-from local_learning.rules.replay import Replay
 from retrain.config import RetrainConfig
 from retrain.networks import choose_decoupling, make_net
+from supernet.network.network import Network
 from tools.cost import saved_activation_bytes
 from tools.images.datasets import load_data
 from tools.options.config import of_run
+from tools.options.plugins import call
 
 METHODS = {
     "backprop": [],
@@ -106,17 +104,11 @@ def report(name: str, options: argparse.Namespace) -> None:
 def memory(config: RetrainConfig) -> dict[str, float]:
     """MiB at the peak of a step: what autograd keeps, and what the rule keeps from step to step."""
     data = load_data(config.data, config.seed)
-    chain = seeded_chain(config, data.num_classes, data.image_size, data.channels)
-    net = make_net(config, chain, choose_decoupling(config, chain, data), data).train()
+    network = Network.chosen(config)
+    chain = network.chain(data.num_classes, data.image_size, data.channels)
+    net = make_net(config, network, chain, choose_decoupling(config, network, chain, data), data).train()
     engine = Engine(net, [torch.optim.SGD(block.parameters(), lr=1e-3) for block in net.blocks])
-    rule: Rule
-    match config.chosen_rule:
-        case "replay":
-            rule = Replay(engine)
-        case "gluing":
-            rule = Gluing(engine, config.gluing)
-        case _:
-            rule = Greedy(engine)
+    rule: Rule = call(config.rule_row.maker, engine, options=config.gluing)
     rows = config.recipe.batch_size
     part = Part(torch.randn(rows, 3, 32, 32), torch.randint(10, (rows,)), torch.arange(rows))
     for _ in range(len(net.blocks)):

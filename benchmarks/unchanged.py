@@ -108,7 +108,15 @@ RUNS: dict[str, tuple[str, list[str], int]] = {
 """Script, options and processes of each run; a name that is a run's is read as its folder."""
 
 UNCOUNTED = {
-    *("seconds", "training_seconds", "images_per_second", "peak_memory_mib", "search_seconds", "provenance"),
+    *(
+        "seconds",
+        "training_seconds",
+        "images_per_second",
+        "peak_memory_mib",
+        "peak_memory_bytes",
+        "search_seconds",
+        "provenance",
+    ),
     *("seconds_per_architecture", "busy_seconds", "step_seconds", "sha256", "config", "made_with", "run"),
     *("saved_mib", "kept_bytes", "commit", "source", "sources", "path", "folder", "versions", "machine"),
     *("scoring_seconds", "latency", "latency_ms", "timing", "when", "plugins"),

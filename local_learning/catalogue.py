@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tools.options.catalogue import Catalogue, Row
+from tools.options.catalogue import Catalogue, Row, found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class HeadRow(Row):
     @property
     def loss_maker(self) -> Callable[..., Any] | None:
         """What makes its own loss, if it has one."""
-        return Row(name=self.name, make=self.loss).maker if self.loss else None
+        return (found(self.loss) if isinstance(self.loss, str) else self.loss) if self.loss else None
 
 
 def _plain(name: str, says: str, hidden: int = 0) -> HeadRow:
@@ -37,14 +37,25 @@ def _plain(name: str, says: str, hidden: int = 0) -> HeadRow:
     return HeadRow(name=name, says=says, make=make, reads=("local.loss",), hidden=hidden)
 
 
+def _aux(depth: int, says: str) -> HeadRow:
+    return HeadRow(
+        name=f"aux{depth}",
+        says=says,
+        make="local_learning.heads:aux",
+        given={"depth": depth},
+        reads=("local.loss",),
+        hidden=2048,
+    )
+
+
 HEADS: Catalogue[HeadRow] = Catalogue(
     "head",
     HeadRow,
     [
-        _plain("aux1", "a depthwise convolution and a wide classifier (SEDONA)", 2048),
-        _plain("aux2", "aux1 with one inverted residual", 2048),
-        _plain("aux3", "aux1 with two inverted residuals", 2048),
-        _plain("aux4", "aux1 with three inverted residuals", 2048),
+        _aux(1, "a depthwise convolution and a wide classifier (SEDONA)"),
+        _aux(2, "aux1 with one inverted residual"),
+        _aux(3, "aux1 with two inverted residuals"),
+        _aux(4, "aux1 with three inverted residuals"),
         _plain("mlp_sr", "1x1 convolutions on a small map, and an MLP (DGL)"),
         HeadRow(
             name="predsim",

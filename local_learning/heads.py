@@ -18,6 +18,7 @@ from local_learning.networks.init import initialise
 from local_learning.networks.relu_mean import ReluMean
 from tools.layout import guard_convolutions
 from tools.mistake import Mistake
+from tools.options.catalogue import by_name
 from tools.options.plugins import call
 
 register_head = HEADS.register
@@ -62,6 +63,7 @@ class PredSimOutput(NamedTuple):
     """The map whose pairwise similarities within a batch the similarity loss compares."""
 
 
+@by_name
 class PredSimHead(nn.Module):
     """Prediction and similarity matching: a pooled linear classifier beside one convolution.
 
@@ -93,6 +95,7 @@ class InfoProOutput(NamedTuple):
     """The image before the sigmoid."""
 
 
+@by_name
 class InfoProHead(nn.Module):
     """InfoPro with cross-entropy: a classifier, and a decoder that reconstructs the image."""
 
@@ -118,6 +121,7 @@ class InfoProContrastOutput(NamedTuple):
     """Of length 1."""
 
 
+@by_name
 class InfoProContrastHead(nn.Module):
     """InfoPro with the contrastive loss: a projection, the decoder, and a linear probe for an accuracy."""
 
@@ -137,37 +141,20 @@ class InfoProContrastHead(nn.Module):
         )
 
 
-def aux1(in_chs: int, in_size: int, num_classes: int, *, width: float) -> nn.Module:
-    """SEDONA's Aux 1."""
-    return _aux(1, in_chs, in_size, num_classes, width)
-
-
-def aux2(in_chs: int, in_size: int, num_classes: int, *, width: float) -> nn.Module:
-    """SEDONA's Aux 2."""
-    return _aux(2, in_chs, in_size, num_classes, width)
-
-
-def aux3(in_chs: int, in_size: int, num_classes: int, *, width: float) -> nn.Module:
-    """SEDONA's Aux 3."""
-    return _aux(3, in_chs, in_size, num_classes, width)
-
-
-def aux4(in_chs: int, in_size: int, num_classes: int, *, width: float) -> nn.Module:
-    """SEDONA's Aux 4."""
-    return _aux(4, in_chs, in_size, num_classes, width)
-
-
+@by_name
 def conv1c2f(in_chs: int, in_size: int, num_classes: int, *, width: float) -> nn.Module:
     """One convolution with stride 2 to twice the channels, and two linear layers (InfoPro, GN-DGL)."""
     return _conv1c2f(in_chs, 2 * in_chs, 2, _scaled(128, width), num_classes)
 
 
+@by_name
 def linear(in_chs: int, in_size: int, num_classes: int) -> nn.Module:
     """A global average and a linear classifier."""
     return nn.Sequential(_pooled_fc(in_chs, num_classes))
 
 
-def _aux(depth: int, in_chs: int, in_size: int, num_classes: int, width: float) -> nn.Module:
+@by_name
+def aux(in_chs: int, in_size: int, num_classes: int, *, width: float, depth: int) -> nn.Module:
     """SEDONA's Aux heads, with a quarter of the map's channels and `depth` - 1 inverted residuals.
 
     timm rounds an expansion to a multiple of 8, which changes nothing where `in_chs` divides by 16.
@@ -189,6 +176,7 @@ def _aux(depth: int, in_chs: int, in_size: int, num_classes: int, width: float) 
     return nn.Sequential(head)
 
 
+@by_name
 def mlp_sr(in_chs: int, in_size: int, num_classes: int) -> nn.Module:
     """DGL's MLP-SR head: 1x1 convolutions on a map a quarter as wide, and an MLP on a 2x2 one."""
     head = OrderedDict[str, nn.Module](reduce=nn.AdaptiveAvgPool2d(ceil(in_size / 4)))

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from local_learning.catalogue import HEADS, LOSSES
 from local_learning.options import LocalLosses
+from tools.options.catalogue import by_name
 from tools.options.plugins import takes
 
 register_loss = LOSSES.register
@@ -195,11 +196,13 @@ class InfoProContrast:
         return self.reconstruction * error + self.prediction * contrast + probe
 
 
+@by_name
 def predsim_loss(place: Place) -> PredSim:
     """PredSim's loss at a cut."""
     return PredSim(place.options.similarity, place.num_classes)
 
 
+@by_name
 def infopro_loss(place: Place) -> InfoPro:
     """InfoPro's loss at a cut."""
     return InfoPro(
@@ -212,6 +215,7 @@ def infopro_loss(place: Place) -> InfoPro:
     )
 
 
+@by_name
 def infopro_contrast_loss(place: Place) -> InfoProContrast:
     """InfoPro's loss with contrast at a cut."""
     return InfoProContrast(

@@ -21,14 +21,18 @@ from local_learning.losses import CrossEntropy
 from local_learning.published import published
 from retrain.config import RetrainConfig
 from retrain.placing.measuring import seconds_here, subject_of
-from supernet.network.chains import cuts_of, network_name, usual_head_width, with_chain_names
+from supernet.network.network import Network
 from tools.images.datasets import Data
 from tools.run.weights import load_weights
 from tools.seeding import seed_globals
 
 
 def choose_decoupling(
-    config: RetrainConfig, chain: Chain, data: Data, accelerator: Accelerator | None = None
+    config: RetrainConfig,
+    network: Network,
+    chain: Chain,
+    data: Data,
+    accelerator: Accelerator | None = None,
 ) -> Decoupling:
     """Where to cut the chain, as --decoupling and --groups ask.
 
@@ -37,9 +41,9 @@ def choose_decoupling(
     if not config.decoupling:
         return Decoupling((), ())
     try:
-        decoupling = _grouped(config, chain, _cuts(config, chain, data, accelerator))
+        decoupling = _grouped(config, chain, _cuts(config, network, chain, data, accelerator))
         if config.head_width or parse_request(config.decoupling).kind != "file":
-            decoupling = replace(decoupling, head_width=head_width_of(config))
+            decoupling = replace(decoupling, head_width=head_width_of(config, network))
         decoupling.blocks(chain.num_layers)  # a file's cuts may lie beyond the network
     except ValueError as error:
         what = str(error).removeprefix(f"{config.decoupling}: ")
@@ -48,13 +52,14 @@ def choose_decoupling(
     return decoupling
 
 
-def head_width_of(config: RetrainConfig) -> str | float:
+def head_width_of(config: RetrainConfig, network: Network) -> str | float:
     """As --head-width says, or as is usual for the network."""
-    return parse_head_width(config.head_width or usual_head_width(config))
+    return parse_head_width(config.head_width or network.usual_head_width)
 
 
 def make_net(
     config: RetrainConfig,
+    network: Network,
     chain: Chain,
     decoupling: Decoupling,
     data: Data,
@@ -84,14 +89,20 @@ def make_net(
     if LOSSES.is_own(config.local.loss) and (config.data.mixup or config.data.cutmix):
         _check_mixed(config, net, data)
     if tensors is not None:
-        _load(config, net, tensors)
+        _load(config, network, net, tensors)
     return net
 
 
-def _cuts(config: RetrainConfig, chain: Chain, data: Data, accelerator: Accelerator | None) -> Decoupling:
+def _cuts(
+    config: RetrainConfig,
+    network: Network,
+    chain: Chain,
+    data: Data,
+    accelerator: Accelerator | None,
+) -> Decoupling:
     request = parse_request(config.decoupling)
     if request.kind == "published":
-        return published(network_name(config), request.num_blocks)
+        return published(network.name, request.num_blocks)
     if request.kind == "uniform":
         return Decoupling.uniform(chain.num_layers, request.num_blocks, request.head, groups=config.groups)
     if request.kind == "balanced":
@@ -103,28 +114,29 @@ def _cuts(config: RetrainConfig, chain: Chain, data: Data, accelerator: Accelera
             data.image_size,
             by=config.balance,
             groups=config.groups,
-            head_width=head_width_of(config),
+            head_width=head_width_of(config, network),
             image_chs=data.channels,
             costs_of=request.head if config.rule_row.trains_heads else "",
-            blocks_cost=_measure_of(config, chain, data, accelerator) if accelerator else None,
+            blocks_cost=_measure_of(config, network, chain, data, accelerator) if accelerator else None,
         )
-    found = cuts_of(config, request.path)
+    found = network.cuts_of(request.path)
     if found.num_layers not in (None, chain.num_layers):
         raise ValueError(
             f"it is for {found.network or 'a network'} of {found.num_layers} layers; "
-            f"{network_name(config)} has {chain.num_layers}"
+            f"{network.name} has {chain.num_layers}"
         )
     return found.decoupling
 
 
 def _measure_of(
-    config: RetrainConfig, chain: Chain, data: Data, accelerator: Accelerator
+    config: RetrainConfig, network: Network, chain: Chain, data: Data, accelerator: Accelerator
 ) -> Callable[[Decoupling], list[float]] | None:
     """What measures whole blocks, where the slowest of them will set the pace."""
 
     def blocks_cost(decoupling: Decoupling) -> list[float]:
-        net = make_net(config, copy.deepcopy(chain), decoupling, data)
-        return seconds_here(net, config, subject_of(config, chain.num_layers, decoupling, data), accelerator)
+        net = make_net(config, network, copy.deepcopy(chain), decoupling, data)
+        subject = subject_of(config, network.words, chain.num_layers, decoupling, data)
+        return seconds_here(net, config, subject, accelerator)
 
     parallel = config.parallel == "blocks" and config.balance == "time" and config.groups == 1
     return blocks_cost if parallel else None
@@ -174,10 +186,10 @@ def _check_mixed(config: RetrainConfig, net: DecoupledNet, data: Data) -> None:
             ) from None
 
 
-def _load(config: RetrainConfig, net: DecoupledNet, tensors: Mapping[str, Tensor]) -> None:
+def _load(config: RetrainConfig, network: Network, net: DecoupledNet, tensors: Mapping[str, Tensor]) -> None:
     """Start from given weights; heads start anew unless the file has every one of them."""
     view, source = net.with_names(), Path(config.weights)
-    tensors = with_chain_names(config, view, tensors)
+    tensors = network.with_chain_names(view, tensors)
     own = {name: tensor.shape for name, tensor in view.state_dict().items() if name.startswith("heads.")}
     given = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("heads.")}
     skip: tuple[str, ...] = () if own == given else ("heads.",)

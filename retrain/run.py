@@ -21,7 +21,7 @@ from retrain.networks import choose_decoupling, make_net
 from retrain.pipeline.crew import block_crew, whole_crew
 from retrain.placing.planning import plan as plan_devices
 from retrain.supply import Supply
-from supernet.network.chains import chosen_chain, counted, described, kept_in_run, network_name
+from supernet.network.network import Network
 from tools.cost import count_macs, count_params
 from tools.images.datasets import Data, load_data
 from tools.options.config import flatten, to_toml
@@ -54,14 +54,13 @@ def train_network(
     """One training in its folder, from wherever it stands to its results; `load` gives the images."""
     recipe = config.recipe
     # What can be wrong is looked at before minutes go into reading the data.
-    asked, config = config, kept_in_run(config, run, accelerator)
-    network_name(config)
+    network = Network.of_run(config, run, accelerator)
     weights = read_weights(Path(config.weights)) if config.weights else None
     in_blocks = _shares_blocks(config, accelerator)
     data = load()
-    chain = chosen_chain(config, data.num_classes, data.image_size, data.channels)
-    decoupling = _settle_decoupling(config, chain, data, run, accelerator)
-    net = make_net(config, chain, decoupling, data, weights)
+    chain = network.chain(data.num_classes, data.image_size, data.channels)
+    decoupling = _settle_decoupling(config, network, chain, data, run, accelerator)
+    net = make_net(config, network, chain, decoupling, data, weights)
     facts = _facts(net, decoupling, (data.channels, data.image_size, data.image_size))
     facts |= {"test_images": len(data.test), "processes": accelerator.num_processes}
     if accelerator.is_main_process and all(block.head is not None for block in net.blocks):
@@ -70,7 +69,7 @@ def train_network(
             facts["kept_bytes"] = kept_bytes(net, (data.channels, data.image_size, data.image_size))
     num_steps = recipe.num_steps(len(data.train) / recipe.batch_size)
     if config.extend:
-        on_main(accelerator, lambda: lengthen(run, asked, num_steps))
+        on_main(accelerator, lambda: lengthen(run, config, num_steps))
     validates = len(data.validation) > 0
     plan = Plan(
         num_steps=num_steps,
@@ -86,12 +85,16 @@ def train_network(
             "classes": list(data.class_names),
         },
     )
-    crew = block_crew(net, config, data, run, accelerator) if in_blocks else whole_crew(net, accelerator)
+    crew = (
+        block_crew(net, config, network.words, data, run, accelerator)
+        if in_blocks
+        else whole_crew(net, accelerator)
+    )
     metadata = {
-        "network": network_name(config),
+        "network": network.name,
         "classes": list(data.class_names),
-        "config": to_toml(asked),
-        **described(config),
+        "config": to_toml(config),
+        **network.notes,
         "decoupling": asdict(decoupling),
     }
 
@@ -100,7 +103,12 @@ def train_network(
         save_tensors(run.best_weights, tensors, notes)
 
     if accelerator.is_main_process:
-        print(*data.told, _heading(config, data, facts, num_steps, accelerator), sep="\n", flush=True)
+        print(
+            *data.told,
+            _heading(config, network.name, data, facts, num_steps, accelerator),
+            sep="\n",
+            flush=True,
+        )
         if crew.words:
             print(crew.words, flush=True)
     # Neither the network as a whole nor a file of its weights is needed from here on.
@@ -157,16 +165,15 @@ def _shares_blocks(config: RetrainConfig, accelerator: Accelerator) -> bool:
 
 
 def _settle_decoupling(
-    config: RetrainConfig, chain: Chain, data: Data, run: Run, accelerator: Accelerator
+    config: RetrainConfig, network: Network, chain: Chain, data: Data, run: Run, accelerator: Accelerator
 ) -> Decoupling:
     """The cuts of this run: chosen on the first process when the run begins, and from then on its file's."""
     path = run.path / "decoupling.json"
 
     def settle() -> None:
         if not run.has_begun:
-            decoupling = choose_decoupling(config, chain, data, accelerator)
-            name = network_name(config)
-            save_decoupling(path, decoupling, name, chain.num_layers, **counted(config))
+            decoupling = choose_decoupling(config, network, chain, data, accelerator)
+            save_decoupling(path, decoupling, network.name, chain.num_layers, **network.stem_note)
 
     if not config.decoupling:
         return Decoupling((), ())
@@ -189,11 +196,16 @@ def _facts(net: DecoupledNet, decoupling: Decoupling, shape: tuple[int, ...]) ->
 
 
 def _heading(
-    config: RetrainConfig, data: Data, facts: dict[str, Any], num_steps: int, accelerator: Accelerator
+    config: RetrainConfig,
+    network: str,
+    data: Data,
+    facts: dict[str, Any],
+    num_steps: int,
+    accelerator: Accelerator,
 ) -> str:
     macs = "MACs unknown" if facts["macs"] is None else f"{facts['macs']:,} MACs"
     lines = [
-        f"{network_name(config)} ({facts['params']:,} params, {macs}) on {config.data.name}: "
+        f"{network} ({facts['params']:,} params, {macs}) on {config.data.name}: "
         f"{len(data.train):,} training, {len(data.validation):,} validation, {len(data.test):,} test images "
         f"of {data.num_classes} classes; {num_steps:,} steps of {config.recipe.batch_size} on "
         f"{accelerator.num_processes} x {accelerator.device.type}, {config.precision}"
@@ -210,9 +222,7 @@ def _heading(
         if "busiest_module_macs" in facts:
             parts.append(f"the busiest module has {facts['busiest_module_macs']:,} MACs")
         lines.append("; ".join(parts))
-        if config.decoupling.startswith("published:") and is_tied(
-            network_name(config), len(facts["cuts"]) + 1
-        ):
+        if config.decoupling.startswith("published:") and is_tied(network, len(facts["cuts"]) + 1):
             lines.append(
                 "the published values tie at this number of blocks: these cuts are one choice of several"
             )

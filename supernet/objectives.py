@@ -18,6 +18,7 @@ from local_learning.losses import cross_entropy, upcast
 from supernet.options import OBJECTIVES, ContrastOptions
 from supernet.supernet import Supernet
 from tools.images.views import Views
+from tools.options.catalogue import by_name
 
 register_objective = OBJECTIVES.register
 
@@ -105,6 +106,7 @@ class InfoNCE:
         )
 
 
+@by_name
 def info_nce(
     *,
     options: ContrastOptions,

@@ -18,11 +18,12 @@ class NetworkRow(Row):
     """Pixels below which nothing is left of a map."""
 
 
-def _resnet(name: str, layers: int) -> NetworkRow:
+def _resnet(name: str, block: str, depths: tuple[int, ...], small: bool = False) -> NetworkRow:
     return NetworkRow(
         name=name,
-        says=f"a ResNet of {layers} residual blocks, each of them a layer",
-        make=f"local_learning.networks.resnet:{name}",
+        says=f"a ResNet of {sum(depths)} residual blocks, each of them a layer",
+        make="local_learning.networks.resnet:resnet",
+        given={"block": block, "depths": depths, "small": small},
         reads=("width", "init", "stem"),
         smallest_image=8,  # behind a 3x3 stem the last of four stages still sees one whole pixel
     )
@@ -32,13 +33,13 @@ NETWORKS: Catalogue[NetworkRow] = Catalogue(
     "network",
     NetworkRow,
     [
-        _resnet("resnet18", 8),
-        _resnet("resnet34", 16),
-        _resnet("resnet50", 16),
-        _resnet("resnet101", 33),
-        _resnet("resnet152", 50),
-        _resnet("resnet32", 15),
-        _resnet("resnet110", 54),
+        _resnet("resnet18", "basic", (2, 2, 2, 2)),
+        _resnet("resnet34", "basic", (3, 4, 6, 3)),
+        _resnet("resnet50", "bottleneck", (3, 4, 6, 3)),
+        _resnet("resnet101", "bottleneck", (3, 4, 23, 3)),
+        _resnet("resnet152", "bottleneck", (3, 8, 36, 3)),
+        _resnet("resnet32", "basic", (5, 5, 5), small=True),
+        _resnet("resnet110", "basic", (18, 18, 18), small=True),
         NetworkRow(
             name="vgg19",
             says="VGG-19 with BatchNorm, as SEDONA cuts it",

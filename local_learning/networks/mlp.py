@@ -5,8 +5,10 @@ from collections import OrderedDict
 from torch import nn
 
 from local_learning.chain import Chain
+from tools.options.catalogue import by_name
 
 
+@by_name
 def mlp(*, num_classes: int, image_size: int, width: float, in_chs: int, dropout: float) -> Chain:
     """Flatten, a hidden linear layer and ReLU are the one layer; the output weights are the classifier."""
     hidden = max(1, round(500 * width))  # the paper gives no size; 500 is a common choice for MNIST

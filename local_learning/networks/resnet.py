@@ -5,24 +5,27 @@ InfoPro, it makes one more. Bottlenecks are v1.5: the stride is on the 3x3 convo
 """
 
 from collections import OrderedDict
-from functools import partial
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from local_learning.chain import Chain
+from tools.options.catalogue import by_name
+
+_BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
-def build_resnet(
-    block: type[BasicBlock] | type[Bottleneck],
-    depths: tuple[int, ...],
+@by_name
+def resnet(
     *,
+    block: str,
+    depths: tuple[int, ...],
     num_classes: int,
     image_size: int,
     width: float,
     in_chs: int,
     stem: str,
-    small: bool = False,
+    small: bool,
 ) -> Chain:
     """A ResNet of so many blocks in each stage, the channels of which double from one to the next.
 
@@ -32,14 +35,14 @@ def build_resnet(
     first_chs = max(1, round((16 if small else 64) * width))
     begin = _small_stem(in_chs, first_chs) if small else _stem(in_chs, first_chs, image_size)
 
-    layers: list[nn.Module] = []
+    kind, layers = _BLOCKS[block], list[nn.Module]()
     chs = first_chs
     for stage, depth in enumerate(depths):
         planes = first_chs * 2**stage
         for index in range(depth):
             stride = 2 if stage > 0 and index == 0 else 1
-            layers.append(_residual_block(block, chs, planes, stride))
-            chs = planes * block.expansion
+            layers.append(_residual_block(kind, chs, planes, stride))
+            chs = planes * kind.expansion
     if stem == "unit":
         layers.insert(0, begin)
     else:
@@ -49,15 +52,6 @@ def build_resnet(
         OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(chs, num_classes))
     )
     return Chain(layers, classifier, width=width)
-
-
-resnet18 = partial(build_resnet, BasicBlock, (2, 2, 2, 2))
-resnet34 = partial(build_resnet, BasicBlock, (3, 4, 6, 3))
-resnet50 = partial(build_resnet, Bottleneck, (3, 4, 6, 3))
-resnet101 = partial(build_resnet, Bottleneck, (3, 4, 23, 3))
-resnet152 = partial(build_resnet, Bottleneck, (3, 8, 36, 3))
-resnet32 = partial(build_resnet, BasicBlock, (5, 5, 5), small=True)
-resnet110 = partial(build_resnet, BasicBlock, (18, 18, 18), small=True)
 
 
 def _residual_block(

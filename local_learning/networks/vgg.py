@@ -9,11 +9,13 @@ from collections import OrderedDict
 from torch import nn
 
 from local_learning.chain import Chain
+from tools.options.catalogue import by_name
 
 _VGG19_CHS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 _VGG6A_CHS = (128, 256, 512, 512)
 
 
+@by_name
 def vgg19(*, num_classes: int, image_size: int, width: float, in_chs: int, dropout: float) -> Chain:
     """VGG-19; `dropout` acts after each hidden linear layer."""
     layers: list[nn.Module] = []
@@ -39,6 +41,7 @@ def vgg19(*, num_classes: int, image_size: int, width: float, in_chs: int, dropo
     return Chain(layers, nn.Sequential(classifier), width=width)
 
 
+@by_name
 def vgg6a(*, num_classes: int, image_size: int, width: float, in_chs: int, dropout: float) -> Chain:
     """VGG6a; `dropout` acts after its convolutions and after the hidden linear layer."""
     layers: list[nn.Module] = []

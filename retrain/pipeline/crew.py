@@ -79,11 +79,19 @@ def whole_crew(net: DecoupledNet, accelerator: Accelerator) -> Crew:
 
 
 def block_crew(
-    net: DecoupledNet, config: RetrainConfig, data: Data, run: Run, accelerator: Accelerator
+    net: DecoupledNet,
+    config: RetrainConfig,
+    network: str,
+    data: Data,
+    run: Run,
+    accelerator: Accelerator,
 ) -> Crew:
-    """Blocks on processes of their own, as the run's placement has it, which is made where there is none."""
+    """Blocks on processes of their own, as the run's placement has it, which is made where there is none.
+
+    `network` says in words which network it is.
+    """
     path = run.path / "placement.json"
-    on_main(accelerator, lambda: _settle_placement(path, net, config, data, run, accelerator))
+    on_main(accelerator, lambda: _settle_placement(path, net, config, network, data, run, accelerator))
     placement = load_placement(path)
     rank = accelerator.process_index
     team = team_of(placement, accelerator)
@@ -142,6 +150,7 @@ def _settle_placement(
     path: Path,
     net: DecoupledNet,
     config: RetrainConfig,
+    network: str,
     data: Data,
     run: Run,
     accelerator: Accelerator,
@@ -162,7 +171,7 @@ def _settle_placement(
         return
     times = [1.0] * num_blocks
     if count != num_blocks:
-        subject = subject_of(config, net.chain().num_layers, net.decoupling, data)
+        subject = subject_of(config, network, net.chain().num_layers, net.decoupling, data)
         times = seconds_here(net, config, subject, accelerator)
     placement = place(times, count, batch_size=recipe.batch_size, accumulate=recipe.accumulate, apart=True)
     rows = recipe.batch_size // placement.stages[0].copies

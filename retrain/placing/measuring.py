@@ -9,7 +9,6 @@ from retrain.config import RetrainConfig
 from retrain.placing.block_costs import block_seconds, measure_block_costs
 from retrain.placing.forecast import BlockCosts, Conditions, Subject, stage_forecast
 from retrain.placing.placement import Placement, place_by
-from supernet.network.chains import network_name
 from tools.images.datasets import Data
 from tools.optim import make_optimizer
 
@@ -43,10 +42,12 @@ def placed(costs: BlockCosts, devices: int, on: Conditions, *, apart: bool = Fal
     )
 
 
-def subject_of(config: RetrainConfig, num_layers: int, decoupling: Decoupling, data: Data) -> Subject:
-    """Of what costs are, for a network in blocks."""
+def subject_of(
+    config: RetrainConfig, network: str, num_layers: int, decoupling: Decoupling, data: Data
+) -> Subject:
+    """What costs are of: a network, in words, in these blocks."""
     return Subject(
-        network=described(config),
+        network=network,
         rule=config.chosen_rule,
         num_layers=num_layers,
         cuts=decoupling.cuts,
@@ -93,9 +94,3 @@ def _enough(subject: Subject, accelerator: Accelerator) -> int:
     """Rows on which a measurement neither takes too long nor is all overhead."""
     small = subject.image_shape[1] <= 64
     return 512 if accelerator.device.type == "cuda" else 128 if small else 32
-
-
-def described(config: RetrainConfig) -> str:
-    """The network in a few words."""
-    width = "" if config.width == 1 else f", width {config.width:g}"
-    return network_name(config) + width

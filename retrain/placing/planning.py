@@ -13,9 +13,9 @@ from retrain.config import RetrainConfig
 from retrain.networks import choose_decoupling, head_width_of, make_net
 from retrain.placing.block_costs import check_subject, load_block_costs, save_block_costs
 from retrain.placing.forecast import BlockCosts, Conditions, Forecast, backprop, check_modelled, forecast
-from retrain.placing.measuring import conditions_of, described, measure_here, placed, subject_of
+from retrain.placing.measuring import conditions_of, measure_here, placed, subject_of
 from retrain.placing.placement import Placement, usable
-from supernet.network.chains import chosen_chain
+from supernet.network.network import Network
 from tools.images.datasets import Data, load_data
 from tools.images.images import ArrayImages
 from tools.run.launch import launch
@@ -150,16 +150,18 @@ def _costs(config: RetrainConfig, accelerator: Accelerator) -> BlockCosts:
     path = Path(config.cluster.profile) if config.cluster.profile else None
     read = load_block_costs(path) if path and path.exists() else None
     data = _data(config)
-    chain = chosen_chain(config, data.num_classes, data.image_size, data.channels)
-    decoupling = _measured_cuts(config, read) or choose_decoupling(config, chain, data, accelerator)
-    subject = subject_of(config, chain.num_layers, decoupling, data)
+    network = Network.chosen(config)
+    chain = network.chain(data.num_classes, data.image_size, data.channels)
+    measured = _measured_cuts(config, network, read)
+    decoupling = measured or choose_decoupling(config, network, chain, data, accelerator)
+    subject = subject_of(config, network.words, chain.num_layers, decoupling, data)
     if read is not None:
         assert path is not None
         check_subject(path, read, subject)
         return read
     if path and not path.parent.is_dir():
         raise ValueError(f"--cluster.profile: there is no folder {path.parent} to write {path.name} to")
-    net = make_net(config, chain, decoupling, data)
+    net = make_net(config, network, chain, decoupling, data)
     costs = measure_here(net, config, subject, accelerator)
     if path:
         save_block_costs(path, costs)
@@ -177,14 +179,14 @@ def _data(config: RetrainConfig) -> Data:
     return Data(none, none, none, len(names), size, len(known.mean), known.mean, known.std, names)
 
 
-def _measured_cuts(config: RetrainConfig, read: BlockCosts | None) -> Decoupling | None:
+def _measured_cuts(config: RetrainConfig, network: Network, read: BlockCosts | None) -> Decoupling | None:
     """Cuts balanced by time come out a little different each time; those of the file are as good."""
     request = parse_request(config.decoupling)
     if read is None or request.kind != "balanced" or config.balance != "time" or config.groups > 1:
         return None
-    if read.network != described(config) or read.heads != (request.head,) * (request.num_blocks - 1):
+    if read.network != network.words or read.heads != (request.head,) * (request.num_blocks - 1):
         return None
-    if read.head_width != head_width_of(config):
+    if read.head_width != head_width_of(config, network):
         return None
     return Decoupling(read.cuts, read.heads, head_width=read.head_width)
 

@@ -10,8 +10,8 @@ from local_learning.decoupling import save_decoupling
 from retrain.config import RetrainConfig
 from retrain.networks import choose_decoupling
 from retrain.truth.config import TruthConfig
-from supernet.network.chains import chosen_chain, counted, network_name
 from supernet.network.documents import find_space, listed, load_architecture, save_architecture, stem_of
+from supernet.network.network import Network
 from supernet.sampling import LimitedSampler, sample, stream
 from supernet.space import Architecture, Space
 from tools.files.atomic import read_document, write_document
@@ -124,19 +124,19 @@ def write_plan(config: TruthConfig, run: Run, data: Data) -> None:
 
 
 def _cuts(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
-    chain = chosen_chain(config, data.num_classes, data.image_size, data.channels)
-    name = network_name(config)
+    network = Network.chosen(config)
+    chain, name = network.chain(data.num_classes, data.image_size, data.channels), network.name
     networks = []
     for number, asked in enumerate(config.decouplings, start=1):
         try:
-            decoupling = choose_decoupling(config.training(decoupling=asked), chain, data)
+            decoupling = choose_decoupling(config.training(decoupling=asked), network, chain, data)
         except ValueError as error:
             raise ValueError(str(error).replace("--decoupling ", "--decouplings ", 1)) from error
         file = _file(run, DECOUPLINGS, number)
-        save_decoupling(file, decoupling, name, chain.num_layers, **counted(config))
+        save_decoupling(file, decoupling, name, chain.num_layers, **network.stem_note)
         facts = {"network": name, "cuts": list(decoupling.cuts), "heads": list(decoupling.heads)}
         widths = {"groups": decoupling.groups, "head_width": decoupling.head_width}
-        networks.append(facts | counted(config) | widths | {"name": asked})
+        networks.append(facts | network.stem_note | widths | {"name": asked})
     return TruthPlan(DECOUPLINGS, name, tuple(networks), config.repeats, config.classifier_init)
 
 

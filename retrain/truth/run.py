@@ -15,7 +15,7 @@ from retrain.truth.crew import Crew
 from retrain.truth.findings import read_results, results_of, summary, write_truth
 from retrain.truth.plan import Trial, TruthPlan, folder_of, read_plan, unfinished, write_plan
 from retrain.truth.worker import tidy
-from supernet.network.chains import kept_in_run
+from supernet.network.network import kept_in_run
 from tools.failures import Interrupted, RunFailed
 from tools.images.datasets import load_data
 from tools.options.config import flatten

@@ -33,7 +33,7 @@ from search.discretisation import (
 from search.evidence import Updates, effects, replays
 from search.records import Relaxation, Values, checked, save_relaxation
 from search.relaxation import RelaxedNet
-from supernet.network.chains import counted, network_name
+from supernet.network.network import Network
 from tools.files.atomic import write_bytes
 from tools.images.datasets import Data
 from tools.run.folder import Run
@@ -56,21 +56,26 @@ class Outcome:
 
 
 def write_findings(
-    run: Run, config: DecouplingSearchConfig, net: RelaxedNet, data: Data, outcomes: Sequence[Outcome]
+    run: Run,
+    config: DecouplingSearchConfig,
+    network: Network,
+    net: RelaxedNet,
+    data: Data,
+    outcomes: Sequence[Outcome],
 ) -> dict[str, Any]:
     """Write all files; returns decouplings, effects and words for results.json."""
     kinds = net.head_kinds
     mean_alpha = torch.stack([outcome.alpha for outcome in outcomes]).mean(0)
     mean_beta = torch.stack([outcome.beta for outcome in outcomes]).mean(0)
     alpha, beta = checked(mean_alpha, mean_beta, kinds)
-    num_layers, name = len(net.layers), network_name(config)
+    num_layers, name = len(net.layers), network.name
     facts = {
         "width": config.width,
         "data": config.data.name,
         "steps": config.search.steps,
         "repeats": config.search.repeats,
         "head_width": config.head_width,
-    } | counted(config)
+    } | network.stem_note
     save_relaxation(run.path / "relaxation.json", Relaxation(name, kinds, alpha, beta, facts))
     costs = _costs(net, config, data)
     chosen: dict[int, Decoupling] = {}
@@ -82,9 +87,9 @@ def write_findings(
         within[blocks] = replace(even, head_width=width)
         for suffix, decoupling in (("", chosen[blocks]), ("-balanced", within[blocks])):
             path = run.path / f"decoupling-{blocks}{suffix}.json"
-            save_decoupling(path, decoupling, name, num_layers, **counted(config))
+            save_decoupling(path, decoupling, name, num_layers, **network.stem_note)
     shown = [blocks for blocks in config.search.show if blocks in chosen]
-    _write_controls(run.path / "controls", config, alpha, beta, kinds, shown, num_layers)
+    _write_controls(run.path / "controls", config, network, alpha, beta, kinds, shown, num_layers)
 
     for outcome in outcomes:
         lines_ = "".join(
@@ -107,7 +112,18 @@ def write_findings(
     told = [*lines, *_effects_told(by_layer, per_rate=config.search.per_rate)]
     write_bytes(run.path / "findings.txt", ("\n".join(told) + "\n").encode())
     errors = [row["share_error"] for row in by_layer]
-    _draw(run.path, config, alpha, beta, kinds, {k: chosen[k] for k in shown}, history, num_layers, errors)
+    _draw(
+        run.path,
+        config,
+        network,
+        alpha,
+        beta,
+        kinds,
+        {k: chosen[k] for k in shown},
+        history,
+        num_layers,
+        errors,
+    )
     return {
         "effects": by_layer,
         "decouplings": {str(blocks): asdict(decoupling) for blocks, decoupling in chosen.items()},
@@ -219,6 +235,7 @@ def _costs(net: RelaxedNet, config: DecouplingSearchConfig, data: Data) -> Block
 def _write_controls(
     folder: Path,
     config: DecouplingSearchConfig,
+    network: Network,
     alpha: Values,
     beta: Values,
     kinds: tuple[str, ...],
@@ -235,7 +252,7 @@ def _write_controls(
                 decoupling = draw(alpha, beta, kinds, blocks, chance)
                 decoupling = replace(decoupling, head_width=parse_head_width(config.head_width))
                 path = folder / f"random-{what}-{blocks}-{index + 1}.json"
-                save_decoupling(path, decoupling, network_name(config), num_layers, **counted(config))
+                save_decoupling(path, decoupling, network.name, num_layers, **network.stem_note)
 
 
 def _history(run: Run, num_layers: int, kinds: Sequence[str]) -> list[tuple[int, Values, Values]]:
@@ -268,6 +285,7 @@ def _settled(history: Sequence[tuple[int, Values, Values]], kinds: Sequence[str]
 def _draw(
     folder: Path,
     config: DecouplingSearchConfig,
+    network: Network,
     alpha: Values,
     beta: Values,
     kinds: Sequence[str],
@@ -281,7 +299,7 @@ def _draw(
         folder / "preferences.svg",
         signals,
         chosen,
-        title=f"{network_name(config)} at {config.width:g}x on {config.data.name}",
+        title=f"{network.name} at {config.width:g}x on {config.data.name}",
         errors=errors,
         history=[(step, [shares(row)[0] for row in each]) for step, each, _ in history],
         mixture=[shares(row) for row in beta],
@@ -292,7 +310,7 @@ def _draw(
             folder / f"structure-{blocks}.svg",
             num_layers,
             decoupling,
-            network=network_name(config),
+            network=network.name,
             signals=signals,
         )
 

@@ -8,32 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from local_learning.cuts.head_width import parse_head_width
 from search.cuts.config import OLDEST, DecouplingSearchConfig
 from search.cuts.findings import Outcome, results_of, summary, write_findings
 from search.cuts.memory import Snapshot, SnapshotMemory, snapshots_of
+from search.cuts.networks import check_derivatives, make_relaxed, own_loaders, settled
 from search.cuts.sedona import Episode, Inner, Pretraining, Search, episodes
-from search.hypergradient import hypergradient
 from search.relaxation import RelaxedNet
-from supernet.network.chains import (
-    as_kept,
-    asked_for,
-    chosen_chain,
-    differs_from,
-    kept_in_run,
-    network_name,
-    usual_head_width,
-    with_chain_names,
-)
+from supernet.network.network import Network, as_kept, differs_from
 from tools.cost import count_params
 from tools.images.datasets import Data, load_data
-from tools.images.loaders import TrainLoader, eval_batches, make_train_loader
-from tools.layout import use_channels_last
+from tools.images.loaders import eval_batches, make_train_loader
 from tools.options.config import flag, flatten, of_run
 from tools.options.shared import FREE
 from tools.run.checkpoint import load_checkpoint
@@ -42,8 +30,7 @@ from tools.run.launch import on_main
 from tools.run.loop import Loop
 from tools.run.plan import Plan
 from tools.run.stage import in_run
-from tools.run.weights import load_weights, read_weights
-from tools.seeding import derive, seed_globals
+from tools.seeding import derive
 
 PRETRAINING, SNAPSHOTS = "pretraining", "snapshots"
 
@@ -54,8 +41,8 @@ def search_decoupling(config: DecouplingSearchConfig) -> None:
 
 
 def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) -> None:
-    config = _with_width(kept_in_run(config, run, accelerator))
-    network_name(config)
+    network = Network.of_run(config, run, accelerator)
+    config = settled(config, network)
     ranks = accelerator.num_processes
     if config.recipe.batch_size % ranks:
         raise ValueError(
@@ -65,17 +52,22 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
     if config.recipe.batch_size < 2 * ranks:
         raise ValueError("--recipe.batch-size: BatchNorm needs two images or more on each process")
     data = load_data(config.data, config.seed)
-    net = _relaxed(config, data, accelerator)
+    net = make_relaxed(config, network, data, accelerator)
     num_steps = config.recipe.num_steps(len(data.train) / config.recipe.batch_size)
     inner = Inner(net, config, num_steps)
     accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
     if accelerator.is_main_process:
-        print(*data.told, _heading(config, data, net, num_steps, accelerator), sep="\n", flush=True)
+        print(
+            *data.told,
+            _heading(config, network.name, data, net, num_steps, accelerator),
+            sep="\n",
+            flush=True,
+        )
     if not run.has_begun:
-        _check_derivatives(config, net, data)
+        check_derivatives(network, net, data)
     evaluate_every = config.recipe.steps_between_evaluations(len(data.train) / config.recipe.batch_size)
     kept = config.search.kept(num_steps, evaluate_every)
-    snapshots = _snapshots(config, run, accelerator, inner, data, num_steps, kept)
+    snapshots = _snapshots(config, network, run, accelerator, inner, data, num_steps, kept)
     if accelerator.is_main_process:
         print(_beginnings(config, inner, snapshots, math.ceil(num_steps / evaluate_every)), flush=True)
 
@@ -85,7 +77,7 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
     ]
 
     def finish() -> dict[str, Any]:
-        found = write_findings(run, config, net, data, [outcome for outcome, _ in searches])
+        found = write_findings(run, config, network, net, data, [outcome for outcome, _ in searches])
         own = config.search.pretraining and not config.search.pretrained_run
         results = results_of(
             found,
@@ -140,7 +132,7 @@ def _searched(
         identity={"training images": len(data.train), "classes": list(data.class_names)},
         cure="A lower --recipe.lr or --search.lr often cures this.",
     )
-    train, validation = _own_loaders(config, data, accelerator)
+    train, validation = own_loaders(config, data, accelerator)
 
     def batches(start: int, stop: int) -> Iterator[Episode]:
         return episodes(train, validation, options.inner_steps, start, stop)
@@ -151,51 +143,9 @@ def _searched(
     return Outcome(part, alpha, beta, job.updates), end.seconds
 
 
-def _with_width(config: DecouplingSearchConfig) -> DecouplingSearchConfig:
-    """The options with the width of heads that is usual for the network, if they name none."""
-    return replace(config, head_width=config.head_width or usual_head_width(config))
-
-
-def _relaxed(config: DecouplingSearchConfig, data: Data, accelerator: Accelerator) -> RelaxedNet:
-    chain = chosen_chain(config, data.num_classes, data.image_size, data.channels)
-    if config.weights:
-        source = Path(config.weights)
-        tensors = with_chain_names(config, chain, read_weights(source))
-        trunk = {name: tensor for name, tensor in tensors.items() if not name.startswith("heads.")}
-        load_weights(chain, trunk, source=source)
-    seed_globals(config.seed, "heads")
-    try:
-        net = RelaxedNet(
-            chain,
-            config.heads,
-            data.num_classes,
-            data.image_size,
-            image_chs=data.channels,
-            label_smoothing=config.recipe.label_smoothing,
-            smoothing=config.recipe.smoothing,
-            logit_scaling=bool(config.search.compat),
-            head_width=parse_head_width(config.head_width),
-        )
-    except ValueError as error:
-        raise ValueError(f"{asked_for(config)}: {error}") from error
-    net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
-    use_channels_last(net)
-    return net
-
-
-def _check_derivatives(config: DecouplingSearchConfig, net: RelaxedNet, data: Data) -> None:
-    """Find out before a long pretraining whether torch can differentiate this network twice."""
-    shape = (2, data.channels, data.image_size, data.image_size)
-    batch = (torch.randn(shape).to(net.alpha), torch.arange(2, device=net.alpha.device) % data.num_classes)
-    try:
-        hypergradient(net, [batch, batch], batch, lr=1e-3, momentum=0.9, weight_decay=0.0)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{asked_for(config)}: it cannot be searched: {reason}") from None
-
-
 def _snapshots(
     config: DecouplingSearchConfig,
+    network: Network,
     run: Run,
     accelerator: Accelerator,
     inner: Inner,
@@ -206,7 +156,7 @@ def _snapshots(
     """The snapshots that search starts from: those of pretraining, or the one of the initial weights."""
     options = config.search
     if options.pretrained_run:
-        found = _snapshots_of(Path(options.pretrained_run), config, num_steps)
+        found = _snapshots_of(Path(options.pretrained_run), config, network, num_steps)
         return found[-kept:] if options.compat else _best(found, kept)
     part = run.part(PRETRAINING)
     memory = SnapshotMemory(
@@ -259,30 +209,9 @@ def _pretrain(
         Loop(job, plan, part, accelerator).run(loader.batches)
 
 
-def _own_loaders(
-    config: DecouplingSearchConfig, data: Data, accelerator: Accelerator
-) -> tuple[TrainLoader, TrainLoader]:
-    """Whole batches for each process, different ones; validation images as they are."""
-    seed = derive(config.seed, "search", accelerator.process_index)
-    plain = replace(
-        config.data, augment="none", rotate=0.0, cutout=0, color_jitter=0.0, auto_augment="", erase=0.0
-    )
-    size = min(config.search.validation_batch, len(data.validation))
-    train = make_train_loader(
-        data.train,
-        data,
-        config.data,
-        batch_size=config.recipe.batch_size,
-        seed=seed,
-        device=accelerator.device,
-    )
-    validation = make_train_loader(
-        data.validation, data, plain, batch_size=size, seed=seed, device=accelerator.device
-    )
-    return train, validation
-
-
-def _snapshots_of(run: Path, config: DecouplingSearchConfig, num_steps: int) -> list[Snapshot]:
+def _snapshots_of(
+    run: Path, config: DecouplingSearchConfig, network: Network, num_steps: int
+) -> list[Snapshot]:
     """The snapshots that another run's pretraining left; it must be the one that would be made here."""
     option = "--search.pretrained-run"
     found = load_checkpoint(run / PRETRAINING / "checkpoints")
@@ -293,7 +222,9 @@ def _snapshots_of(run: Path, config: DecouplingSearchConfig, num_steps: int) -> 
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option}: cannot read the options of '{run}': {error}") from None
     old = of_run(DecouplingSearchConfig, text, source=str(run / "config.toml"))
-    theirs, mine = flatten(_with_width(as_kept(old, run))), flatten(config)
+    old = as_kept(old, run)
+    theirs = flatten(settled(old, Network.chosen(old)))
+    mine = flatten(config)
     kept = {name for name in mine if not name.startswith("search.")} | {"search.compat"}
     kept -= FREE | {"recipe.log_every", "recipe.checkpoint_every", "plugins", "architecture"}
     differing = [
@@ -301,7 +232,7 @@ def _snapshots_of(run: Path, config: DecouplingSearchConfig, num_steps: int) -> 
         for name in mine
         if name in kept and theirs[name] != mine[name]
     ]
-    differing += filter(None, [differs_from(config, run, old.architecture)])
+    differing += filter(None, [differs_from(network, run, old.architecture)])
     if differing:
         raise ValueError(f"{option}: '{run}' was pretrained with other options: {', '.join(differing)}")
     Run(run).check_plugins(config)
@@ -344,7 +275,12 @@ def _from_to(values: Sequence[float], form: str) -> str:
 
 
 def _heading(
-    config: DecouplingSearchConfig, data: Data, net: RelaxedNet, num_steps: int, accelerator: Accelerator
+    config: DecouplingSearchConfig,
+    network: str,
+    data: Data,
+    net: RelaxedNet,
+    num_steps: int,
+    accelerator: Accelerator,
 ) -> str:
     layers, kinds = len(net.layers), len(net.head_kinds)
     own = count_params(nn.ModuleList([net.layers, net.classifier]))
@@ -360,7 +296,7 @@ def _heading(
         else "no pretraining"
     )
     return (
-        f"{network_name(config)} ({layers} layers, {own:,} params; {kinds} heads on each of {layers - 1}, "
+        f"{network} ({layers} layers, {own:,} params; {kinds} heads on each of {layers - 1}, "
         f"{heads:,} params; {count:.3g} decouplings) on {config.data.name}: {len(data.train):,} training, "
         f"{len(data.validation):,} validation images\n"
         f"{start}, {searches}{options.steps:,} updates of alpha and beta through {options.inner_steps} "

@@ -13,9 +13,9 @@ from search.report.config import names
 from search.report.cuts import truth_of_cuts
 from search.report.figures import courses_figure
 from search.report.words import finished, percent, reading
-from supernet.network.chains import COPY
 from supernet.network.choice import NetworkChoice
 from supernet.network.documents import stem_of
+from supernet.network.network import COPY
 from supernet.space import Architecture
 from tools.files.atomic import read_document
 from tools.images.options import DataConfig

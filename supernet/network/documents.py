@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -146,32 +146,60 @@ def save_architecture(path: Path, architecture: Architecture, space: Space, **no
     write_document(path, ARCHITECTURE, VERSION, content | notes)
 
 
-def load_architecture(
-    path: Path, *, num_classes: int, image_size: int, in_chs: int = 3
-) -> tuple[Space, Architecture]:
-    """Read an architecture and its space, for these images."""
+@dataclass(frozen=True)
+class ArchitectureFile:
+    """What an architecture's file says, before it is known for which images."""
+
+    path: Path
+    described: str | Mapping[str, Any]
+    """The space: its name, or all of it."""
+    choices: list[int]
+    stem: str
+    """How the run that keeps this file counts the stem. All counted it as layers of its own (unit) before
+    files said so."""
+
+    def space_for(self, *, num_classes: int, image_size: int, in_chs: int = 3) -> tuple[Space, Architecture]:
+        """The space and the architecture, for these images."""
+        images = {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}
+        try:
+            if isinstance(self.described, str):
+                space = find_space(self.described, **images)
+            else:
+                space = space_from({**self.described, **images})
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        return space, listed(self.path, self.choices, space)
+
+
+def read_architecture(path: Path) -> ArchitectureFile:
+    """Read an architecture's file."""
     document = read_document(path, ARCHITECTURE, VERSION)
     described, choices = document.get("space"), document.get("choices")
     _check_choices(path, choices)
     if not isinstance(described, str | dict):
         raise ValueError(f"{path}: space must be a name or a description, not {described!r}")
-    images = {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}
-    try:
-        if isinstance(described, dict):
-            space = space_from(described | images)
-        else:
-            space = find_space(described, **images)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return space, listed(path, choices, space)
+    assert isinstance(choices, list)
+    return ArchitectureFile(path, described, choices, document.get("stem", "unit"))
+
+
+def load_architecture(
+    path: Path, *, num_classes: int, image_size: int, in_chs: int = 3
+) -> tuple[Space, Architecture]:
+    """Read an architecture and its space, for these images."""
+    file = read_architecture(path)
+    return file.space_for(num_classes=num_classes, image_size=image_size, in_chs=in_chs)
 
 
 def stem_of(path: Path) -> str:
-    """How the run that keeps this file counts the stem: fused, or unit, as all did before files said so."""
-    stem = read_document(path, ARCHITECTURE, VERSION).get("stem", "unit")
-    if stem not in ("fused", "unit"):
-        raise ValueError(f"{path}: stem must be fused or unit, not {stem!r}")
-    return str(stem)
+    """How the run that keeps this file counts the stem: fused, or unit."""
+    return checked_stem(read_architecture(path))
+
+
+def checked_stem(file: ArchitectureFile) -> str:
+    """How the run that keeps a file counts the stem; what is neither way is refused."""
+    if file.stem not in ("fused", "unit"):
+        raise ValueError(f"{file.path}: stem must be fused or unit, not {file.stem!r}")
+    return file.stem
 
 
 def listed(path: Path, choices: Any, space: Space) -> Architecture:

@@ -10,8 +10,8 @@ import torch
 from retrain.config import RetrainConfig
 from retrain.truth.config import TruthConfig
 from search.cuts.config import DecouplingSearchConfig
-from supernet.network.chains import chosen_chain
 from supernet.network.documents import load_architecture, save_architecture
+from supernet.network.network import Network
 from supernet.presets import preset
 from supernet.space import Architecture
 from supernet.supernet import build_architecture
@@ -72,7 +72,7 @@ def test_a_run_of_before_that_goes_on_says_how_its_classifier_began(
 @pytest.mark.parametrize("classifier_init", ["torch", "timm"])
 def test_its_classifier_begins_as_asked_for(file: Path, classifier_init: str) -> None:
     config = RetrainConfig(architecture=str(file), classifier_init=classifier_init, seed=4)
-    chain = chosen_chain(config, 10, 16, 3)
+    chain = Network.chosen(config).chain(10, 16, 3)
     seed_globals(4, "init")
     space = preset("tiny", num_classes=10, image_size=16)
     wanted = build_architecture(space, CHOICES, classifier_init=classifier_init).state_dict()

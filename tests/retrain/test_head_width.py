@@ -14,10 +14,10 @@ from retrain.networks import choose_decoupling, make_net
 from retrain.truth.config import TruthConfig
 from search.cuts.config import DecouplingSearchConfig, SearchOptions
 from search.cuts.findings import Outcome, write_findings
-from search.cuts.run import _relaxed, _with_width
+from search.cuts.networks import make_relaxed, settled
 from search.evidence import Updates
-from supernet.network.chains import chosen_chain, kept_in_run
 from supernet.network.documents import save_architecture
+from supernet.network.network import Network
 from supernet.presets import preset
 from supernet.space import Architecture
 from tools.images.datasets import Data, load_data
@@ -41,8 +41,9 @@ def file(tmp_path: Path) -> str:
 
 
 def width(config: RetrainConfig, data: Data) -> str | float:
-    chain = chosen_chain(config, data.num_classes, data.image_size, data.channels)
-    return choose_decoupling(config, chain, data).head_width
+    network = Network.chosen(config)
+    chain = network.chain(data.num_classes, data.image_size, data.channels)
+    return choose_decoupling(config, network, chain, data).head_width
 
 
 @pytest.mark.parametrize("cut", ["uniform:2:aux1", "balanced:2:aux1"])
@@ -82,18 +83,20 @@ def test_what_a_search_finds_has_the_heads_that_it_searched_with(
         head_width=head_width,
         search=SearchOptions(show=(2,)),
     )
-    config = _with_width(kept_in_run(config, run, accelerator))
+    network = Network.of_run(config, run, accelerator)
+    config = settled(config, network)
     assert config.head_width == (head_width or "map")
-    net = _relaxed(config, data, accelerator)
+    net = make_relaxed(config, network, data, accelerator)
     alpha, beta = torch.zeros(2, 2), torch.zeros(2, 2)
     alpha[1, 0] = beta[1, 1] = 1.0
     updates = Updates([[(0, 0.1)]] * 20, [torch.zeros(2, 3, dtype=torch.float64)] * 20)
-    write_findings(run, config, net, data, [Outcome(run, alpha, beta, updates)])
+    write_findings(run, config, network, net, data, [Outcome(run, alpha, beta, updates)])
     path = run.path / "decoupling-2.json"
     assert (load_decoupling(path).cuts, load_decoupling(path).heads) == ((2,), ("conv1c2f",))
     training = RetrainConfig(data=IMAGES, architecture=file, decoupling=str(path))
-    chain = chosen_chain(training, data.num_classes, data.image_size, data.channels)
-    trained = make_net(training, chain, choose_decoupling(training, chain, data), data)
+    network = Network.chosen(training)
+    chain = network.chain(data.num_classes, data.image_size, data.channels)
+    trained = make_net(training, network, chain, choose_decoupling(training, network, chain, data), data)
     searched = net.get_submodule("heads.1.1").state_dict()
     assert trained.blocks[0].head is not None
     found = trained.blocks[0].head.state_dict()

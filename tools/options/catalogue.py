@@ -6,8 +6,9 @@ Nobody compares names. Whoever needs to know something of a part asks its row.
 import dataclasses
 import importlib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from tools.mistake import Mistake
@@ -24,6 +25,8 @@ class Row:
     """What it is, as a clause for help and reports."""
     make: Callable[..., Any] | str = ""
     """What makes it. A text is where that is, as module:name, and is imported when somebody asks."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that `make` gets for this part, where several parts are made in one way."""
     reads: tuple[str, ...] | None = None
     """Options that it looks at, of those that only some parts of its kind do: dotted names, or whole groups.
     None is for a part of which nobody knows."""
@@ -31,19 +34,28 @@ class Row:
     @property
     def maker(self) -> Callable[..., Any]:
         """What makes it."""
-        if not isinstance(self.make, str):
-            return self.make
-        module, _, name = self.make.partition(":")
-        maker: Callable[..., Any] = getattr(importlib.import_module(module), name)
-        return maker
+        maker = found(self.make) if isinstance(self.make, str) else self.make
+        return partial(maker, **self.given) if self.given else maker
 
     def looks_at(self, option: str) -> bool:
         """Whether it looks at an option, or may."""
         return self.reads is None or option in self.reads or option.rpartition(".")[0] in self.reads
 
 
+def found(place: str) -> Callable[..., Any]:
+    """What stands at a place, written as module:name."""
+    module, _, name = place.partition(":")
+    part: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return part
+
+
 AnyRow = TypeVar("AnyRow", bound=Row)
 Registered = TypeVar("Registered")
+
+
+def by_name(part: Registered) -> Registered:
+    """Mark what no module imports, because a row names it."""
+    return part
 
 
 class Catalogue(Generic[AnyRow]):
@@ -131,13 +143,13 @@ def _values(config: Any, option: str) -> Iterator[tuple[str, Any, Any]]:
         config = getattr(config, group)
     value = getattr(config, last)
     if dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield f"{option}.{field.name}", getattr(value, field.name), _default(field)
+        for each in dataclasses.fields(value):
+            yield f"{option}.{each.name}", getattr(value, each.name), _default(each)
     else:
-        (field,) = (each for each in dataclasses.fields(config) if each.name == last)
-        yield option, value, _default(field)
+        (one,) = (each for each in dataclasses.fields(config) if each.name == last)
+        yield option, value, _default(one)
 
 
-def _default(field: Any) -> Any:
-    made = field.default_factory is not dataclasses.MISSING
-    return field.default_factory() if made else field.default
+def _default(option: Any) -> Any:
+    made = option.default_factory is not dataclasses.MISSING
+    return option.default_factory() if made else option.default

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from local_learning.decoupling import Decoupling, save_decoupling
 from retrain.truth.config import TruthConfig
 from retrain.truth.plan import KIND, VERSION, config_of, read_plan
-from supernet.network.chains import cuts_of, kept_in_run
 from supernet.network.documents import save_architecture
+from supernet.network.network import Network, kept_in_run
 from supernet.presets import preset
 from supernet.space import Architecture
 from tools.files.atomic import write_document
@@ -65,4 +65,4 @@ def test_the_cuts_of_a_truth_that_goes_on_stay_where_they_were(notes: dict[str, 
     plan = read_plan(run)
     training = config_of(kept_in_run(config, run, Accelerator(cpu=True)), run, plan, plan.trials[0])
     assert training.stem == notes.get("stem", "unit")
-    assert cuts_of(training, training.decoupling).decoupling.cuts == cuts
+    assert Network.chosen(training).cuts_of(training.decoupling).decoupling.cuts == cuts

@@ -1,0 +1,193 @@
+"""The one network that a run is about: settled when the run starts, and read from its file once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from local_learning.build import NetworkOptions, check_name, seeded_chain
+from local_learning.chain import Chain
+from local_learning.cuts.head_width import MAP, PAPER
+from local_learning.decoupling import DecouplingFile, read_decoupling
+from local_learning.networks.catalogue import NETWORKS
+from local_learning.networks.traced import with_our_names
+from supernet.network.documents import (
+    ArchitectureFile,
+    checked_stem,
+    read_architecture,
+    save_architecture,
+    space_to,
+    stem_of,
+)
+from supernet.space import Architecture, Space
+from supernet.stem import recounted, renamed
+from supernet.supernet import build_architecture
+from tools.run.folder import Run
+from tools.run.launch import on_main
+from tools.seeding import seed_globals
+
+COPY = "architecture.json"
+"""In a run."""
+
+
+class ChosenNetwork(NetworkOptions, Protocol):
+    """The options that name a network."""
+
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def classifier_init(self) -> str: ...
+
+
+Chosen = TypeVar("Chosen", bound=ChosenNetwork)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network by its name, or as an architecture of a space."""
+
+    options: ChosenNetwork
+    """Its width, dropout, first weights and the like."""
+    file: ArchitectureFile | None = None
+    """The architecture, where it is one."""
+
+    @classmethod
+    def chosen(cls, options: ChosenNetwork, *, stem_of_file: bool = False) -> "Network":
+        """The network that the options name; one that there is not is refused.
+
+        With `stem_of_file` the stem is counted as the file of an architecture says.
+        """
+        if not options.architecture:
+            check_name(options.network)
+            return cls(options)
+        try:
+            file = read_architecture(Path(options.architecture))
+            if stem_of_file:
+                options = replace(options, stem=checked_stem(file))  # type: ignore[type-var]
+            network = cls(options, file)
+            _ = network.name  # for which the choices are looked at
+        except ValueError as error:
+            raise ValueError(f"--architecture: {error}") from error
+        return network
+
+    @classmethod
+    def of_run(cls, options: ChosenNetwork, run: Run, accelerator: Accelerator) -> "Network":
+        """The network of a run, by the run's own copy of its architecture, which is made when it begins.
+
+        What becomes of the user's file later does not matter. The copy also says how the stem is counted,
+        which the options of older runs do not.
+        """
+        if not options.architecture:
+            return cls.chosen(options)
+        copy = run.path / COPY
+
+        def keep() -> None:
+            if not run.has_begun:
+                space, architecture = cls.chosen(options).space_for()
+                save_architecture(copy, architecture, space, stem=options.stem)
+
+        on_main(accelerator, keep)
+        return cls.chosen(replace(options, architecture=str(copy)), stem_of_file=True)  # type: ignore[type-var]
+
+    @cached_property
+    def name(self) -> str:
+        """What it is called: for an architecture <space>/<choices>, whatever the images."""
+        if self.file is None:
+            return self.options.network
+        space, architecture = self.space_for()
+        return f"{space.name}/{architecture}"
+
+    @property
+    def words(self) -> str:
+        """Its name, and its width where that is not the usual one."""
+        width = self.options.width
+        return self.name if width == 1 else f"{self.name}, width {width:g}"
+
+    @property
+    def asked_for(self) -> str:
+        """The option that named it, with its name."""
+        return f"--{'network' if self.file is None else 'architecture'} {self.name}"
+
+    def space_for(
+        self, num_classes: int = 10, image_size: int = 1024, in_chs: int = 3
+    ) -> tuple[Space, Architecture]:
+        """The space and the architecture, for these images."""
+        assert self.file is not None
+        return self.file.space_for(num_classes=num_classes, image_size=image_size, in_chs=in_chs)
+
+    def chain(self, num_classes: int, image_size: int, in_chs: int) -> Chain:
+        """The network with initial weights from the options' seed."""
+        options = self.options
+        if self.file is None:
+            return seeded_chain(options, num_classes, image_size, in_chs)
+        space, architecture = self.space_for(num_classes, image_size, in_chs)
+        if options.dropout:
+            space = replace(space, tail=replace(space.tail, dropout=options.dropout))
+        seed_globals(options.seed, "init")
+        return build_architecture(
+            space, architecture, stem=options.stem, classifier_init=options.classifier_init
+        )
+
+    @property
+    def usual_head_width(self) -> str:
+        """How wide its heads are if nothing is said: the papers' numbers are for the papers' networks."""
+        return PAPER if self.file is None and self.options.network in NETWORKS.ours else MAP
+
+    def cuts_of(self, path: str) -> DecouplingFile:
+        """A decoupling's file, its layers counted as the chain's are."""
+        read = read_decoupling(path)
+        return read if self.file is None else recounted(read, self._stem_layers, self.options.stem)
+
+    def with_chain_names(self, chain: Chain, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of a weights file by the chain's names.
+
+        timm has other names, and so has another way to count the stem.
+        """
+        if self.file is None:
+            return with_our_names(self.options.network, chain, tensors)
+        return renamed(tensors, self._stem_layers, self.options.stem)
+
+    @property
+    def stem_note(self) -> dict[str, str]:
+        """What files say of how the stem of an architecture is counted; nothing of a network by name."""
+        return {} if self.file is None else {"stem": self.options.stem}
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the metadata of weights say of an architecture; nothing of a network by name."""
+        if self.file is None:
+            return {}
+        space, architecture = self.space_for()
+        facts = {"space": space_to(space), "choices": list(architecture.choices)}
+        return {"architecture": facts | self.stem_note}
+
+    @property
+    def _stem_layers(self) -> int:
+        return len(self.space_for()[0].stem)
+
+
+def kept_in_run(options: Chosen, run: Run, accelerator: Accelerator) -> Chosen:
+    """The options of a run's network, with the run's own copy of its architecture."""
+    return cast(Chosen, Network.of_run(options, run, accelerator).options)
+
+
+def as_kept(options: Chosen, run: Path) -> Chosen:
+    """The options of a run, with the stem counted as it is there."""
+    if not options.architecture:
+        return options
+    return replace(options, stem=stem_of(run / COPY))  # type: ignore[type-var]
+
+
+def differs_from(network: Network, run: Path, theirs: str) -> str:
+    """The option by which a run made with --architecture `theirs` had another network, if it had."""
+    if network.file is None and not theirs:
+        return ""
+    if network.file is not None and theirs:
+        other = replace(network, file=read_architecture(run / COPY))
+        if network.space_for() == other.space_for():
+            return ""
+    return f"--architecture ({theirs!r} there)"
