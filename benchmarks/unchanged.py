@@ -11,6 +11,8 @@ import argparse
 import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -107,20 +109,14 @@ RUNS: dict[str, tuple[str, list[str], int]] = {
 }
 """Script, options and processes of each run; a name that is a run's is read as its folder."""
 
-UNCOUNTED = {
-    *(
-        "seconds",
-        "training_seconds",
-        "images_per_second",
-        "peak_memory_mib",
-        "peak_memory_bytes",
-        "search_seconds",
-        "provenance",
-    ),
-    *("seconds_per_architecture", "busy_seconds", "step_seconds", "sha256", "config", "made_with", "run"),
-    *("saved_mib", "kept_bytes", "commit", "source", "sources", "path", "folder", "versions", "machine"),
-    *("scoring_seconds", "latency", "latency_ms", "timing", "when", "plugins"),
-}
+UNCOUNTED = re.compile(
+    r"seconds|per_second|peak_memory|latency|timing|provenance|sha256|commit|versions|machine|plugins"
+    r"|^idle/|^queue/|^sent_mib/|balanced|^words$|^(config|run|source|sources|path|folder|made_with|when)$"
+)
+"""Names of what may differ: times and what is balanced by them, memory, places, where results come from."""
+
+UNCOUNTED_TEXT = re.compile(r"\b[0-9a-f]{10}\b(, changed since)?|\bin \d+ s\b")
+"""A commit, and how long something took, within a text."""
 
 
 def command(house: Path, script: str, options: list[str], ranks: int) -> list[str]:
@@ -135,7 +131,9 @@ def command(house: Path, script: str, options: list[str], ranks: int) -> list[st
 def counted(value: Any) -> Any:
     """A document without what differs from one start to the next."""
     if isinstance(value, dict):
-        return {name: counted(inner) for name, inner in sorted(value.items()) if name not in UNCOUNTED}
+        return {name: counted(inner) for name, inner in sorted(value.items()) if not UNCOUNTED.search(name)}
+    if isinstance(value, str):
+        return UNCOUNTED_TEXT.sub("", value)
     return [counted(inner) for inner in value] if isinstance(value, list) else value
 
 
@@ -143,7 +141,7 @@ def digests(folder: Path) -> Iterator[tuple[str, str]]:
     """The SHA-256 of each file of a run that holds numbers."""
     for path in sorted(folder.rglob("*")):
         name, suffix = path.relative_to(folder), path.suffix
-        if "checkpoints" in name.parts or not path.is_file():
+        if "checkpoints" in name.parts or "balanced" in path.name or not path.is_file():
             continue
         if suffix == ".safetensors":
             tensors = sorted(load_file(path).items())
@@ -178,6 +176,8 @@ def main() -> None:
     for name in asked.only:
         script, options, ranks = RUNS[name]
         if asked.again or not (asked.work / f"{name}.done").exists():
+            if script == "export_model.py":  # which writes to new folders only
+                shutil.rmtree(asked.work / name, ignore_errors=True)
             folder = ["--out" if script == "export_model.py" else "--run", name]
             line = command(asked.house.resolve(), script, [*options, *folder], ranks)
             done = subprocess.run(line, cwd=asked.work, env=env, capture_output=True, text=True)

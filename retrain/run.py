@@ -23,14 +23,15 @@ from retrain.placing.planning import plan as plan_devices
 from retrain.supply import Supply
 from supernet.network.network import Network
 from tools.cost import count_macs, count_params
+from tools.images.batches import check_shared
 from tools.images.datasets import Data, load_data
-from tools.options.config import flatten, to_toml
+from tools.options.config import to_toml
 from tools.run.folder import Run
-from tools.run.launch import on_main
+from tools.run.launch import on_main, start_trackers
 from tools.run.lengthen import LENGTH, lengthen
 from tools.run.loop import Loop
 from tools.run.plan import Plan, Position
-from tools.run.stage import in_run
+from tools.run.stage import Stage
 from tools.run.weights import read_weights, save_tensors
 
 
@@ -39,13 +40,12 @@ def retrain(config: RetrainConfig) -> None:
     if config.plan:
         plan_devices(config)
         return
-    in_run(config, _train, _summary, free=FREE_IN_RETRAINING, length=LENGTH if config.extend else ())
-
-
-def _train(config: RetrainConfig, run: Run, accelerator: Accelerator) -> None:
-    results = train_network(config, run, accelerator, lambda: load_data(config.data, config.seed))
-    if accelerator.is_main_process:
-        print(_summary(run, results), flush=True)
+    with Stage(config, free=FREE_IN_RETRAINING, length=LENGTH if config.extend else ()) as stage:
+        if not stage.finished:
+            train_network(
+                stage.config, stage.run, stage.accelerator, lambda: load_data(config.data, config.seed)
+            )
+        stage.tell(summary)
 
 
 def train_network(
@@ -125,9 +125,7 @@ def train_network(
             keep=keep_best,
             crew=crew,
         )
-        accelerator.init_trackers(
-            "cleave", config={key: str(value) for key, value in flatten(config).items()}
-        )
+        start_trackers(accelerator, config)
         end = Loop(job, plan, run, accelerator, crew.spread).run(supply.batches)
 
         last = job.final_network
@@ -156,11 +154,7 @@ def _shares_blocks(config: RetrainConfig, accelerator: Accelerator) -> bool:
         )
     if config.parallel == "blocks" and count > 1:
         return True
-    if recipe.batch_size % (recipe.accumulate * count):
-        raise ValueError(
-            f"--recipe.batch-size: {recipe.batch_size} images cannot be shared evenly among "
-            f"{count} processes in --recipe.accumulate {recipe.accumulate} parts each"
-        )
+    check_shared(recipe.batch_size, count, parts=recipe.accumulate)
     return False
 
 
@@ -242,7 +236,8 @@ def _results(facts: dict[str, Any], num_steps: int, end: Position, tested: dict[
     }
 
 
-def _summary(run: Run, results: dict[str, Any]) -> str:
+def summary(run: Run, results: dict[str, Any]) -> str:
+    """What the training came to, in words."""
     lines = [f"trained {results['steps']:,} steps in {results['training_seconds']:,.0f} s"]
     for which, path in (("last", run.last_weights), ("best", run.best_weights)):
         if which in results["test"]:

@@ -3,7 +3,6 @@
 import signal
 import time
 from datetime import timedelta
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,12 +17,11 @@ from retrain.truth.worker import tidy
 from supernet.network.network import kept_in_run
 from tools.failures import Interrupted, RunFailed
 from tools.images.datasets import load_data
-from tools.options.config import flatten
 from tools.run.folder import Run
-from tools.run.launch import on_main
+from tools.run.launch import on_main, start_trackers
 from tools.run.meters import MetricsLog, Progress
 from tools.run.signals import Wish, waiting_signals
-from tools.run.stage import in_run
+from tools.run.stage import Stage
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -31,7 +29,10 @@ SECONDS_BETWEEN_LOOKS = 0.5
 def make_truth(config: TruthConfig) -> None:
     """Train what the config says, or continue, or say that it is done."""
     config.check_source()
-    in_run(config, _make, summary, free=FREE_IN_RETRAINING | {"jobs"})
+    with Stage(config, free=FREE_IN_RETRAINING | {"jobs"}) as stage:
+        if not stage.finished:
+            _make(stage.config, stage.run, stage.accelerator)
+        stage.tell(summary)
 
 
 def _make(config: TruthConfig, run: Run, accelerator: Accelerator) -> None:
@@ -47,7 +48,7 @@ def _make(config: TruthConfig, run: Run, accelerator: Accelerator) -> None:
 
     on_main(accelerator, settle)
     plan = read_plan(run)
-    accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
+    start_trackers(accelerator, config)
     log = _Log(config, run, plan, accelerator)
     try:
         with waiting_signals() as wish:
@@ -55,18 +56,14 @@ def _make(config: TruthConfig, run: Run, accelerator: Accelerator) -> None:
     finally:
         log.close()
 
-    def finish() -> dict[str, Any]:
+    def finish() -> None:
         finished = read_results(run, plan.trials)
         write_truth(run, config.seed, finished)
         for trial in finished:
             tidy(folder_of(run, trial), keep_weights=config.keep_weights)
-        results = results_of(plan, finished)
-        run.write_results(results)
-        return results
+        run.write_results(results_of(plan, finished))
 
-    results = on_main(accelerator, finish)
-    if results is not None:
-        print(summary(run, results), flush=True)
+    on_main(accelerator, finish)
 
 
 def _train_all(

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from search.architectures.config import ArchitectureSearchConfig
 from search.architectures.evaluations import append_evaluations, read_evaluations
@@ -26,19 +25,23 @@ from supernet.supernet import Supernet
 from supernet.train.measure import Measured, load_measured
 from tools.files.atomic import read_document
 from tools.layout import use_channels_last
-from tools.options.config import flatten
 from tools.options.shared import FREE
 from tools.run.folder import Run
-from tools.run.launch import on_main
+from tools.run.launch import from_main, on_main, start_trackers
 from tools.run.meters import MetricsLog, Progress, read_metrics
 from tools.run.signals import Wish, waiting_signals
-from tools.run.stage import in_run
+from tools.run.stage import Stage
 
 
 def search_architecture(config: ArchitectureSearchConfig) -> None:
     """Search as the config says, or continue, or say that it is done."""
     free = FREE | {"supernet", "costs", "compare", "top", "scoring.batch"}
-    in_run(config, _search, summary, free=free, smaller="lower --scoring.batch", again=_write_again)
+    with Stage(config, free=free, smaller="lower --scoring.batch") as stage:
+        if stage.finished:
+            stage.on_main(lambda: _write_again(stage.config, stage.run))
+        else:
+            _search(stage.config, stage.run, stage.accelerator)
+        stage.tell(summary)
 
 
 def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator) -> None:
@@ -59,26 +62,21 @@ def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator
     use_channels_last(net)
     on_main(accelerator, lambda: _compare_images(config, run, images, measured))
     others = on_main(accelerator, lambda: _others(config, run, space)) or {}
-    told: list[Any] = [on_main(accelerator, lambda: read_evaluations(run.evaluations_path, space))]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(told)
-    accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
+    known = from_main(accelerator, lambda: read_evaluations(run.evaluations_path, space))
+    start_trackers(accelerator, config)
     if accelerator.is_main_process:
-        heading = _heading(config, method, images, measured, len(told[0]), accelerator)
+        heading = _heading(config, method, images, measured, len(known), accelerator)
         print(*images.told, heading, sep="\n", flush=True)
     with waiting_signals() as wish:
-        _Course(config, run, accelerator, method, costs, wish, images.batches).go(net, images, told[0])
+        _Course(config, run, accelerator, method, costs, wish, images.batches).go(net, images, known)
 
-    def finish() -> dict[str, Any]:
+    def finish() -> None:
         write_findings(run, config, method, costs, measured, others)
         seconds = sum(line.get("seconds", 0.0) for line in read_metrics(run.metrics_path))
-        results = results_of(method, costs, measured=measured, seconds=seconds, images=images.num_validation)
-        run.write_results(results)
-        return results
+        count = images.num_validation
+        run.write_results(results_of(method, costs, measured=measured, seconds=seconds, images=count))
 
-    results = on_main(accelerator, finish)
-    if results is not None:
-        print(summary(run, results), flush=True)
+    on_main(accelerator, finish)
 
 
 def _write_again(config: ArchitectureSearchConfig, run: Run) -> None:

@@ -6,10 +6,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from search.cuts.config import OLDEST, DecouplingSearchConfig
@@ -20,16 +18,17 @@ from search.cuts.sedona import Episode, Inner, Pretraining, Search, episodes
 from search.relaxation import RelaxedNet
 from supernet.network.network import Network, as_kept, differs_from
 from tools.cost import count_params
+from tools.images.batches import check_shared
 from tools.images.datasets import Data, load_data
 from tools.images.loaders import eval_batches, make_train_loader
 from tools.options.config import flag, flatten, of_run
 from tools.options.shared import FREE
 from tools.run.checkpoint import load_checkpoint
 from tools.run.folder import Run
-from tools.run.launch import on_main
+from tools.run.launch import from_main, on_main, start_trackers
 from tools.run.loop import Loop
 from tools.run.plan import Plan
-from tools.run.stage import in_run
+from tools.run.stage import Stage
 from tools.seeding import derive
 
 PRETRAINING, SNAPSHOTS = "pretraining", "snapshots"
@@ -37,25 +36,24 @@ PRETRAINING, SNAPSHOTS = "pretraining", "snapshots"
 
 def search_decoupling(config: DecouplingSearchConfig) -> None:
     """Search as the config says, or continue, or say that it is done."""
-    in_run(config, _search, summary, free=FREE)
+    with Stage(config, free=FREE) as stage:
+        if not stage.finished:
+            _search(stage.config, stage.run, stage.accelerator)
+        stage.tell(summary)
 
 
 def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) -> None:
     network = Network.of_run(config, run, accelerator)
     config = settled(config, network)
     ranks = accelerator.num_processes
-    if config.recipe.batch_size % ranks:
-        raise ValueError(
-            f"--recipe.batch-size: {config.recipe.batch_size} images cannot be shared evenly among {ranks} "
-            "processes"
-        )
+    check_shared(config.recipe.batch_size, ranks)
     if config.recipe.batch_size < 2 * ranks:
         raise ValueError("--recipe.batch-size: BatchNorm needs two images or more on each process")
     data = load_data(config.data, config.seed)
     net = make_relaxed(config, network, data, accelerator)
     num_steps = config.recipe.num_steps(len(data.train) / config.recipe.batch_size)
     inner = Inner(net, config, num_steps)
-    accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
+    start_trackers(accelerator, config)
     if accelerator.is_main_process:
         print(
             *data.told,
@@ -76,7 +74,7 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
         for repeat in range(config.search.repeats)
     ]
 
-    def finish() -> dict[str, Any]:
+    def finish() -> None:
         found = write_findings(run, config, network, net, data, [outcome for outcome, _ in searches])
         own = config.search.pretraining and not config.search.pretrained_run
         results = results_of(
@@ -88,11 +86,8 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
         run.write_results(results)
         for outcome, _ in searches:
             shutil.rmtree(outcome.part.path / SNAPSHOTS, ignore_errors=True)  # of no use any more
-        return results
 
-    results = on_main(accelerator, finish)
-    if results is not None:
-        print(summary(run, results), flush=True)
+    on_main(accelerator, finish)
 
 
 def _searched(
@@ -167,10 +162,7 @@ def _snapshots(
     elif accelerator.is_main_process:
         memory.keep_latest(inner.state(), 0, 0.0)
         memory.state_dict()
-    told: list[Any] = [memory.snapshots]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(told)
-    return list(told[0])
+    return from_main(accelerator, lambda: list(memory.snapshots))
 
 
 def _pretrain(

@@ -29,13 +29,14 @@ from tools.page.report import Report, Section, as_data, write_report
 from tools.ranking import Numbers
 from tools.run.folder import Run
 from tools.run.launch import on_main
-from tools.run.stage import in_run
+from tools.run.stage import Stage
 
 
 def rank_report(config: RankReportConfig) -> None:
     """Score what is not scored yet, and write the report; every start writes it anew."""
     config.check_sources()
-    in_run(config, _report, lambda run, results: "", free=flatten(config), smaller="lower --scoring.batch")
+    with Stage(config, free=flatten(config), smaller="lower --scoring.batch") as stage:
+        _report(stage.config, stage.run, stage.accelerator)
 
 
 def _report(config: RankReportConfig, run: Run, accelerator: Accelerator) -> None:

@@ -30,23 +30,26 @@ from tools.images.datasets import Data, load_data
 from tools.images.loaders import make_train_loader
 from tools.layout import use_channels_last
 from tools.optim import make_optimizer, start_momentum
-from tools.options.config import flatten, to_toml
+from tools.options.config import to_toml
 from tools.options.plugins import call
 from tools.options.shared import FREE
 from tools.run.folder import Run
-from tools.run.launch import on_main
+from tools.run.launch import on_main, start_trackers
 from tools.run.lengthen import LENGTH, lengthen
 from tools.run.loop import Loop
 from tools.run.meters import MetricsLog
 from tools.run.plan import Plan, Position
-from tools.run.stage import in_run
+from tools.run.stage import Stage
 from tools.run.weights import load_weights, read_weights
 from tools.seeding import seed_globals
 
 
 def train_supernet(config: SupernetConfig) -> None:
     """Train what the config says, or continue, or say that it is done."""
-    in_run(config, _train, _summary, free=FREE, length=LENGTH if config.extend else ())
+    with Stage(config, free=FREE, length=LENGTH if config.extend else ()) as stage:
+        if not stage.finished:
+            _train(stage.config, stage.run, stage.accelerator)
+        stage.tell(_summary)
 
 
 def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
@@ -121,7 +124,7 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
             "the space": hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12],
         },
     )
-    accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
+    start_trackers(accelerator, config)
     if accelerator.is_main_process:
         if not run.has_begun:
             forget_snapshots(run.path)  # of a start that no checkpoint knows, perhaps with other options
@@ -130,20 +133,16 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
     with contextlib.closing(loader):
         end = Loop(job, plan, run, accelerator).run(loader.batches)
 
-    def finish() -> dict[str, Any]:
+    def finish() -> None:
         save_supernet(run.last_weights, net, notes | {"step": plan.num_steps})
         if config.records.latency_batch:
             batch = config.records.latency_batch
             save_measured(
                 run.path / "costs.json", measure(space, batch_size=batch, device=accelerator.device)
             )
-        results = _results(job, end, plan.num_steps)
-        run.write_results(results)
-        return results
+        run.write_results(_results(job, end, plan.num_steps))
 
-    results = on_main(accelerator, finish)
-    if results is not None:
-        print(_summary(run, results), flush=True)
+    on_main(accelerator, finish)
 
 
 def _check(config: SupernetConfig, accelerator: Accelerator) -> None:

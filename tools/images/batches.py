@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tools.mistake import Mistake
 from tools.seeding import torch_stream
 
 
@@ -54,3 +55,13 @@ class TrainingOrder:
             generator = torch_stream(self._seed, "order", epoch)
             self._permutations[epoch] = torch.randperm(self.num_images, generator=generator)
         return self._permutations[epoch]
+
+
+def check_shared(batch_size: int, processes: int, *, parts: int = 1) -> None:
+    """Refuse a batch that the processes cannot share evenly, each in so many parts."""
+    if batch_size % (parts * processes):
+        among = f" in `recipe.accumulate` {parts} parts each" if parts > 1 else ""
+        raise Mistake(
+            "recipe.batch_size",
+            f"{batch_size} images cannot be shared evenly among {processes} processes{among}",
+        )

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from tools.images.augment import BatchAugment, Normalise, Policy, draw, mix, to_device
-from tools.images.batches import Batch, Share, TrainingOrder
+from tools.images.batches import Batch, Share, TrainingOrder, check_shared
 from tools.images.datasets import Data
 from tools.images.images import ArrayImages, Images
 from tools.images.options import DataConfig
@@ -53,10 +53,7 @@ def make_train_loader(
     """The loader for one of the data's splits that the options ask for."""
     if not len(split):
         raise ValueError("there are no images to train on")
-    if batch_size % world_size:
-        raise ValueError(
-            f"--recipe.batch-size: {batch_size} images cannot be shared evenly among {world_size} processes"
-        )
+    check_shared(batch_size, world_size)
     part = batch_size // world_size
     if (config.mixup or config.cutmix) and part % 2:
         raise ValueError(

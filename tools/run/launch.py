@@ -18,7 +18,7 @@ from accelerate.utils import (
 )
 
 from tools.failures import RunFailed
-from tools.options.config import check_choice
+from tools.options.config import check_choice, flatten
 
 Result = TypeVar("Result")
 
@@ -105,6 +105,20 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | 
         name, message = told[0]
         raise RunFailed(message, everyone=True) if name == RunFailed.__name__ else ValueError(message)
     return result
+
+
+def from_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+    """What an action on the first process gives, on all of them; a mistake there is one everywhere."""
+    results: list[Any] = [on_main(accelerator, action)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(results)
+    result: Result = results[0]
+    return result
+
+
+def start_trackers(accelerator: Accelerator, config: Any) -> None:
+    """Begin to report to the trackers that were asked for, with all options."""
+    accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
 
 
 def on_every(action: Callable[[], Result], control: torch.distributed.ProcessGroup) -> list[Result]:
