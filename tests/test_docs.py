@@ -10,19 +10,19 @@ import torch
 from local_learning.catalogue import HEADS
 from local_learning.heads import make_head
 from supernet.network.documents import find_space
+from tests.scripts import SCRIPTS, config_of, options
 from tools.cost import count_params
 
-PAGES = {"own_network": 4, "spaces": 1, "supernet": 1, "evolution": 2, "ranking": 1}
+PAGES = {
+    **{"README.md": 1, "docs/own_network.md": 4, "docs/spaces.md": 1, "docs/supernet.md": 1},
+    **{"docs/evolution.md": 2, "docs/ranking.md": 1},
+}
 """Pages with programs, and how many they have."""
-
-
-def _path(page: str) -> Path:
-    return Path("docs") / f"{page}.md"
 
 
 def programs(page: str) -> dict[int, str]:
     """The Python programs of a page, by the line on which they begin."""
-    text = _path(page).read_text(encoding="utf-8")
+    text = Path(page).read_text(encoding="utf-8")
     found = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return {text.count("\n", 0, match.start(1)) + 1: match[1] for match in found}
 
@@ -32,7 +32,7 @@ def test_a_program_runs(page: str, line: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     moved_down = "\n" * (line - 1) + programs(page)[line]  # a traceback then names the lines of the page
-    exec(compile(moved_down, _path(page), "exec"), {"__name__": "__main__"})
+    exec(compile(moved_down, page, "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -42,7 +42,7 @@ def test_a_page_has_its_programs(page: str) -> None:
 
 def test_the_space_in_the_documentation_is_one(tmp_path: Path) -> None:
     (toml,) = re.findall(
-        r"^```toml\n(.*?)^```$", _path("spaces").read_text("utf-8"), re.MULTILINE | re.DOTALL
+        r"^```toml\n(.*?)^```$", Path("docs/spaces.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
     )
     (tmp_path / "mine.toml").write_text(toml)
     space = find_space(str(tmp_path / "mine.toml"), num_classes=5, image_size=32)
@@ -51,7 +51,7 @@ def test_the_space_in_the_documentation_is_one(tmp_path: Path) -> None:
 
 def test_the_heads_have_the_params_that_the_guide_says() -> None:
     said: dict[str, int] = {}
-    for line in _path("pieces").read_text("utf-8").splitlines():
+    for line in Path("docs/pieces.md").read_text("utf-8").splitlines():
         cells = [cell.strip() for cell in line.split("|")]
         if len(cells) == 6 and re.fullmatch(r"[\d,; ]+", cells[3]):
             params = [int(each.replace(",", "")) for each in cells[3].split(";")]
@@ -111,6 +111,33 @@ def test_no_gap_is_left_to_be_filled(page: Path) -> None:
     assert not re.findall(
         r"^[A-Z]+(?:_[A-Z]+)+$|\b(?:TODO|FIXME|TBD)\b", page.read_text("utf-8"), re.MULTILINE
     )
+
+
+def commands(page: Path) -> list[tuple[str, list[str]]]:
+    """The scripts that a page starts, in blocks of code and within a sentence, with the options of each."""
+    text = re.sub(r" *\\\n *", " ", page.read_text(encoding="utf-8"))
+    fenced = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"^    .*$", text, re.MULTILINE)
+    lines = [line for block in (*fenced, *indented) for line in block.splitlines()]
+    found = []
+    for line in (*lines, *re.findall(r"`([^`\n]+)`", text)):
+        for script, rest in re.findall(rf"\b({'|'.join(map(re.escape, SCRIPTS))})\b(.*)", line):
+            found.append((script, re.findall(r"(?<![^\s\[])--[\w.-]+", rest)))
+    return found
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_have_options_that_exist(page: Path) -> None:
+    unknown = []
+    for script, flags in commands(page):
+        known = {option.flag for option in options(config_of(script))} | {"--config", "--help"}
+        positive = [re.sub(r"--(.*\.)?no-", r"--\1", flag) for flag in flags]
+        unknown += [(script, flag) for flag in positive if flag not in known]
+    assert not unknown
+
+
+def test_the_first_page_has_a_command_for_every_script() -> None:
+    assert {script for script, _ in commands(ROOT / "README.md")} == {*SCRIPTS} - {"demo.py"}  # make demo
 
 
 def test_links_and_anchors_are_told_apart(tmp_path: Path) -> None:
