@@ -140,6 +140,22 @@ def test_the_first_page_has_a_command_for_every_script() -> None:
     assert {script for script, _ in commands(ROOT / "README.md")} == {*SCRIPTS} - {"demo.py"}  # make demo
 
 
+def test_the_architecture_names_what_is_there() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    (tree,) = re.findall(r"^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    named: list[str] = []
+    above: list[tuple[int, str]] = []
+    for line in tree.splitlines():
+        depth, name = len(line) - len(line.lstrip()), line.split()[0]
+        above = [(deep, folder) for deep, folder in above if deep < depth]
+        named.append("".join(folder for _, folder in above) + name)
+        if name.endswith("/"):
+            above.append((depth, name))
+    named += re.findall(r"`((?:tools|local_learning|supernet|search|retrain)/[\w/.]+)`", text)
+    assert len(named) > 100
+    assert [name for name in named if not (ROOT / name).exists() and not (ROOT / f"{name}.py").exists()] == []
+
+
 def test_links_and_anchors_are_told_apart(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
