@@ -1,9 +1,10 @@
 """The options of search_architecture.py; free of torch."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from search.methods import METHODS
-from tools.images.options import DataConfig
+from tools.images.options import DataConfig, PlaceOptions
 from tools.options.config import check_choice, check_idle, check_range
 from tools.options.shared import RunOptions
 
@@ -81,6 +82,9 @@ class ScoringOptions:
 class ArchitectureSearchConfig(RunOptions):
     """In which supernet, within which limits, and how to search."""
 
+    UNLISTED: ClassVar[dict[str, type]] = {"data": DataConfig}
+    """For weights that do not say which images they saw. Others' training may only be repeated by them."""
+
     run: str = "runs/evolution"
     supernet: str = "runs/supernet"
     """The run of train_supernet.py, or the weights file, of the supernet."""
@@ -109,8 +113,8 @@ class ArchitectureSearchConfig(RunOptions):
     """Other searches of this space, such as one by random, to draw into the figures."""
     breeding: BreedingOptions = field(default_factory=BreedingOptions)
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
-    data: DataConfig = field(default_factory=DataConfig)
-    """Where nothing is given, that of the supernet's training; only the place of the images may differ."""
+    data: PlaceOptions = field(default_factory=PlaceOptions)
+    """Where the images lie; which they are, the supernet says. What is not given is as in its training."""
 
     def __post_init__(self) -> None:
         self.check_run()

@@ -16,11 +16,8 @@ from tools.files.atomic import read_document, write_document
 from tools.files.provenance import sha256
 from tools.images.datasets import Data, fixed_part, load_data, whole_batches
 from tools.images.loaders import Batch, eval_batches
-from tools.images.options import DataConfig
-from tools.options.config import flag, of_run
-
-PLACES = ("root", "workers", "download", "loader")
-"""Options that may differ from those of the supernet's training: the images are the same."""
+from tools.images.options import DataConfig, PlaceOptions
+from tools.options.config import flag, flatten, of_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +52,7 @@ def scoring_images(
     space: Space,
     options: ScoringOptions,
     *,
-    data: DataConfig,
+    data: PlaceOptions | DataConfig,
     seed: int,
     device: torch.device,
 ) -> ScoringImages:
@@ -90,22 +87,21 @@ def scoring_images(
     )
 
 
-def data_options(supernet: Path, data: DataConfig, seed: int) -> tuple[DataConfig, int, bool]:
+def data_options(supernet: Path, data: PlaceOptions | DataConfig, seed: int) -> tuple[DataConfig, int, bool]:
     """Those of the supernet's training, whose seed made the split; `data` says where the images lie.
 
-    Whether that is known comes third: weights that another program wrote may not say it.
+    Whether that is known comes third: weights that another program wrote may not say it. Then `data` says
+    which images they are, too.
     """
+    usual = {option.name: option.default for option in fields(DataConfig)}
+    given = {name: value for name, value in flatten(data).items() if value != usual[name]}
     text = supernet_notes(supernet).get("config")
     if text is None:
-        return data, seed, False
+        return DataConfig(**given), seed, False
     trained = of_run(SupernetConfig, text, source=f"--supernet: '{supernet}'")
-    given = {
-        each.name: getattr(data, each.name)
-        for each in fields(DataConfig)
-        if getattr(data, each.name) != each.default
-    }
+    places = {option.name for option in fields(PlaceOptions)}
     for name, value in given.items():
-        if name not in PLACES and value != getattr(trained.data, name):
+        if name not in places and value != getattr(trained.data, name):
             raise ValueError(
                 f"{flag(f'data.{name}')}: the supernet was trained with {getattr(trained.data, name)!r}, and "
                 "what scores its networks must be apart from those images; leave it out"

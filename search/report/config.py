@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from search.architectures.config import ScoringOptions
 from supernet.train.config import check_shift_images
-from tools.images.options import DataConfig
-from tools.options.config import check_range, flag
+from tools.images.options import MOST, DataConfig, PlaceOptions
+from tools.options.config import check_range, flag, flatten
 from tools.options.shared import RunOptions
 
 BASELINES = {
@@ -28,6 +29,9 @@ class RankReportConfig(RunOptions):
     A run, a file or a supernet is called by the end of its path, or as NAME=PATH says.
     """
 
+    UNLISTED: ClassVar[dict[str, type]] = {"data": DataConfig}
+    """For weights that do not say which images they saw. Others' training may only be repeated by them."""
+
     run: str = "runs/ranking"
     supernet: tuple[str, ...] = ()
     """Runs of train_supernet.py, or weights files: their networks are scored here."""
@@ -45,6 +49,8 @@ class RankReportConfig(RunOptions):
     """The lower a number of the truth is, the better."""
     space: str = ""
     """The space of the choices, where no supernet says it."""
+    image_size: int = 0
+    """Side of the images for which the costs of --space are counted; 0: 32."""
     networks: int = 0
     """Score so many of the truth's networks, drawn by --seed; 0: all."""
     uncalibrated: int = 0
@@ -65,11 +71,12 @@ class RankReportConfig(RunOptions):
     title: str = ""
     """Heading of the report."""
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
-    data: DataConfig = field(default_factory=DataConfig)
-    """Where nothing is given, that of each supernet's training; only the place of the images may differ."""
+    data: PlaceOptions = field(default_factory=PlaceOptions)
+    """Where the images lie; which they are, each supernet says. What is not given is as in its training."""
 
     def __post_init__(self) -> None:
         self.check_run()
+        check_range("--image-size", self.image_size, 0, MOST["image_size"])
         check_range("--networks", self.networks, 0)
         check_range("--uncalibrated", self.uncalibrated, 0)
         check_range("--snapshots", self.snapshots, 0)
@@ -96,7 +103,9 @@ class RankReportConfig(RunOptions):
             raise ValueError("--space: name the space of the choices; no supernet says it")
         if self.supernet and self.space:
             raise ValueError("--space: the supernet says it; leave it out")
-        for option in ("space", "truth_is_loss"):
+        if self.supernet and self.image_size:
+            raise ValueError("--image-size: the supernet says it; leave it out")
+        for option in ("space", "image_size", "truth_is_loss"):
             if getattr(self, option) and not self.truth:
                 raise ValueError(f"{flag(option)}: is about --truth; name one, or leave it out")
         if self.uncalibrated and not self.supernet:
@@ -104,6 +113,11 @@ class RankReportConfig(RunOptions):
         self.sources()
         for option in ("search", "cuts", "trained"):
             _named(f"--{option}", getattr(self, option))
+
+    @property
+    def space_size(self) -> int:
+        """Side of the images for which the costs of a space that is named are counted."""
+        return self.image_size or DataConfig(**flatten(self.data)).size
 
     def sources(self) -> dict[str, tuple[str, Path]]:
         """All that gives scores, by name: the option that says so, and where it is."""

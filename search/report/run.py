@@ -96,7 +96,7 @@ def _space(config: RankReportConfig) -> Space:
     """The one of all that is ranked."""
     if not config.supernet:
         try:
-            return find_space(config.space, num_classes=10, image_size=config.data.size)
+            return find_space(config.space, num_classes=10, image_size=config.space_size)
         except ValueError as error:
             raise ValueError(f"--space: {error}") from None
     supernets = {name: path for name, (option, path) in config.sources().items() if option == "supernet"}

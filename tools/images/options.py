@@ -122,7 +122,28 @@ MOST = {
     "cutmix": math.inf,
 }
 """The most that these may be; more would only end in want of memory, or never."""
+LOADERS = ("auto", "device", "stream")
 STREAM_ONLY = ("color_jitter", "auto_augment", "erase")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceOptions:
+    """Where the images lie, and how they are loaded, where something else says which they are."""
+
+    root: str = ""
+    """Folder that holds the data set; not needed for shapes."""
+    download: bool = False
+    """Fetch the data set into --data.root first (cifar10, cifar100, mnist, fashion_mnist)."""
+    loader: str = "auto"
+    """auto, device (all images decoded in memory beside the network, whole batches augmented at once)
+    or stream (worker processes decode and augment image by image). auto streams imagenet and folder,
+    and any set for which color-jitter, auto-augment or erase is asked."""
+    workers: int = 2
+    """Worker processes of the streaming loader, per rank; 0 decodes in the training process."""
+
+    def __post_init__(self) -> None:
+        check_choice("--data.loader", self.loader, LOADERS)
+        check_range(_option("workers"), self.workers, 0, MOST["workers"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +204,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_choice("--data.name", self.name, tuple(KNOWN_SETS))
-        check_choice("--data.loader", self.loader, ("auto", "device", "stream"))
+        check_choice("--data.loader", self.loader, LOADERS)
         check_choice("--data.augment", self.augment, ("none", "standard"))
         check_choice("--data.pad-mode", self.pad_mode, ("zero", "reflect"))
         for field, high in MOST.items():

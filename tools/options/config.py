@@ -23,6 +23,7 @@ import tyro
 
 from tools.mistake import Mistake
 from tools.options.hints import options_meant
+from tools.options.unlisted import narrowed, unlisted, widened
 
 Config = TypeVar("Config")
 
@@ -49,10 +50,11 @@ def parse(cls: type[Config], arguments: Sequence[str], *, prog: str, description
     if path:
         default = _build(default, _table(_read(path), path), "", path, _unchecked)
     _check_names(cls, flags)
+    default = widened(default, _names_given(flags))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            config = tyro.cli(
                 cls,
                 default=default,
                 args=flags,
@@ -67,6 +69,7 @@ def parse(cls: type[Config], arguments: Sequence[str], *, prog: str, description
             mistake.source = mistake.source or path
             raise mistake from None
         raise ValueError(_one_line(said.getvalue()) + (f" (with {path})" if path else "")) from None
+    return narrowed(config)
 
 
 def given(arguments: Sequence[str], name: str) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
@@ -209,13 +212,21 @@ def _option_names(cls: type[Any], prefix: str = "") -> list[str]:
     return names
 
 
+def _names_given(flags: Sequence[str]) -> set[str]:
+    """The dotted names of the options that flags give."""
+    given = {word[2:].split("=", 1)[0].replace("-", "_") for word in flags if word.startswith("--")}
+    return given | {re.sub(r"(^|\.)no_", r"\1", name) for name in given}
+
+
 def _check_names(cls: type[Any], flags: Sequence[str]) -> None:
     known = [*_option_names(cls), CONFIG_FLAG, "--help"]
+    taken = unlisted(cls).keys()
     for argument in flags:
         name = argument.split("=", 1)[0].replace("_", "-")
-        if name.startswith("--") and name not in known:
+        if name.startswith("--") and name not in known and taken.isdisjoint(_names_given([argument])):
             meant = options_meant(name, known)
-            hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else suggest(name, known)
+            near = suggest(name, [*known, *map(flag, taken)])
+            hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else near
             raise ValueError(f"unknown option '{name}'{hint}")
 
 
@@ -319,6 +330,7 @@ def _build(
     make: Callable[[type[Any], dict[str, Any], str], Any],
 ) -> Config:
     """What a table says over the values of `default`: the parent's, which need not be those of its class."""
+    default = widened(default, _names_in(table))
     cls = type(default)
     kinds = dict(_fields(cls))
     values = dict(vars(default))
@@ -334,7 +346,13 @@ def _build(
         else:
             values[name] = _convert(kind, value, f"{prefix}{key}", source)
     built: Config = make(cls, values, source)
-    return built
+    return narrowed(built)
+
+
+def _names_in(table: dict[str, Any]) -> set[str]:
+    """The dotted names of the options that a table's groups give."""
+    groups = {group: keys for group, keys in table.items() if isinstance(keys, dict)}
+    return {f"{group}.{key}".replace("-", "_") for group, keys in groups.items() for key in keys}
 
 
 def _convert(kind: Any, value: Any, name: str, source: str) -> Any:

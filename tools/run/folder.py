@@ -15,6 +15,7 @@ from tools.failures import RunFailed
 from tools.files.atomic import read_document, write_bytes, write_document
 from tools.options.config import flag, flatten, of_run, to_toml, with_earlier
 from tools.options.plugins import digests
+from tools.options.unlisted import unlisted
 
 LOCK_PATIENCE_S = 60.0
 MADE_BY = "# made by "
@@ -127,6 +128,7 @@ class Run:
         maker = first.removeprefix(MADE_BY) if first.startswith(MADE_BY) else ""
         try:
             old = flatten(of_run(type(config), text, source=str(self.config_path)))
+            old = unlisted(type(config)) | old
         except ValueError as error:
             if maker == _script():
                 raise

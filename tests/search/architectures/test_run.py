@@ -27,7 +27,7 @@ from tests.script import SMALL
 from tools.images.datasets import load_data
 from tools.images.loaders import eval_batches
 from tools.images.options import DataConfig
-from tools.options.config import from_toml
+from tools.options.config import from_toml, to_toml
 from tools.run.meters import read_metrics
 
 SCRIPT = "search_architecture.py"
@@ -104,6 +104,33 @@ def test_killed_and_continued_equals_uninterrupted(
     assert sorted(whole) == sorted(lines_of(expected)), "something is scored twice, or otherwise"
     assert documents(folder) == documents(expected)
     assert generations_of(folder) == generations_of(expected)
+
+
+def with_data_of_before(text: str, **options: Any) -> str:
+    """A run's config.toml as it was written when [data] held all options of images."""
+    start, _, _ = text.partition("[data]\n")
+    return f"{start}[data]\n{to_toml(DataConfig(**options))}"
+
+
+def test_a_run_of_before_the_data_options_became_few_goes_on(supernet: Path, tmp_path: Path) -> None:
+    expected = searched(supernet, tmp_path / "whole")
+    trained = from_toml(SupernetConfig, (supernet / "config.toml").read_text(), source="file").data
+    for name, said in (("nothing said", {}), ("as trained", {"image_size": 16, "validation": 0.2})):
+        folder = tmp_path / name
+        line = [*BASE, "--supernet", str(supernet), "--run", str(folder)]
+        run_up_to("evaluations.jsonl:3", SCRIPT, *line)
+        path = folder / "config.toml"
+        path.write_text(with_data_of_before(path.read_text(), **said))
+        assert all(getattr(trained, option) == value for option, value in said.items())
+        assert lines_of(searched(supernet, folder)) == lines_of(expected)
+        again = tmp_path / f"{name}, again"
+        done = run(SCRIPT, "--config", str(path), "--run", str(again))
+        assert done.returncode == 0, done.stderr
+        assert lines_of(again) == lines_of(expected)
+    path.write_text(with_data_of_before(path.read_text(), validation=0.3))
+    done = run(SCRIPT, "--config", str(path), "--run", str(tmp_path / "other"))
+    assert done.returncode == 2
+    assert "--data.validation: the supernet was trained with 0.2" in done.stderr
 
 
 def test_an_end_that_was_cut_off_is_made_again(supernet: Path, tmp_path: Path) -> None:

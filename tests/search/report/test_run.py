@@ -229,7 +229,7 @@ def test_scores_from_files_and_their_direction(home: Path, whole: Path, tmp_path
             for number, line in enumerate((home / "truth.csv").read_text().splitlines())
         )
     )
-    line = [*PLACE, "--space", "tiny", "--data.image-size", "16", "--resamples", "200"]
+    line = [*PLACE, "--space", "tiny", "--image-size", "16", "--resamples", "200"]
     line += ["--scores", f"good={whole / 'scores' / 'spos'}", "--losses", str(tmp_path / "loss.csv")]
     done = run(
         SCRIPT,
@@ -357,6 +357,7 @@ def test_searches_alone_with_a_truth(home: Path, tmp_path: Path) -> None:
         (["--truth", "TRUTH"], "--supernet: there is nothing to compare the truth with"),
         (["--scores", "x.csv", "--truth", "TRUTH"], "--space: name the space"),
         (["--supernet", "SPOS", "--space", "tiny", "--truth", "TRUTH"], "--space: the supernet says it"),
+        (["--supernet", "SPOS", "--image-size", "8", "--truth", "TRUTH"], "--image-size: the supernet says"),
         (["--supernet", "SPOS", "--truth", "nowhere.csv"], "--truth: there is no file 'nowhere.csv'"),
         (["--supernet", "nowhere", "--truth", "TRUTH"], "--supernet: there is no file 'nowhere'"),
         (["--supernet", "SPOS", "SPOS", "--truth", "TRUTH"], "--supernet, --scores, --losses: two are"),

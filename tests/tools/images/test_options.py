@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from tools.images.options import KNOWN_SETS, DataConfig
+from tools.images.options import KNOWN_SETS, DataConfig, PlaceOptions
+from tools.options.config import flatten, parse
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,29 @@ from tools.images.options import KNOWN_SETS, DataConfig
 def test_a_mistake_names_its_option(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DataConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"loader": "disk"}, "--data.loader: unknown value 'disk'"), ({"workers": -1}, "--data.workers: -1")],
+)
+def test_places_are_checked_as_they_are_with_all_else(options: dict[str, Any], message: str) -> None:
+    for cls in (PlaceOptions, DataConfig):
+        with pytest.raises(ValueError, match=message):
+            cls(**options)
+
+
+def test_places_are_the_same_options_as_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
+    assert flatten(PlaceOptions()).items() <= flatten(DataConfig()).items()
+    helps = []
+    for cls in (PlaceOptions, DataConfig):
+        with pytest.raises(SystemExit):
+            parse(cls, ["--help"], prog="x", description="")
+        helps.append(" ".join(capsys.readouterr().out.replace("│", " ").split()))
+    for option in ("--root", "--download", "--loader", "--workers"):
+        help_of = helps[0].partition(f" {option}")[2].partition("(default")[0]
+        assert len(help_of) > 40
+        assert f" {option}{help_of}(default" in helps[1]
 
 
 def test_auto_streams_large_sets_and_what_only_streaming_can_do() -> None:
