@@ -1,6 +1,9 @@
 """Run the whole path: supernets, a search, cuts, retraining, a report; on generated images or your own.
 
-python demo.py
+Examples:
+  python demo.py
+  python demo.py --run runs/here --device cpu
+  python demo.py --chapters configs/path/chapters-cifar10-cpu.toml --data DIR --run runs/cifar10
 """
 
 from tools.chapters.run import ChaptersConfig, tell

@@ -3,6 +3,7 @@
 Examples:
   python export_model.py --run-of runs/best --formats state timm onnx torch_export --out exported
   python export_model.py --weights model.safetensors --formats onnx --out exported
+  python export_model.py --run-of runs/blocks --which last --exits --out early_exits
 """
 
 from retrain.export.config import ExportConfig

@@ -3,6 +3,7 @@
 Examples:
   accelerate launch make_truth.py --space nas_bench_macro --networks 32 --data.name cifar10 --data.root DIR
   accelerate launch make_truth.py --network vgg19 --decouplings uniform:2:aux1 uniform:4:aux1 --repeats 2
+  accelerate launch make_truth.py --architectures runs/evolution/top/01.json --jobs 2 --run runs/truth
 """
 
 from retrain.truth.config import TruthConfig

@@ -3,6 +3,7 @@
 Examples:
   python predict_images.py --run-of runs/photos --images new_photos photo.jpg
   python predict_images.py --export exported --images new_photos --out predictions.jsonl
+  python predict_images.py --weights model.safetensors --images photo.jpg --top 1
 """
 
 from retrain.predict.config import PredictConfig

@@ -3,6 +3,7 @@
 Examples:
   accelerate launch search_decoupling.py --network resnet50 --width 0.25 --data.name cifar10 --data.root DIR
   accelerate launch search_decoupling.py --architecture best.json --data.name cifar10 --data.root DIR
+  accelerate launch search_decoupling.py --network vgg19 --heads aux1 aux2 --search.steps 500 --run runs/vgg19
 """
 
 from search.cuts.config import DecouplingSearchConfig

@@ -3,6 +3,7 @@
 Examples:
   accelerate launch train_supernet.py --strategy nongreedy --data.name cifar10 --data.root DIR
   accelerate launch train_supernet.py --space tiny --recipe.epochs 1 --run runs/tiny
+  accelerate launch train_supernet.py --config configs/supernet-cifar10-nas_bench_macro.toml --data.root DIR
 """
 
 from supernet.train.config import SupernetConfig

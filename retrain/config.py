@@ -72,6 +72,10 @@ class ClusterOptions:
 class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
     """Which network, on which data, by which recipe, on what machine."""
 
+    USUAL: ClassVar[tuple[str, ...]] = (
+        *("network", "architecture", "decoupling", "rule", "weights", "parallel"),
+        *("data.name", "data.root", "recipe.epochs", "recipe.batch_size", "recipe.lr", "device", "run"),
+    )
     EARLIER: ClassVar[dict[str, Any]] = {
         **NetworkChoice.EARLIER,
         "head_width": lambda config: PAPER if config.decoupling else "",

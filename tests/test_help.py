@@ -1,7 +1,9 @@
-"""`--help` says what every option means, for every script of the root; no option at all, how it is called."""
+"""`--help` is a page on the usual options, and `--help-all` lists every one, for every script of the root."""
 
 import contextlib
+import dataclasses
 import io
+import itertools
 import re
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts import HOUSE, SCRIPTS, config_of, groups, options
+from tests.scripts import HOUSE, SCRIPTS, Option, config_of, groups, options
 from tools.options.config import parse
 
 PLACEHOLDER = re.compile(r"\b(todo|fixme|xxx|tbd|placeholder|undocumented)\b", re.IGNORECASE)
@@ -24,18 +26,31 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def shown(script: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What `--help` prints on a terminal that has room for one column of boxes, without the boxes."""
-    monkeypatch.setenv("COLUMNS", "100")
+def printed(script: str, words: list[str], columns: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines that a script prints on a terminal of so many columns, ending in good order."""
+    monkeypatch.setenv("COLUMNS", str(columns))
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    description = (HOUSE / script).read_text(encoding="utf-8").split('"""')[1]
     with pytest.raises(SystemExit) as ended, contextlib.redirect_stdout(out):
-        parse(config_of(script), ["--help"], prog=script, description="")
+        parse(config_of(script), words, prog=script, description=description)
     assert ended.value.code == 0
     out.seek(0)
-    printed = out.read()
-    assert "╭─ options ─" in printed
-    assert "╮╭" not in printed, "two columns: take a narrower terminal"
-    return one_line(re.sub("[│╭╮╰╯─]", " ", printed))
+    return out.read().splitlines()
+
+
+def boxed(script: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What `--help-all` prints where there is room for one column of boxes, without the boxes."""
+    lines = printed(script, ["--help-all"], 100, monkeypatch)
+    assert any("╭─ options ─" in line for line in lines)
+    assert not any("╮╭" in line for line in lines), "two columns: take a narrower terminal"
+    return [re.sub("[│╭╮╰╯─]", " ", line) for line in lines]
+
+
+def spelled(option: Option) -> str:
+    """A pattern for how an option is shown: a switch has two names, anything else the kind of its value."""
+    head, _, last = option.flag.rpartition(".")
+    no = f"{head}.no-{last}" if head else f"--no-{last.removeprefix('--')}"
+    return re.escape(option.flag) + (f", {re.escape(no)}" if option.kind is bool else r"(?: [A-Z\[\]. ]+)")
 
 
 def test_there_are_scripts() -> None:
@@ -60,17 +75,87 @@ def test_every_group_has_a_description(script: str) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_shows_each_meaning_beside_its_option(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = shown(script, monkeypatch)
+def test_all_help_shows_each_meaning_beside_its_option(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = one_line(" ".join(boxed(script, monkeypatch)))
     for option in options(config_of(script)):
-        # A switch has two names, anything else the kind of its value.
-        head, _, last = option.flag.rpartition(".")
-        no = f"{head}.no-{last}" if head else f"--no-{last.removeprefix('--')}"
-        between = f", {re.escape(no)}" if option.kind is bool else r"(?: [A-Z\[\]. ]+)"
-        line = rf"(?<!\S){re.escape(option.flag)}{between} {re.escape(one_line(option.text))} \(default: "
+        line = rf"(?<!\S){spelled(option)} {re.escape(one_line(option.text))} \(default: "
         assert re.search(line, found), f"{option.flag}: {option.text}\n{found}"
     for text in groups(config_of(script)).values():
         assert one_line(text) in found
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_line_of_all_help_ends_before_it_is_full(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = 26, 98  # where texts begin and end
+    lines = boxed(script, monkeypatch)
+    broken = [
+        (line, below)
+        for line, below in itertools.pairwise(lines)
+        if line[left - 2 : left].isspace() and line[left:].strip()  # a text, which goes on in the next line
+        if below[:left].isspace() and below[left:].strip()
+        if len(line.rstrip()) + 1 + len(below.split()[0]) <= right
+    ]
+    assert not broken
+
+
+@pytest.mark.parametrize("columns", [20, 80, 90, 100, 300])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_a_page(script: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = printed(script, ["--help"], columns, monkeypatch)
+    assert len(lines) <= 60
+    assert max(map(len, lines)) <= min(max(columns, 80), 100)
+    assert lines == [line.rstrip() for line in lines]
+    assert lines == printed(script, ["-h"], columns, monkeypatch)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_has_the_usual_options_and_no_other(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(script)
+    known = {option.name: option for option in options(config)}
+    usual = [known[name] for name in config.USUAL]
+    assert len({*usual}) == len(usual)
+    assert min(len(known), 7) <= len(usual) <= 14
+    lines = printed(script, ["--help"], 80, monkeypatch)
+    below = lines[lines.index("Usual options:") + 1 :]
+    assert [line.split()[0].rstrip(",") for line in below if line.startswith("  --")] == [
+        *(option.flag for option in usual),
+        "--config",
+    ]
+    found = one_line(" ".join(below))
+    for option in usual:
+        first = re.match(r".*?[.!?](?= |$)", one_line(option.text))
+        assert first, option.text
+        assert first[0].count("(") == first[0].count(")"), f"a sentence is cut: {first[0]}"
+        line = rf"(?<!\S){spelled(option)} {re.escape(first[0])} \(default: [^)]*\)"
+        assert re.search(line, found), f"{option.flag}: {first[0]}\n{found}"
+    assert below[-1] == f"--help-all lists all {len(known)} options by group."
+
+
+def test_help_shows_the_values_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('network = "vgg19"\n[recipe]\nlr = 0.5\nepochs = 7\n')
+    found = one_line(
+        " ".join(printed("retrain_model.py", ["--config", str(file), "--help"], 80, monkeypatch))
+    )
+    for flag, value in (
+        ("network", "vgg19"),
+        ("recipe.lr", "0.5"),
+        ("recipe.epochs", "7"),
+        ("rule", "not given"),
+    ):
+        assert re.search(rf"--{flag} [A-Z]+ [^-].*? \(default: {value}\)", found)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_has_three_examples_that_can_be_copied(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = printed(script, ["--help"], 80, monkeypatch)
+    examples = "\n".join(lines[lines.index("Examples:") + 1 : lines.index("Usual options:")])
+    commands = [line.split() for line in examples.replace("\\\n", " ").split("\n") if line.strip()]
+    assert len(commands) == 3
+    for words in commands:
+        assert dataclasses.is_dataclass(
+            parse(config_of(script), words[words.index(script) + 1 :], prog=script, description="")
+        )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -90,5 +175,5 @@ def test_without_options_a_script_only_shows_how_it_is_called(script: str, tmp_p
     assert len(shown) >= 2
     for words in shown:
         parse(config_of(script), words[words.index(script) + 1 :], prog=script, description="")
-    assert done.stderr.endswith("--help explains all options.\n")
+    assert done.stderr.endswith("--help explains the usual options, --help-all every one.\n")
     assert not [*tmp_path.iterdir()]

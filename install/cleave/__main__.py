@@ -31,7 +31,7 @@ def _explain(asked: str, scripts: dict[str, Path]) -> NoReturn:
 
         print(f"cleave: there is no script '{asked}'{suggest(asked, list(scripts))}", file=sys.stderr)
         sys.exit(2)
-    print("cleave SCRIPT --help says what the options of a script are:\n")
+    print("cleave SCRIPT --help says what a script does, and explains its usual options:\n")
     for name, path in scripts.items():
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         print(f"  {name:<20} {text.partition(chr(10))[0]}")

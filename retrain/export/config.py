@@ -1,6 +1,7 @@
 """The options of export_model.py; free of torch."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from retrain.predict.trained import TrainedNetwork
 from tools.options.config import check_choice, check_range
@@ -12,6 +13,8 @@ FORMATS = ("state", "timm", "onnx", "torch_export")
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(TrainedNetwork):
     """Which trained network, in which formats, to where."""
+
+    USUAL: ClassVar[tuple[str, ...]] = ("run_of", "weights", "which", "formats", "out", "exits", "data_root")
 
     formats: tuple[str, ...] = ("state",)
     """One or more of state (safetensors of the plain module), timm (a folder for timm.create_model), onnx,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from retrain.predict.trained import TrainedNetwork
 from tools.options.config import check_choice, check_range
@@ -10,6 +11,10 @@ from tools.options.config import check_choice, check_range
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(TrainedNetwork):
     """Which trained network, and for which images."""
+
+    USUAL: ClassVar[tuple[str, ...]] = (
+        *("run_of", "weights", "export", "images", "top", "out", "plugins", "device"),
+    )
 
     export: str = ""
     """A folder that export_model.py wrote, instead of a run: its state, or else its timm or onnx."""

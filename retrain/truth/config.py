@@ -13,6 +13,10 @@ from tools.options.config import check_range
 class TruthConfig(RetrainConfig):
     """Which networks, how often each, how many at once; all else is as in retrain_model.py, for each."""
 
+    USUAL: ClassVar[tuple[str, ...]] = (
+        *("space", "networks", "architectures", "network", "decouplings", "repeats", "jobs"),
+        *("data.name", "data.root", "recipe.epochs", "recipe.lr", "device", "run"),
+    )
     EARLIER: ClassVar[dict[str, Any]] = {
         **RetrainConfig.EARLIER,
         "head_width": lambda config: PAPER if config.decoupling or config.decouplings else "",

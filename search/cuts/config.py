@@ -134,6 +134,10 @@ def _recipe() -> Recipe:
 class DecouplingSearchConfig(NetworkChoice, RunOptions):
     """Which network, with which heads, on which data, and how to search."""
 
+    USUAL: ClassVar[tuple[str, ...]] = (
+        *("network", "architecture", "width", "heads", "search.steps", "search.show"),
+        *("data.name", "data.root", "recipe.steps", "recipe.batch_size", "device", "seed", "run"),
+    )
     EARLIER: ClassVar[dict[str, Any]] = {
         **NetworkChoice.EARLIER,
         "search.memory": lambda config: REPLACE if config.search.compat else OLDEST,

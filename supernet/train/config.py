@@ -56,6 +56,10 @@ class RecordOptions:
 class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
     """Which space, how it is trained, on which data, by which recipe, on what machine."""
 
+    USUAL: ClassVar[tuple[str, ...]] = (
+        *("space", "strategy", "data.name", "data.root", "data.image_size"),
+        *("recipe.epochs", "recipe.batch_size", "recipe.lr", "precision", "device", "seed", "run"),
+    )
     EARLIER: ClassVar[dict[str, Any]] = {"classifier_init": "timm"}
 
     run: str = "runs/supernet"

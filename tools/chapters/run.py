@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tools.chapters.together import KEPT, Command, run_together
 from tools.files.atomic import read_document, write_document
@@ -32,6 +32,8 @@ Made = dict[str, dict[str, str]]
 @dataclass(frozen=True, kw_only=True)
 class ChaptersConfig:
     """Which chapters, and where."""
+
+    USUAL: ClassVar[tuple[str, ...]] = ("run", "chapters", "data", "device")
 
     run: str = "runs/demo"
     """Folder for the runs of all chapters; starting again goes on where they ended."""

@@ -12,6 +12,7 @@ from tools.failures import Interrupted, RunFailed
 from tools.mistake import Mistake
 from tools.options import plugins
 from tools.options.config import flag, given, parse
+from tools.options.help import HELP, HELP_ALL
 
 Config = TypeVar("Config")
 
@@ -69,7 +70,7 @@ def is_ours(error: ValueError) -> bool:
 def _usage(description: str) -> str:
     return (
         f"give some options; without any, nothing is begun\n\n{description.strip()}\n\n"
-        "--help explains all options."
+        f"{HELP} explains the usual options, {HELP_ALL} every one."
     )
 
 

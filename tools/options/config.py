@@ -22,12 +22,11 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 
 from tools.mistake import Mistake
+from tools.options.help import CONFIG, HELP, HELP_ALL, print_help
 from tools.options.hints import options_meant
 from tools.options.unlisted import narrowed, unlisted, widened
 
 Config = TypeVar("Config")
-
-CONFIG_FLAG = "--config"
 
 _PLAINLY = {
     r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not a whole number",
@@ -42,7 +41,7 @@ _PLAINLY = {
 def parse(cls: type[Config], arguments: Sequence[str], *, prog: str, description: str) -> Config:
     """The config that the file named by `--config` and the flags over it describe.
 
-    A mistake is a ValueError of one line. `--help` prints and exits.
+    A mistake is a ValueError of one line. `--help` and `--help-all` print and exit.
     """
     path, flags = _split_config_flag(arguments)
     # Unchecked: what the file leaves open, such as a data folder, a flag may give.
@@ -50,18 +49,13 @@ def parse(cls: type[Config], arguments: Sequence[str], *, prog: str, description
     if path:
         default = _build(default, _table(_read(path), path), "", path, _unchecked)
     _check_names(cls, flags)
+    if asked := {"-h", HELP, HELP_ALL}.intersection(flags):
+        print_help(default, prog=prog, description=description, spell=flag, whole=HELP_ALL in asked)
     default = widened(default, _names_given(flags))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            config = tyro.cli(
-                cls,
-                default=default,
-                args=flags,
-                prog=prog,
-                description=f"{description.strip()}\n\n{CONFIG_FLAG} FILE.toml gives options from a file, "
-                "such as the config.toml of an earlier run; flags go over it.",
-            )
+            config = tyro.cli(cls, default=default, args=flags, prog=prog)
     except SystemExit as exit_:
         if not exit_.code:
             raise
@@ -175,10 +169,10 @@ def _split_config_flag(arguments: Sequence[str]) -> tuple[str, list[str]]:
     flags, path = [], ""
     rest = iter(arguments)
     for argument in rest:
-        if argument == CONFIG_FLAG or argument.startswith(CONFIG_FLAG + "="):
-            value = argument[len(CONFIG_FLAG) + 1 :] or next(rest, "")
+        if argument == CONFIG or argument.startswith(CONFIG + "="):
+            value = argument[len(CONFIG) + 1 :] or next(rest, "")
             if not value or path:
-                raise ValueError(f"{CONFIG_FLAG}: takes the name of one TOML file")
+                raise ValueError(f"{CONFIG}: takes the name of one TOML file")
             path = value
         else:
             flags.append(argument)
@@ -190,7 +184,7 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
-        raise ValueError(f"{CONFIG_FLAG}: cannot read '{path}': {reason}") from None
+        raise ValueError(f"{CONFIG}: cannot read '{path}': {reason}") from None
 
 
 def _fields(cls: type[Any]) -> Iterator[tuple[str, Any]]:
@@ -219,7 +213,7 @@ def _names_given(flags: Sequence[str]) -> set[str]:
 
 
 def _check_names(cls: type[Any], flags: Sequence[str]) -> None:
-    known = [*_option_names(cls), CONFIG_FLAG, "--help"]
+    known = [*_option_names(cls), CONFIG, HELP, HELP_ALL]
     taken = unlisted(cls).keys()
     for argument in flags:
         name = argument.split("=", 1)[0].replace("_", "-")

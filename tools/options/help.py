@@ -1,0 +1,196 @@
+"""What `--help` and `--help-all` print. Free of torch.
+
+The text under a field is its help, here as everywhere. A config names in `USUAL` the options that people use:
+
+    USUAL: ClassVar[tuple[str, ...]] = ("network", "recipe.lr")
+"""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
+
+import tyro
+
+CONFIG, HELP, HELP_ALL = "--config", "--help", "--help-all"
+NARROWEST, WIDEST = 80, 100
+"""Columns between which a page of help is as wide as the terminal."""
+
+_OF_CONFIG = "Options from a file, such as the config.toml of an earlier run; flags go over it."
+_LEFT = 30
+"""The most columns that the names of options take."""
+_KINDS = {str: "STR", int: "INT", float: "FLOAT"}
+"""Tyro's words for what an option takes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option, as its field says."""
+
+    name: str
+    """Its dotted name."""
+    kind: Any
+    """The type of its value."""
+    default: Any
+    text: str
+    """What it means, in one line."""
+
+    @property
+    def takes(self) -> str:
+        """What kind of value follows its flag."""
+        if get_origin(self.kind) is tuple:
+            kind, *more = get_args(self.kind)
+            several = more == [...]
+            return f"{_KINDS[kind]} ..." if several else " ".join(_KINDS[each] for each in (kind, *more))
+        return "" if self.kind is bool else _KINDS[self.kind]
+
+    @property
+    def default_in_words(self) -> str:
+        """Its default, as one would give it."""
+        if isinstance(self.default, bool):
+            return "yes" if self.default else "no"
+        values = self.default if isinstance(self.default, tuple) else (self.default,)
+        return " ".join(str(value).removesuffix(".0") for value in values) or "not given"
+
+    @property
+    def sentence(self) -> str:
+        """The first sentence of its text."""
+        return re.split(r"(?<=[.!?])\s", self.text, maxsplit=1)[0]
+
+
+def options_of(config: Any, prefix: str = "") -> Iterator[Option]:
+    """All options of a config, with its values as defaults."""
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from options_of(value, f"{name}.")
+        else:
+            yield Option(name, hints[field.name], value, _text(type(config), field.name))
+
+
+def print_help(
+    config: Any, *, prog: str, description: str, spell: Callable[[str], str], whole: bool
+) -> NoReturn:
+    """Print the help of a script whose defaults are those of `config`, and exit.
+
+    `spell` turns an option's dotted name into its flag. With `whole`, all options are listed.
+    """
+    if whole:
+        text = f"{description.strip()}\n\n{CONFIG} FILE.toml: {_OF_CONFIG}"
+        tyro.cli(_in_lines(type(config)), default=_mirrored(config), args=[HELP], prog=prog, description=text)
+    columns = min(max(shutil.get_terminal_size((WIDEST, 24)).columns, NARROWEST), WIDEST)
+    print(short_help(config, prog=prog, description=description, spell=spell, columns=columns))
+    sys.exit(0)
+
+
+def short_help(config: Any, *, prog: str, description: str, spell: Callable[[str], str], columns: int) -> str:
+    """A page that says what a script does, how it is called, and what the usual options mean."""
+    options = {option.name: option for option in options_of(config)}
+    usual = [options[name] for name in type(config).USUAL]
+    rows = [(_signature(option, spell), _meaning(option)) for option in usual]
+    return "\n".join(
+        [
+            f"usage: {prog} [{CONFIG} FILE.toml] [options]",
+            "",
+            *(part for line in description.strip().splitlines() for part in _folded(line, columns)),
+            "",
+            "Usual options:",
+            *_in_columns([*rows, (f"{CONFIG} FILE.toml", _OF_CONFIG)], columns),
+            "",
+            f"{HELP_ALL} lists all {len(options)} options by group.",
+        ]
+    )
+
+
+def _signature(option: Option, spell: Callable[[str], str]) -> str:
+    if option.kind is bool:
+        group, _, last = option.name.rpartition(".")
+        return f"{spell(option.name)}, {spell(f'{group}.no-{last}' if group else f'no-{last}')}"
+    return f"{spell(option.name)} {option.takes}"
+
+
+def _meaning(option: Option) -> str:
+    return f"{option.sentence} (default: {option.default_in_words})"
+
+
+def _in_columns(rows: Sequence[tuple[str, str]], columns: int) -> Iterator[str]:
+    """Names on the left, and beside them what they mean; a long name has a line of its own."""
+    left = min(_LEFT, max(len(name) for name, _ in rows) + 2)
+    for name, meaning in rows:
+        lines = textwrap.wrap(meaning, columns - left - 2, break_on_hyphens=False)
+        if len(name) + 2 > left:
+            yield f"  {name}"
+        else:
+            yield f"  {name:<{left}}{lines.pop(0)}"
+        yield from (f"  {'':<{left}}{line}" for line in lines)
+
+
+def _folded(line: str, columns: int) -> list[str]:
+    """A line of a description; a command that is too long goes on behind a backslash, as shells have it."""
+    if not line.startswith(" "):
+        return textwrap.wrap(line, columns, break_on_hyphens=False) or [""]
+    indent = line[: -len(line.lstrip())]
+    parts = [indent]
+    for word in re.split(r" (?=-)", line.strip()):  # an option stays with its values
+        if len(parts[-1]) + len(word) + 2 > columns:
+            parts.append(f"{indent}   ")
+        parts[-1] += f" {word}" if parts[-1].strip() or len(parts) > 1 else word
+    return [f"{part} \\" for part in parts[:-1]] + parts[-1:]
+
+
+# ---- what tyro is told ---------------------------------------------------------------------------------
+
+
+@functools.cache
+def _in_lines(cls: type[Any]) -> type[Any]:
+    """A class with the fields of a config, whose texts have no line breaks: tyro would keep them."""
+    hints = get_type_hints(cls)
+    fields = []
+    for field in dataclasses.fields(cls):
+        kind, text = hints[field.name], _text(cls, field.name)
+        if dataclasses.is_dataclass(kind):
+            assert isinstance(kind, type)
+            text, kind = text or _joined(kind.__doc__ or ""), _in_lines(kind)
+        fields.append((field.name, Annotated[kind, tyro.conf.arg(help=text)]))
+    made: type[Any] = dataclasses.make_dataclass(cls.__name__, fields, kw_only=True, frozen=True)
+    return made
+
+
+def _mirrored(config: Any) -> Any:
+    """The values of a config in such a class; nothing is checked."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    cls = _in_lines(type(config))
+    return cls(**{k: _mirrored(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()})
+
+
+# ---- the texts under fields ----------------------------------------------------------------------------
+
+
+def _text(cls: type[Any], name: str) -> str:
+    """The string under a field, in the class itself or where it is inherited from, in one line."""
+    return next((texts[name] for kind in cls.__mro__ if name in (texts := _texts(kind))), "")
+
+
+@functools.cache
+def _texts(cls: type[Any]) -> dict[str, str]:
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for field, below in zip(tree.body, tree.body[1:], strict=False):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = _joined(text)
+    return found
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
