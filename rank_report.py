@@ -3,6 +3,7 @@
 Examples:
   accelerate launch rank_report.py --supernet runs/spos runs/greedy --truth table.json --run runs/ranking
   accelerate launch rank_report.py --search runs/evolution --trained runs/best --run runs/report
+  accelerate launch rank_report.py --supernet runs/supernet --truth runs/truth --networks 32 --run runs/small
 """
 
 from search.report.config import RankReportConfig

@@ -3,6 +3,7 @@
 Examples:
   accelerate launch search_architecture.py --supernet runs/supernet --max-macs 60e6 --run runs/evolution
   accelerate launch search_architecture.py --supernet runs/supernet --method random --run runs/random
+  accelerate launch search_architecture.py --supernet runs/supernet --method nsga2 --run runs/front
 """
 
 from search.architectures.config import ArchitectureSearchConfig

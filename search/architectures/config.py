@@ -84,6 +84,10 @@ class ArchitectureSearchConfig(RunOptions):
 
     UNLISTED: ClassVar[dict[str, type]] = {"data": DataConfig}
     """For weights that do not say which images they saw. Others' training may only be repeated by them."""
+    USUAL: ClassVar[tuple[str, ...]] = (
+        *("supernet", "method", "population", "generations", "max_macs", "max_params", "top"),
+        *("data.root", "scoring.batch", "seed", "device", "run"),
+    )
 
     run: str = "runs/evolution"
     supernet: str = "runs/supernet"

@@ -31,6 +31,10 @@ class RankReportConfig(RunOptions):
 
     UNLISTED: ClassVar[dict[str, type]] = {"data": DataConfig}
     """For weights that do not say which images they saw. Others' training may only be repeated by them."""
+    USUAL: ClassVar[tuple[str, ...]] = (
+        *("supernet", "truth", "scores", "search", "cuts", "trained", "space", "networks", "title"),
+        *("data.root", "scoring.batch", "device", "run"),
+    )
 
     run: str = "runs/ranking"
     supernet: tuple[str, ...] = ()
