@@ -69,19 +69,9 @@ class ClusterOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
-    """Which network, on which data, by which recipe, on what machine."""
+class TrainingOptions:
+    """How one network is trained, whole or in blocks, whatever the number of processes."""
 
-    USUAL: ClassVar[tuple[str, ...]] = (
-        *("network", "architecture", "decoupling", "rule", "weights", "parallel"),
-        *("data.name", "data.root", "recipe.epochs", "recipe.batch_size", "recipe.lr", "device", "run"),
-    )
-    EARLIER: ClassVar[dict[str, Any]] = {
-        **NetworkChoice.EARLIER,
-        "head_width": lambda config: PAPER if config.decoupling else "",
-    }
-
-    run: str = "runs/retrain"
     reset_classifier: bool = False
     """Leave the classifier as initialised when --weights come from a set of other classes."""
     decoupling: str = ""
@@ -108,6 +98,24 @@ class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
     and backpropagation's. This takes two more passes of each batch that is measured."""
     alignment_every: int = 1
     """With --alignment, measure every n-th batch, counted from each evaluation on; 1: all."""
+    local: LocalLosses = field(default_factory=LocalLosses)
+    gluing: GluingOptions = field(default_factory=GluingOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, RunOptions):
+    """Which network, on which data, by which recipe, on what machine."""
+
+    USUAL: ClassVar[tuple[str, ...]] = (
+        *("network", "architecture", "decoupling", "rule", "weights", "parallel"),
+        *("data.name", "data.root", "recipe.epochs", "recipe.batch_size", "recipe.lr", "device", "run"),
+    )
+    EARLIER: ClassVar[dict[str, Any]] = {
+        **NetworkChoice.EARLIER,
+        "head_width": lambda config: PAPER if config.decoupling else "",
+    }
+
+    run: str = "runs/retrain"
     parallel: str = "data"
     """What several processes share: the rows of each batch (data), or the blocks (blocks), each of which is
     trained where it is and hands its activations on; with more processes than blocks, also the rows, or,
@@ -115,8 +123,6 @@ class RetrainConfig(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
     plan: bool = False
     """Train nothing: measure the blocks, and print how --cluster.devices would share them, how fast that
     would be, and what limits it."""
-    local: LocalLosses = field(default_factory=LocalLosses)
-    gluing: GluingOptions = field(default_factory=GluingOptions)
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
     data: DataConfig = field(default_factory=DataConfig)

@@ -54,6 +54,13 @@ def options(config: type[Any], prefix: str = "") -> Iterator[Option]:
             yield Option(prefix + field.name, kind, default, text_of(config, field.name))
 
 
+def listed(config: type[Any]) -> list[Option]:
+    """The options that `--help-all` lists: another script may list the others of a group that both have."""
+    elsewhere = getattr(config, "LISTED_BY", {})
+    every = options(config)
+    return [each for each in every if each.name in config.USUAL or each.name.split(".")[0] not in elsewhere]
+
+
 def groups(config: type[Any]) -> dict[str, str]:
     """The groups of a config by name, with what describes them: the string under the field or the class."""
     hints = get_type_hints(config)

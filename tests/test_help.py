@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts import HOUSE, SCRIPTS, Option, config_of, groups, options
+from tests.scripts import HOUSE, SCRIPTS, Option, config_of, groups, listed, options
 from tools.options.config import parse
 
 PLACEHOLDER = re.compile(r"\b(todo|fixme|xxx|tbd|placeholder|undocumented)\b", re.IGNORECASE)
@@ -77,11 +77,34 @@ def test_every_group_has_a_description(script: str) -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_all_help_shows_each_meaning_beside_its_option(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = one_line(" ".join(boxed(script, monkeypatch)))
-    for option in options(config_of(script)):
+    shown = listed(config_of(script))
+    for option in shown:
         line = rf"(?<!\S){spelled(option)} {re.escape(one_line(option.text))} \(default: "
         assert re.search(line, found), f"{option.flag}: {option.text}\n{found}"
-    for text in groups(config_of(script)).values():
-        assert one_line(text) in found
+    assert len(re.findall(r"\(default: ", found)) == len(shown)
+    for name, text in groups(config_of(script)).items():
+        if any(option.name.startswith(f"{name}.") for option in shown):
+            assert one_line(text) in found
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_a_script_leaves_to_another_is_listed_there(
+    script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(script)
+    elsewhere = getattr(config, "LISTED_BY", {})
+    left = {*options(config)} - {*listed(config)}
+    assert {option.name.split(".")[0] for option in left} == {*elsewhere}
+    for option in left:
+        assert option in listed(config_of(elsewhere[option.name.split(".")[0]]))
+    for words in (["--help"], ["--help-all"]):
+        page = one_line(" ".join(printed(script, words, 100, monkeypatch)))
+        for other in elsewhere.values():
+            assert f" options of {other} are options here too; its --help-all explains them." in page
+
+
+def test_the_list_of_a_truth_is_short() -> None:
+    assert len(listed(config_of("make_truth.py"))) < 60
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -128,7 +151,9 @@ def test_help_has_the_usual_options_and_no_other(script: str, monkeypatch: pytes
         assert first[0].count("(") == first[0].count(")"), f"a sentence is cut: {first[0]}"
         line = rf"(?<!\S){spelled(option)} {re.escape(first[0])} \(default: [^)]*\)"
         assert re.search(line, found), f"{option.flag}: {first[0]}\n{found}"
-    assert below[-1] == f"--help-all lists all {len(known)} options by group."
+    shown = listed(config)
+    every = "all " if len(shown) == len(known) else ""
+    assert below[-1] == f"--help-all lists {every}{len(shown)} options by group."
 
 
 def test_help_shows_the_values_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,8 +83,10 @@ CASES = [
         ("make_truth.py", line, said)
         for line, said in (
             ("--networks 2", "--space: name a space to draw --networks from"),
-            ("--space tiny --parallel blocks", "--parallel blocks and --plan: are for retrain_model.py"),
-            ("--space tiny --plan", "--parallel blocks and --plan: are for retrain_model.py"),
+            ("--space tiny --parallel blocks", "--parallel: this script does not look at it; leave it out"),
+            ("--space tiny --plan", "--plan: this script does not look at it; leave it out"),
+            ("--space tiny --extend", "--extend: this script does not look at it; leave it out"),
+            ("--space tiny --cluster.devices 3", "--cluster.devices: this script does not look at it"),
             ("--space tiny --decouplings uniform:2:linear", "--decouplings: cannot go with --space"),
             ("--architectures x --decouplings uniform:2:linear", "--decouplings: cannot go with --architect"),
             (f"--decouplings uniform:2:aux1 {CUT}", "--decoupling: cannot go with --decouplings"),

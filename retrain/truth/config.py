@@ -1,25 +1,37 @@
 """The options of make_truth.py; free of torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from local_learning.cuts.head_width import PAPER
-from retrain.config import RetrainConfig
-from tools.options.config import check_range
+from retrain.config import ClusterOptions, RetrainConfig, TrainingOptions
+from supernet.network.choice import NetworkChoice
+from tools.images.options import DataConfig
+from tools.options.config import MEANT_NOTHING, check_range
+from tools.options.recipes import Recipe
+from tools.options.shared import CompileOptions, RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruthConfig(RetrainConfig):
-    """Which networks, how often each, how many at once; all else is as in retrain_model.py, for each."""
+class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
+    """Which networks, how often each, how many at once; and how each of them is trained."""
 
     USUAL: ClassVar[tuple[str, ...]] = (
         *("space", "networks", "architectures", "network", "decouplings", "repeats", "jobs"),
         *("data.name", "data.root", "recipe.epochs", "recipe.lr", "device", "run"),
     )
+    LISTED_BY: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("data", "recipe", "local", "gluing"), "retrain_model.py"
+    )
     EARLIER: ClassVar[dict[str, Any]] = {
-        **RetrainConfig.EARLIER,
+        **NetworkChoice.EARLIER,
         "head_width": lambda config: PAPER if config.decoupling or config.decouplings else "",
+    }
+    RETIRED: ClassVar[dict[str, Any]] = {
+        **{"extend": False, "plan": False, "pipeline.transfer": "full"},
+        **dict.fromkeys(("sync_batchnorm", "parallel", "pipeline.queue", "pipeline.patience"), MEANT_NOTHING),
+        **{f"cluster.{each.name}": MEANT_NOTHING for each in fields(ClusterOptions)},
     }
 
     run: str = "runs/truth"
@@ -42,6 +54,8 @@ class TruthConfig(RetrainConfig):
     """Trainings at once in each process launched."""
     keep_weights: bool = False
     """Keep the weights of every training."""
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         check_range("--networks", self.networks, 1)
@@ -49,12 +63,6 @@ class TruthConfig(RetrainConfig):
         check_range("--repeats", self.repeats, 1, 1000)
         check_range("--jobs", self.jobs, 1)
         self._check_together()
-        if self.extend:
-            raise ValueError("--extend: is for one run; a truth's trainings all have one length")
-        if self.parallel == "blocks" or self.plan:
-            raise ValueError(
-                "--parallel blocks and --plan: are for retrain_model.py; a truth trains many networks at once"
-            )
         if self.decouplings:
             for text in self.decouplings:
                 self._check_training({"--decoupling:": "--decouplings:"}, decoupling=text)
@@ -85,8 +93,9 @@ class TruthConfig(RetrainConfig):
 
     def training(self, **changes: Any) -> RetrainConfig:
         """The options of retrain_model.py for one of the trainings."""
-        own = {each.name: getattr(self, each.name) for each in fields(RetrainConfig)}
-        return RetrainConfig(**(own | {"trackers": ()} | changes))
+        mine = {each.name for each in fields(self)}
+        shared = {each.name: getattr(self, each.name) for each in fields(RetrainConfig) if each.name in mine}
+        return RetrainConfig(**(shared | {"trackers": ()} | changes))
 
     def _check_training(self, words: Mapping[str, str], **changes: Any) -> None:
         """Check the options of one training; a mistake is told in the words of the options that are here."""

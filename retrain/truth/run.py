@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from retrain.config import FREE_IN_RETRAINING
 from retrain.truth.config import TruthConfig
 from retrain.truth.crew import Crew
 from retrain.truth.findings import read_results, results_of, summary, write_truth
@@ -17,6 +16,7 @@ from retrain.truth.worker import tidy
 from supernet.network.network import kept_in_run
 from tools.failures import Interrupted, RunFailed
 from tools.images.datasets import load_data
+from tools.options.shared import FREE
 from tools.run.folder import Run
 from tools.run.launch import on_main, start_trackers
 from tools.run.meters import MetricsLog, Progress
@@ -29,7 +29,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 def make_truth(config: TruthConfig) -> None:
     """Train what the config says, or continue, or say that it is done."""
     config.check_source()
-    with Stage(config, free=FREE_IN_RETRAINING | {"jobs"}) as stage:
+    with Stage(config, free=FREE | {"jobs"}) as stage:
         if not stage.finished:
             _make(stage.config, stage.run, stage.accelerator)
         stage.tell(summary)

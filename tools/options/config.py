@@ -15,7 +15,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -27,6 +27,9 @@ from tools.options.hints import options_meant
 from tools.options.unlisted import narrowed, unlisted, widened
 
 Config = TypeVar("Config")
+
+MEANT_NOTHING: Any = object()
+"""In a config's RETIRED: whatever was given, no run ever looked at it."""
 
 _PLAINLY = {
     r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not a whole number",
@@ -91,6 +94,9 @@ def from_toml(cls: type[Config], text: str, *, source: str, checked: bool = True
     """The config that a TOML text describes; what it leaves out keeps its default in `cls`.
 
     Not `checked`, it may name files that are gone: notes of what was once done.
+
+    A text of before may have keys that are options no more. `cls.RETIRED` says by dotted name what all runs
+    did that one can still have; a key with this value is passed over, and with another one it is refused.
     """
     return _build(cls(), _table(text, source), "", source, _checked if checked else _unchecked)
 
@@ -217,6 +223,8 @@ def _check_names(cls: type[Any], flags: Sequence[str]) -> None:
     taken = unlisted(cls).keys()
     for argument in flags:
         name = argument.split("=", 1)[0].replace("_", "-")
+        if name in map(flag, getattr(cls, "RETIRED", {})):
+            raise ValueError(f"{name}: this script does not look at it; leave it out")
         if name.startswith("--") and name not in known and taken.isdisjoint(_names_given([argument])):
             meant = options_meant(name, known)
             near = suggest(name, [*known, *map(flag, taken)])
@@ -328,7 +336,7 @@ def _build(
     cls = type(default)
     kinds = dict(_fields(cls))
     values = dict(vars(default))
-    for key, value in table.items():
+    for key, value in _without_retired(table, getattr(cls, "RETIRED", {}), prefix, source).items():
         name = key.replace("-", "_")
         if name not in kinds:
             raise ValueError(f"{source}: unknown key '{prefix}{key}'{suggest(key, list(kinds))}")
@@ -347,6 +355,29 @@ def _names_in(table: dict[str, Any]) -> set[str]:
     """The dotted names of the options that a table's groups give."""
     groups = {group: keys for group, keys in table.items() if isinstance(keys, dict)}
     return {f"{group}.{key}".replace("-", "_") for group, keys in groups.items() for key in keys}
+
+
+def _without_retired(
+    table: dict[str, Any], retired: Mapping[str, Any], prefix: str, source: str
+) -> dict[str, Any]:
+    """A table without the keys that are options no more."""
+    kept = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        start = f"{name}."
+        inside = {each.removeprefix(start): was for each, was in retired.items() if each.startswith(start)}
+        if inside and isinstance(value, dict):
+            left = _without_retired(value, inside, f"{prefix}{key}.", source)
+            if left:
+                kept[key] = left
+        elif name not in retired:
+            kept[key] = value
+        elif retired[name] not in (MEANT_NOTHING, value):
+            raise ValueError(
+                f"{source}: '{prefix}{key}' is no longer an option; everything is done as with "
+                f"{_toml_value(retired[name])}, so leave it out"
+            )
+    return kept
 
 
 def _convert(kind: Any, value: Any, name: str, source: str) -> Any:

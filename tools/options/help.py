@@ -3,6 +3,11 @@
 The text under a field is its help, here as everywhere. A config names in `USUAL` the options that people use:
 
     USUAL: ClassVar[tuple[str, ...]] = ("network", "recipe.lr")
+
+A config may leave it to another script to list a group of options that both have. `--help-all` then lists the
+usual options of the group alone:
+
+    LISTED_BY: ClassVar[dict[str, str]] = {"recipe": "retrain_model.py"}
 """
 
 import ast
@@ -75,6 +80,15 @@ def options_of(config: Any, prefix: str = "") -> Iterator[Option]:
             yield Option(name, hints[field.name], value, _text(type(config), field.name))
 
 
+def listed(config: Any) -> list[Option]:
+    """The options that `--help-all` lists."""
+    return [option for option in options_of(config) if _is_listed(type(config), option.name)]
+
+
+def _is_listed(cls: type[Any], name: str) -> bool:
+    return name.partition(".")[0] not in getattr(cls, "LISTED_BY", {}) or name in cls.USUAL
+
+
 def print_help(
     config: Any, *, prog: str, description: str, spell: Callable[[str], str], whole: bool
 ) -> NoReturn:
@@ -84,7 +98,10 @@ def print_help(
     """
     if whole:
         text = f"{description.strip()}\n\n{CONFIG} FILE.toml: {_OF_CONFIG}"
-        tyro.cli(_in_lines(type(config)), default=_mirrored(config), args=[HELP], prog=prog, description=text)
+        text = "\n\n".join([text, *_of_others(type(config), spell)])
+        left_out = {option.name for option in options_of(config)} - {option.name for option in listed(config)}
+        shown = _in_lines(type(config), frozenset(left_out))
+        tyro.cli(shown, default=_mirrored(config, shown), args=[HELP], prog=prog, description=text)
     columns = min(max(shutil.get_terminal_size((WIDEST, 24)).columns, NARROWEST), WIDEST)
     print(short_help(config, prog=prog, description=description, spell=spell, columns=columns))
     sys.exit(0)
@@ -95,6 +112,7 @@ def short_help(config: Any, *, prog: str, description: str, spell: Callable[[str
     options = {option.name: option for option in options_of(config)}
     usual = [options[name] for name in type(config).USUAL]
     rows = [(_signature(option, spell), _meaning(option)) for option in usual]
+    others = list(_of_others(type(config), spell))
     return "\n".join(
         [
             f"usage: {prog} [{CONFIG} FILE.toml] [options]",
@@ -104,9 +122,20 @@ def short_help(config: Any, *, prog: str, description: str, spell: Callable[[str
             "Usual options:",
             *_in_columns([*rows, (f"{CONFIG} FILE.toml", _OF_CONFIG)], columns),
             "",
-            f"{HELP_ALL} lists all {len(options)} options by group.",
+            *(part for line in others for part in _folded(line, columns)),
+            f"{HELP_ALL} lists {'' if others else 'all '}{len(listed(config))} options by group.",
         ]
     )
+
+
+def _of_others(cls: type[Any], spell: Callable[[str], str]) -> Iterator[str]:
+    """Which options other scripts list."""
+    others: dict[str, list[str]] = {}
+    for group, script in getattr(cls, "LISTED_BY", {}).items():
+        others.setdefault(script, []).append(spell(group))
+    for script, groups in others.items():
+        named = " and ".join(filter(None, (", ".join(groups[:-1]), groups[-1])))
+        yield f"All {named} options of {script} are options here too; its {HELP_ALL} explains them."
 
 
 def _signature(option: Option, spell: Callable[[str], str]) -> str:
@@ -148,26 +177,26 @@ def _folded(line: str, columns: int) -> list[str]:
 # ---- what tyro is told ---------------------------------------------------------------------------------
 
 
-@functools.cache
-def _in_lines(cls: type[Any]) -> type[Any]:
+def _in_lines(cls: type[Any], left_out: frozenset[str] = frozenset(), prefix: str = "") -> type[Any]:
     """A class with the fields of a config, whose texts have no line breaks: tyro would keep them."""
     hints = get_type_hints(cls)
     fields = []
     for field in dataclasses.fields(cls):
-        kind, text = hints[field.name], _text(cls, field.name)
+        name, kind, text = f"{prefix}{field.name}", hints[field.name], _text(cls, field.name)
         if dataclasses.is_dataclass(kind):
             assert isinstance(kind, type)
-            text, kind = text or _joined(kind.__doc__ or ""), _in_lines(kind)
-        fields.append((field.name, Annotated[kind, tyro.conf.arg(help=text)]))
+            text, kind = text or _joined(kind.__doc__ or ""), _in_lines(kind, left_out, f"{name}.")
+        if name not in left_out:
+            fields.append((field.name, Annotated[kind, tyro.conf.arg(help=text)]))
     made: type[Any] = dataclasses.make_dataclass(cls.__name__, fields, kw_only=True, frozen=True)
     return made
 
 
-def _mirrored(config: Any) -> Any:
+def _mirrored(config: Any, cls: type[Any]) -> Any:
     """The values of a config in such a class; nothing is checked."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    cls = _in_lines(type(config))
-    return cls(**{k: _mirrored(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()})
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(cls)}
+    kinds = get_type_hints(cls)
+    return cls(**{k: _mirrored(v, kinds[k]) if dataclasses.is_dataclass(v) else v for k, v in values.items()})
 
 
 # ---- the texts under fields ----------------------------------------------------------------------------

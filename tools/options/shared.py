@@ -49,18 +49,24 @@ class ExtendOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastOptions:
-    """How a training is made fast, and the same on several processes."""
+class CompileOptions:
+    """How a network is compiled."""
 
     compile: bool = False
     """Compile the network with torch.compile, a supernet candidate by candidate."""
     compile_mode: str = "default"
     """What torch.compile goes for: default, reduce-overhead (CUDA graphs) or max-autotune."""
-    sync_batchnorm: bool = True
-    """Take BatchNorm statistics over all processes' parts of the batch, so that n give the numbers of one."""
 
     def check_fast(self) -> None:
         """Refuse what is unknown, or would not be looked at."""
         check_choice("--compile-mode", self.compile_mode, ("default", "reduce-overhead", "max-autotune"))
         if self.compile_mode != "default" and not self.compile:
             raise ValueError("--compile-mode: goes with --compile; leave it out without")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastOptions(CompileOptions):
+    """How a training is made fast, and the same on several processes."""
+
+    sync_batchnorm: bool = True
+    """Take BatchNorm statistics over all processes' parts of the batch, so that n give the numbers of one."""

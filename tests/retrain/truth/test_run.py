@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from local_learning.decoupling import Decoupling, save_decoupling
+from retrain.config import RetrainConfig
 from retrain.truth.config import TruthConfig
 from retrain.truth.plan import ARCHITECTURES, TruthPlan, config_of, draw
 from supernet.network.documents import load_architecture, save_architecture
@@ -22,7 +23,9 @@ from supernet.space import Architecture, Space
 from tests.forked import run, run_up_to
 from tests.script import SMALL, chance, command, finish, kill_all, start, wait_until, weights
 from tests.tools.imitations import imitation
-from tools.options.config import from_toml
+from tools.options.config import flatten, from_toml
+from tools.options.recipes import Recipe
+from tools.options.shared import FREE
 from tools.run.folder import Run
 from tools.run.meters import read_metrics
 
@@ -362,3 +365,67 @@ def test_options_go_to_toml_and_back() -> None:
     config = TruthConfig(decouplings=("uniform:2:aux1", "uniform:3:aux1"), repeats=3, jobs=2)
     assert config.training(decoupling="uniform:2:aux1").decoupling == "uniform:2:aux1"
     assert from_toml(TruthConfig, 'space = "tiny"\nnetworks = 5\n', source="x").networks == 5
+
+
+BEFORE = """
+run = "gone"
+seed = 3
+space = "tiny"
+networks = 5
+sync_batchnorm = false
+extend = false
+alignment = false
+parallel = "none"
+plan = false
+[pipeline]
+queue = 9
+transfer = "full"
+patience = 40.0
+[cluster]
+devices = [3]
+profile = "none.json"
+speed = 3.0
+bandwidth = 1.0
+latency = 2.0
+memory = 5.0
+[recipe]
+steps = 7
+"""
+"""The config.toml of a truth of before, which had all options of retrain_model.py."""
+
+
+def test_a_truth_of_before_goes_on_whatever_meant_nothing_to_it(tmp_path: Path) -> None:
+    today = TruthConfig(space="tiny", networks=5, seed=3, recipe=Recipe(steps=7))
+    (tmp_path / "trainings/0001-0/checkpoints").mkdir(parents=True)
+    (tmp_path / "trainings/0001-0/checkpoints/step-00000001.json").touch()
+    (tmp_path / "config.toml").write_text(BEFORE)
+    run = Run(tmp_path)
+    run.open(run.continued(today), free=FREE)
+    run.close()
+    kept = (tmp_path / "config.toml").read_text()
+    assert from_toml(TruthConfig, kept, source="x") == run.continued(today)
+    assert "cluster" not in kept
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [("plan = false", "plan = true"), ("extend = false", "extend = true"), ('"full"', '"bf16"')],
+)
+def test_what_no_truth_ever_did_is_refused_in_a_file(was: str, now: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^mine.toml: '.*' is no longer an option; everything is done as with"
+    ):
+        from_toml(TruthConfig, BEFORE.replace(was, now), source="mine.toml")
+
+
+def test_a_training_is_given_all_that_the_options_of_a_truth_say() -> None:
+    own = {"space", "networks", "max_macs", "architectures", "decouplings", "repeats", "jobs", "keep_weights"}
+    options = flatten(TruthConfig(network="vgg19", decoupling="uniform:2:linear", seed=5, trackers=("x",)))
+    training = flatten(TruthConfig(network="vgg19", decoupling="uniform:2:linear", seed=5).training())
+    assert {name: options[name] for name in options.keys() - own - {"trackers"}} == {
+        name: training[name] for name in options.keys() - own - {"trackers"}
+    }
+    retired = training.keys() - options.keys()
+    assert retired == TruthConfig.RETIRED.keys()
+    default = flatten(RetrainConfig())
+    assert all(training[name] == default[name] for name in retired)

@@ -2,15 +2,16 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from retrain.config import RetrainConfig
-from tests.scripts import SCRIPTS, config_of
+from tests.scripts import SCRIPTS, config_of, listed
 from tools.mistake import Mistake
-from tools.options.config import check_range, flatten, from_toml, parse, to_toml
+from tools.options.config import MEANT_NOTHING, check_range, flatten, from_toml, parse, to_toml
 
 ANY_FLOAT = st.floats(allow_nan=False)
 
@@ -162,7 +163,8 @@ def test_help_is_complete_and_does_not_import_torch(script: str, flag: str) -> N
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     config = config_of(script)
-    for name in flatten(config()) if flag == "--help-all" else config.USUAL:
+    names = [option.name for option in listed(config)] if flag == "--help-all" else config.USUAL
+    for name in names:
         assert f"--{name.replace('_', '-')}" in done.stdout
 
 
@@ -193,3 +195,69 @@ def test_a_mistake_comes_through_the_parser_in_its_parts(tmp_path: Path) -> None
         assert caught.value.option == "odd.some_number"
         assert caught.value.cure == "leave it out"
         assert Path(caught.value.source).name == source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shorter:
+    """A config with fewer options than it had."""
+
+    RETIRED: ClassVar[dict[str, Any]] = {
+        **{"gone": 3, "inner.switch": False, "old_group.name": "x"},
+        **{"idle": MEANT_NOTHING, "old_group.idle": MEANT_NOTHING},
+    }
+
+    count: int = 3
+    inner: Inner = field(default_factory=Inner)
+
+
+def shorter(text: str) -> Shorter:
+    return from_toml(Shorter, text, source="run/config.toml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gone = 3\n",
+        "idle = [1, 2]\n",
+        "[inner]\nswitch = false\n",
+        '[old_group]\nname = "x"\nidle = 5.0\n',
+        '[old-group]\nidle = "any"\n',
+    ],
+)
+def test_what_is_an_option_no_more_is_passed_over_in_a_file_of_before(text: str, tmp_path: Path) -> None:
+    assert shorter(text) == Shorter()
+    assert shorter(f"count = 5\n{text}").count == 5
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    assert parse(Shorter, ["--config", str(path)], prog="x", description="") == Shorter()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("gone = 4\n", "'gone' is no longer an option; everything is done as with 3, so leave it out"),
+        (
+            "[inner]\nswitch = true\n",
+            "'inner.switch' is no longer an option; everything is done as with false",
+        ),
+        (
+            '[old_group]\nname = "y"\n',
+            "'old_group.name' is no longer an option; everything is done as with \"x\"",
+        ),
+        ("[old_group]\nnaem = 1\n", "unknown key 'old_group'"),
+        ("other = 1\n", "unknown key 'other'"),
+    ],
+)
+def test_what_one_cannot_have_any_more_is_refused(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=r"^run/config\.toml: ") as caught:
+        shorter(text)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words", [["--gone", "3"], ["--gone=3"], ["--old-group.idle", "1"], ["--old_group.idle", "1"]]
+)
+def test_a_flag_that_is_no_more_is_refused(words: list[str]) -> None:
+    name = words[0].split("=")[0].replace("_", "-")
+    with pytest.raises(ValueError, match=f"^{name}: this script does not look at it; leave it out$"):
+        parse(Shorter, words, prog="x", description="")
