@@ -3,6 +3,8 @@
 A user's mistake is a ValueError. What happens to a run under way is one of these two.
 """
 
+from tools.options.config import flag
+
 
 class RunFailed(Exception):
     """The run cannot go on; the message says why and what to do. Exit code 1.
@@ -23,7 +25,7 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-SMALLER = "lower --recipe.batch-size, or in retraining raise --recipe.accumulate"
+SMALLER = f"lower {flag('recipe.batch_size')}, or in retraining raise {flag('recipe.accumulate')}"
 
 
 def known_cause(error: RuntimeError, num_processes: int, *, smaller: str = SMALLER) -> str:

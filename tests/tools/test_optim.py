@@ -10,9 +10,7 @@ from tools.options.recipes import Recipe
 
 
 def test_a_cosine_that_would_rise_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"--recipe\.min-lr: the cosine would rise from --recipe\.lr 0\.0001"
-    ):
+    with pytest.raises(ValueError, match=r"recipe\.min_lr: the cosine would rise from recipe\.lr 0\.0001"):
         Recipe(lr=1e-4)
     assert Recipe(lr=1e-4, schedule="constant").lr == 1e-4
 
@@ -91,17 +89,17 @@ def test_decay_can_spare_biases_and_norms() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"batch_size": 0}, "--recipe.batch-size: 0 is out of range"),
-        ({"steps": -1}, "--recipe.steps"),
-        ({"epochs": 0.0}, "--recipe.epochs"),
-        ({"batch_size": 10, "accumulate": 3}, "--recipe.accumulate: 3 parts do not divide"),
+        ({"batch_size": 0}, "recipe.batch_size: 0 is out of range"),
+        ({"steps": -1}, "recipe.steps"),
+        ({"epochs": 0.0}, "recipe.epochs"),
+        ({"batch_size": 10, "accumulate": 3}, "recipe.accumulate: 3 parts do not divide"),
         ({"optimizer": "adm"}, "did you mean 'adam'"),
-        ({"schedule": "step"}, "--recipe.milestones"),
-        ({"schedule": "step", "milestones": (0.5,)}, "need as many --recipe.factors"),
+        ({"schedule": "step"}, "recipe.milestones"),
+        ({"schedule": "step", "milestones": (0.5,)}, "need as many recipe.factors"),
         ({"schedule": "step", "milestones": (0.5, 0.4), "factors": (1.0, 1.0)}, "must rise"),
-        ({"nesterov": True, "optimizer": "adam"}, "--recipe.nesterov"),
-        ({"label_smoothing": 1.0}, "--recipe.label-smoothing"),
-        ({"lr": float("nan")}, "--recipe.lr"),
+        ({"nesterov": True, "optimizer": "adam"}, "recipe.nesterov"),
+        ({"label_smoothing": 1.0}, "recipe.label_smoothing"),
+        ({"lr": float("nan")}, "recipe.lr"),
     ],
 )
 def test_recipes_refuse_what_makes_no_sense(options: dict[str, object], says: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.failures import RunFailed
+from tools.mistake import Mistake
 
 
 def write_bytes(path: Path, *data: bytes | memoryview) -> None:
@@ -59,12 +60,11 @@ def check_format(path: Path, document: object, kind: str, version: int) -> None:
     """Refuse what is not of this format and version."""
     said = document.get("format") if isinstance(document, dict) else None
     if said != f"cleave/{kind}":
-        raise ValueError(f"{path}: expected a file of format 'cleave/{kind}', found {said!r}")
+        raise Mistake("", f"expected a file of format 'cleave/{kind}', found {said!r}", source=str(path))
     assert isinstance(document, dict)
     if document.get("version") != version:
-        raise ValueError(
-            f"{path}: version {document.get('version')!r} of cleave/{kind} is not known here, only {version}"
-        )
+        what = f"version {document.get('version')!r} of cleave/{kind} is not known here, only {version}"
+        raise Mistake("", what, source=str(path))
 
 
 def _sync_folder(folder: Path) -> None:

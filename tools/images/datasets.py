@@ -14,6 +14,8 @@ from torchvision.transforms.v2 import functional as transforms
 from tools.images.images import ArrayImages, FolderImages, Images, decode_all
 from tools.images.options import DataConfig
 from tools.images.sources import Source, read_source
+from tools.mistake import Mistake
+from tools.options.config import flag
 from tools.seeding import torch_stream
 
 TEST_PART = 0.1
@@ -44,8 +46,8 @@ def load_data(config: DataConfig, seed: int) -> Data:
     if test is None:
         count = max(_num_classes(train.labels), round(TEST_PART * len(train)))
         test, train = _divide(train, count, seed, "test", classes)
-    train = _cut_down(train, config.train_size, seed, "train-size")
-    test = _cut_down(test, config.test_size, seed, "test-size")
+    train = _cut_down(train, config.train_size, seed, "train")
+    test = _cut_down(test, config.test_size, seed, "test")
     if validation is None:
         count = round(config.validation * len(train))
         if config.validation:
@@ -111,12 +113,14 @@ def _said_of_splits(source: Source, config: DataConfig, sizes: tuple[int, int, i
         lines.append(f"The test set has {test} images of a folder of its own.")
     if source.validation is None:
         lines.append(
-            f"{validation} others became the validation set (--data.validation {config.validation:g})."
+            f"{validation} others became the validation set "
+            f"({flag('data.validation')} {config.validation:g})."
         )
     else:
         lines.append(f"The validation set has {validation} images of a folder of its own.")
     drawn = source.test is None or source.validation is None
-    return [*lines, f"That leaves {train} for training{'; --seed decides which' if drawn else ''}."]
+    which = f"; {flag('seed')} decides which" if drawn else ""
+    return [*lines, f"That leaves {train} for training{which}."]
 
 
 def _quotas(sizes: Tensor, count: int) -> Tensor:
@@ -148,25 +152,27 @@ def _divide(
     if count and (scarce or count > len(images) - _num_classes(images.labels)):
         which = f"class '{scarce[0]}' has" if scarce else "the classes have"
         folder = "test" if purpose == "test" else "val"
-        none = "" if purpose == "test" else ", or give --data.validation 0"
-        raise ValueError(
-            f"--data.root: {which} too few images to set some apart as {purpose} images; add images, "
-            f"or a folder {folder} beside a folder train{none}"
+        none = "" if purpose == "test" else ", or give `data.validation` 0"
+        raise Mistake(
+            "data.root",
+            f"{which} too few images to set some apart as {purpose} images",
+            f"add images, or a folder {folder} beside a folder train{none}",
         )
     chosen, rest = stratified(images.labels, count, seed, purpose)
     return images.subset(chosen), images.subset(rest)
 
 
-def _cut_down(images: Images, size: int, seed: int, option: str) -> Images:
+def _cut_down(images: Images, size: int, seed: int, part: str) -> Images:
     if not size or size == len(images):
         return images
     num_classes = _num_classes(images.labels)
     if not num_classes <= size <= len(images):
-        raise ValueError(
-            f"--data.{option}: {size} images cannot be taken; there are {len(images)}, of {num_classes} "
-            "classes that each need one"
+        raise Mistake(
+            f"data.{part}_size",
+            f"{size} images cannot be taken; there are {len(images)}, of {num_classes} classes that each "
+            "need one",
         )
-    chosen, _ = stratified(images.labels, size, seed, option)
+    chosen, _ = stratified(images.labels, size, seed, f"{part}-size")
     return images.subset(chosen)
 
 

@@ -15,6 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
 from tools.failures import RunFailed
+from tools.mistake import Mistake
 
 FAULTS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 """What Pillow's decoders raise for broken files."""
@@ -73,7 +74,7 @@ def list_classes(folder: Path) -> list[str]:
         entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
     )
     if len(names) < 2:
-        raise ValueError(f"--data.root: {folder} must hold two or more class folders, found {len(names)}")
+        raise Mistake("data.root", f"{folder} must hold two or more class folders, found {len(names)}")
     return names
 
 
@@ -89,9 +90,9 @@ def list_images(folder: Path, classes: Sequence[str], inner: str = "") -> Folder
     for label, name in enumerate(classes):
         found = sorted(filter(is_image, files_below(folder / name / inner)))
         if not found:
-            raise ValueError(
-                f"--data.root: the class folder {folder / name / inner} holds no image "
-                f"({', '.join(IMG_EXTENSIONS)})"
+            raise Mistake(
+                "data.root",
+                f"the class folder {folder / name / inner} holds no image ({', '.join(IMG_EXTENSIONS)})",
             )
         names += [os.path.relpath(path, folder) for path in found]
         labels += [label] * len(found)
@@ -108,7 +109,7 @@ def decode(path: Path) -> Image.Image:
     try:
         return read_rgb(path)
     except FAULTS as error:
-        reason = reason_of(error, path)
+        reason = reason_of(error)
         raise BadImage(f"{path}: cannot be decoded as an image ({reason}); replace or remove it") from None
 
 
@@ -121,11 +122,11 @@ def read_rgb(path: Path) -> Image.Image:
         return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
 
 
-def reason_of(error: Exception, path: Path) -> str:
-    """What Pillow says of a file, in words that need not name it."""
+def reason_of(error: Exception) -> str:
+    """What Pillow or the system says of a file, in words that do not name it."""
     if isinstance(error, UnidentifiedImageError):
         return "its content is no image"
-    return str(error).replace(repr(str(path)), "it").replace(str(path), "it")
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def fit(image: Image.Image, *, resize: int, crop: int) -> Image.Image:

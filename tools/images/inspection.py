@@ -15,6 +15,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from tools.images.images import FAULTS, FolderImages, files_below, is_image, read_rgb, reason_of
 from tools.images.options import DataConfig
+from tools.mistake import Mistake
+from tools.options.config import flag
 
 NAMED = 12
 """So many broken files, or classes, are named; of more than that the number is said."""
@@ -76,7 +78,7 @@ def look(path: Path) -> Seen:
         if kind not in ("JPEG", "PNG"):
             read_rgb(path)
     except FAULTS as error:
-        return Seen(fault=reason_of(error, path))
+        return Seen(fault=reason_of(error))
     return Seen(size)
 
 
@@ -86,15 +88,16 @@ def without_broken(
     """The sound files of each part; broken ones are all named at once, unless the options leave them out."""
     if not config.skip_broken and (broken := [each for part in parts.values() for each in part.broken]):
         count = "1 file" if len(broken) == 1 else f"{len(broken):,} files"
-        raise ValueError(
-            f"--data.root: {count} below {root} cannot be decoded as images: {_named(broken, root)}; replace "
-            "or remove them, or leave them out by --data.skip-broken"
+        raise Mistake(
+            "data.root",
+            f"{count} below {root} cannot be decoded as images: {_named(broken, root)}",
+            "replace or remove them, or leave them out by `data.skip_broken`",
         )
     for part in parts.values():
         if gone := set(part.images.labels.tolist()) - set(part.sound.labels.tolist()):
             members = (part.images.labels == min(gone)).nonzero().flatten()
             folder = part.images.path(int(members[0])).parent
-            raise ValueError(f"--data.root: no image of the class folder {folder} can be decoded")
+            raise Mistake("data.root", f"no image of the class folder {folder} can be decoded")
     return {name: part.sound for name, part in parts.items()}
 
 
@@ -105,16 +108,15 @@ def sentences(
     sizes = [size for part in parts.values() for size in part.sizes]
     names = ", ".join(classes[:NAMED]) + (", ..." if len(classes) > NAMED else "")
     lines = [f"{root} holds {len(sizes):,} images of {len(classes):,} classes: {names}."]
-    side = f"{config.size} x {config.size} pixels"
+    at = f"The network sees {config.size} x {config.size} pixels ({flag('data.image_size')})"
     small = [size for size in sizes if min(size) < config.size]
     if small:
         width, height = min(small, key=min)
         lines.append(
-            f"The network sees {side} (--data.image-size); {len(small):,} of the images are smaller, down to "
-            f"{width} x {height}, and are scaled up."
+            f"{at}; {len(small):,} of the images are smaller, down to {width} x {height}, and are scaled up."
         )
     else:
-        lines.append(f"The network sees {side} (--data.image-size); none of the images is smaller.")
+        lines.append(f"{at}; none of the images is smaller.")
     others = Counter(
         os.path.splitext(path)[1].lower() or "no ending"
         for part in parts.values()
@@ -130,7 +132,7 @@ def sentences(
         )
     if broken := [each for part in parts.values() for each in part.broken]:
         are = "1 file is" if len(broken) == 1 else f"{len(broken):,} files are"
-        lines.append(f"{are} left out as broken (--data.skip-broken): {_named(broken, root)}.")
+        lines.append(f"{are} left out as broken ({flag('data.skip_broken')}): {_named(broken, root)}.")
     return lines
 
 

@@ -16,6 +16,7 @@ from tools.images.datasets import Data
 from tools.images.images import ArrayImages, Images
 from tools.images.options import DataConfig
 from tools.images.streaming import StreamedEvaluation, StreamLoader
+from tools.mistake import Mistake
 
 __all__ = ["Batch", "DeviceLoader", "StreamLoader", "TrainLoader", "eval_batches", "make_train_loader"]
 
@@ -56,8 +57,8 @@ def make_train_loader(
     check_shared(batch_size, world_size)
     part = batch_size // world_size
     if (config.mixup or config.cutmix) and part % 2:
-        raise ValueError(
-            f"--recipe.batch-size: mixup and cutmix pair images; {part} per process is an odd number"
+        raise Mistake(
+            "recipe.batch_size", f"mixup and cutmix pair images; {part} per process is an odd number"
         )
     order, share = TrainingOrder(len(split), batch_size, seed), Share(rank, world_size)
     if config.streamed:

@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass
 
 from tools.images.preparation import RESIZE_RATIO, Preparation
-from tools.options.config import check_choice, check_range, flag
+from tools.mistake import Mistake
+from tools.options.config import check_choice, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,42 +204,44 @@ class DataConfig:
     """CutMix's alpha; 0: off. With both, each batch takes one of them."""
 
     def __post_init__(self) -> None:
-        check_choice("--data.name", self.name, tuple(KNOWN_SETS))
-        check_choice("--data.loader", self.loader, LOADERS)
-        check_choice("--data.augment", self.augment, ("none", "standard"))
-        check_choice("--data.pad-mode", self.pad_mode, ("zero", "reflect"))
+        check_choice("data.name", self.name, tuple(KNOWN_SETS))
+        check_choice("data.loader", self.loader, LOADERS)
+        check_choice("data.augment", self.augment, ("none", "standard"))
+        check_choice("data.pad_mode", self.pad_mode, ("zero", "reflect"))
         for field, high in MOST.items():
-            check_range(_option(field), getattr(self, field), 0, high)
+            check_range(f"data.{field}", getattr(self, field), 0, high)
         if self.auto_augment and not re.fullmatch(POLICY, self.auto_augment):
-            raise ValueError(
-                f"--data.auto-augment: unknown policy '{self.auto_augment}'; "
-                "such are rand-m9-mstd0.5, original and v0"
+            raise Mistake(
+                "data.auto_augment",
+                f"unknown policy '{self.auto_augment}'",
+                "such are rand-m9-mstd0.5, original and v0",
             )
-        check_range("--data.rotate", self.rotate, 0, 180)
-        check_range("--data.validation", self.validation, 0, 0.9)
-        check_range("--data.erase", self.erase, 0, 1)
+        check_range("data.rotate", self.rotate, 0, 180)
+        check_range("data.validation", self.validation, 0, 0.9)
+        check_range("data.erase", self.erase, 0, 1)
         if self.name != "shapes" and not self.root:
-            raise ValueError(f"--data.root: {self.name} needs the folder that holds {self.known.layout}")
+            raise Mistake("data.root", f"{self.name} needs the folder that holds {self.known.layout}")
         if self.name != "shapes" and self.num_classes:
-            raise ValueError(f"--data.num-classes: only shapes can have any number; {self.name} has its own")
+            raise Mistake("data.num_classes", f"only shapes can have any number; {self.name} has its own")
         if self.num_classes == 1:
-            raise ValueError("--data.num-classes: there is nothing to tell apart with 1; take 2 or more")
+            raise Mistake("data.num_classes", "there is nothing to tell apart with 1", "take 2 or more")
         if self.skip_broken and self.known.small:
-            raise ValueError(
-                f"--data.skip-broken: is for folder and imagenet, whose images are files; not for {self.name}"
+            raise Mistake(
+                "data.skip_broken",
+                f"is for folder and imagenet, whose images are files; not for {self.name}",
             )
         if self.download and not self.known.torchvision:
             known = ", ".join(name for name, known in KNOWN_SETS.items() if known.torchvision)
-            raise ValueError(f"--data.download: {self.name} cannot be fetched; only {known} can")
+            raise Mistake("data.download", f"{self.name} cannot be fetched; only {known} can")
         if self.loader == "device" and self._stream_only:
-            raise ValueError(f"--data.loader: device does not do {self._stream_only}; leave it at auto")
+            raise Mistake("data.loader", f"device does not do {self._stream_only}", "leave it at auto")
         if self.loader == "device" and self.name == "imagenet":
-            raise ValueError("--data.loader: imagenet does not fit in memory; leave it at auto")
+            raise Mistake("data.loader", "imagenet does not fit in memory", "leave it at auto")
         for field in ("crop_pad", "cutout"):
-            check_range(_option(field), getattr(self, field), 0, self.size)
+            check_range(f"data.{field}", getattr(self, field), 0, self.size)
         if self.pad_mode == "reflect" and self.crop_pad >= self.size:
-            raise ValueError(
-                f"--data.crop-pad: {self.crop_pad} pixels of an image of {self.size} cannot be reflected"
+            raise Mistake(
+                "data.crop_pad", f"{self.crop_pad} pixels of an image of {self.size} cannot be reflected"
             )
 
     @property
@@ -271,7 +274,3 @@ class DataConfig:
     @property
     def _stream_only(self) -> str:
         return ", ".join(field.replace("_", "-") for field in STREAM_ONLY if getattr(self, field))
-
-
-def _option(field: str) -> str:
-    return flag(f"data.{field}")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tools.mistake import Mistake
 from tools.seeding import numpy_stream
 
 Floats = NDArray[np.float32]
@@ -51,7 +52,7 @@ def generate(
 def class_factors(num_classes: int) -> Integers:
     """One row (silhouette, texture, colour) per class, all different, with values in common."""
     if not 2 <= num_classes <= MAX_CLASSES:
-        raise ValueError(f"--data.num-classes: shapes has 2 to {MAX_CLASSES} classes, not {num_classes}")
+        raise Mistake("data.num_classes", f"shapes has 2 to {MAX_CLASSES} classes, not {num_classes}")
     # The smallest grid of which the classes fill at most a third: values repeat, combinations do not.
     levels = 2
     while (levels + 1) * levels**2 < 3 * num_classes and levels < len(SILHOUETTES):

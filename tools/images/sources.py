@@ -23,6 +23,7 @@ from tools.images import shapes
 from tools.images.images import ArrayImages, FolderImages, Images, from_names, list_classes, list_images
 from tools.images.inspection import inspect, sentences, without_broken
 from tools.images.options import DataConfig
+from tools.mistake import Mistake
 
 SHAPES_SEED = 0
 """shapes is one data set, as CIFAR-10 is one: the run's seed splits it, but never draws other images."""
@@ -46,7 +47,7 @@ def read_source(config: DataConfig) -> Source:
         return _read_shapes(config)
     root = Path(config.root)
     if not root.is_dir() and not config.download:
-        raise ValueError(f"--data.root: {root} is not a folder; {_cure(config)}")
+        raise Mistake("data.root", f"{root} is not a folder", _cure(config))
     if config.known.torchvision:
         return _read_torchvision(config, root)
     readers = {
@@ -59,7 +60,7 @@ def read_source(config: DataConfig) -> Source:
 
 
 def _cure(config: DataConfig) -> str:
-    fetch = "; --data.download fetches it" if config.known.torchvision else ""
+    fetch = "; `data.download` fetches it" if config.known.torchvision else ""
     return f"for {config.name} put there {config.known.layout}{fetch}"
 
 
@@ -68,7 +69,7 @@ def _read_shapes(config: DataConfig) -> Source:
 
     def split(name: str, count: int) -> ArrayImages:
         if count < num_classes:
-            raise ValueError(f"--data.{name}-size: {count} images are too few for {num_classes} classes")
+            raise Mistake(f"data.{name}_size", f"{count} images are too few for {num_classes} classes")
         images, labels = shapes.generate(
             count, num_classes=num_classes, image_size=config.size, seed=SHAPES_SEED, split=name
         )
@@ -89,9 +90,11 @@ def _read_torchvision(config: DataConfig, root: Path) -> Source:
         try:
             train, test = (make(root, train=part, download=config.download) for part in (True, False))
         except (RuntimeError, OSError, ValueError, EOFError) as error:
-            raise ValueError(
-                f"--data.root: {config.name} cannot be read from {root}: a file is missing or is not the "
-                f"official one ({str(error).split('.')[0]}); {_cure(config)}"
+            raise Mistake(
+                "data.root",
+                f"{config.name} cannot be read from {root}: a file is missing or is not the "
+                f"official one ({str(error).split('.')[0]})",
+                _cure(config),
             ) from None
     names = tuple(str(name) for name in train.classes)
     return Source(_from_array(train.data, train.targets), _from_array(test.data, test.targets), names)
@@ -107,7 +110,7 @@ def _alone(root: Path, download: bool) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / ".download.lock").open("w")
     except OSError as error:
-        raise ValueError(f"--data.root: cannot write in {root}: {error.strerror}") from None
+        raise Mistake("data.root", f"cannot write in {root}: {error.strerror}") from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -125,11 +128,11 @@ def _read_tiny_imagenet(config: DataConfig, root: Path) -> Source:
     classes = list_classes(train)
     annotations = root / "val" / "val_annotations.txt"
     if not annotations.is_file():
-        raise ValueError(f"--data.root: {annotations} is missing; {_cure(config)}")
+        raise Mistake("data.root", f"{annotations} is missing", _cure(config))
     rows = [line.split("\t") for line in annotations.read_text().splitlines() if line.strip()]
     numbers = {name: label for label, name in enumerate(classes)}
     if any(len(row) < 2 or row[1] not in numbers for row in rows):
-        raise ValueError(f"--data.root: {annotations} names classes that {train} does not have")
+        raise Mistake("data.root", f"{annotations} names classes that {train} does not have")
     test = from_names(root / "val" / "images", [row[0] for row in rows], [numbers[row[1]] for row in rows])
     return Source(list_images(train, classes, "images"), test, tuple(classes))
 
@@ -150,13 +153,13 @@ def _read_folder(config: DataConfig, root: Path) -> Source:
     parts = {"train": list_images(train, classes)}
     for name in ("valid", "validation"):
         if train != root and (root / name).is_dir():
-            raise ValueError(f"--data.root: {root / name} would be overlooked; call it {root / 'val'}")
+            raise Mistake("data.root", f"{root / name} would be overlooked", f"call it {root / 'val'}")
     for name in ("val", "test"):
         part = root / name
         if train != root and part.is_dir():
             if (found := list_classes(part)) != classes:
                 odd = sorted(set(found) ^ set(classes))[0]
-                raise ValueError(f"--data.root: {part} and {train} differ in their classes, such as {odd}")
+                raise Mistake("data.root", f"{part} and {train} differ in their classes, such as {odd}")
             parts[name] = list_images(part, classes)
     parts, told = _looked_at(parts, root, classes, config)
     return Source(parts["train"], parts.get("test"), tuple(classes), parts.get("val"), told)
@@ -173,7 +176,7 @@ def _looked_at(
 
 def _subfolder(config: DataConfig, root: Path, name: str) -> Path:
     if not (root / name).is_dir():
-        raise ValueError(f"--data.root: {root} has no folder {name}; {_cure(config)}")
+        raise Mistake("data.root", f"{root} has no folder {name}", _cure(config))
     return root / name
 
 
@@ -191,7 +194,7 @@ def _read_batch(config: DataConfig, root: Path, name: str) -> tuple[Tensor, Tens
     path = root / f"{name}.npz"
     path = path if path.is_file() else root / name
     if not path.is_file():
-        raise ValueError(f"--data.root: {path} is missing; {_cure(config)}")
+        raise Mistake("data.root", f"{path} is missing", _cure(config))
     try:
         with path.open("rb") as file:
             content: Mapping[str, Any] = (

@@ -29,6 +29,8 @@ from tools.images.datasets import Data
 from tools.images.images import BadImage, FolderImages, Images, decode, fit
 from tools.images.options import DataConfig
 from tools.images.preparation import Preparation
+from tools.mistake import Mistake
+from tools.options.config import flag
 from tools.seeding import derive
 
 Transform = Callable[[Image.Image], Tensor]
@@ -177,7 +179,7 @@ def _timm_policy(policy: str, size: int, mean: Sequence[float]) -> Callable[[Any
     try:
         made: Callable[[Any], Any] = make(policy, hints)
     except (AssertionError, KeyError, ValueError) as error:
-        raise ValueError(f"--data.auto-augment: timm does not know the policy '{policy}' ({error})") from None
+        raise Mistake("data.auto_augment", f"timm does not know the policy '{policy}' ({error})") from None
     return made
 
 
@@ -306,7 +308,7 @@ def _receive(stream: Iterator[Any], workers: int) -> tuple[Tensor, Tensor]:
             raise
         raise RunFailed(
             "a worker process of the data loader died, most often for lack of memory; "
-            f"try fewer than --data.workers {workers}, or a smaller batch"
+            f"try fewer than {flag('data.workers')} {workers}, or a smaller batch"
         ) from error
     if isinstance(item, str):
         raise BadImage(item)

@@ -135,8 +135,16 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def flag(name: str) -> str:
-    """The command-line spelling of a dotted field name."""
+    """The command-line spelling of a dotted field name; `compile=False` is the switch that turns it off."""
+    if name.endswith("=False"):
+        group, dot, last = name.removesuffix("=False").rpartition(".")
+        name = f"{group}{dot}no_{last}"
     return "--" + name.replace("_", "-")
+
+
+def message_of(error: Exception) -> str:
+    """What an error says to the user of a script, who knows options by their flags."""
+    return error.worded(flag) if isinstance(error, Mistake) else str(error)
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
@@ -148,9 +156,9 @@ def suggest(word: str, known: Sequence[str]) -> str:
 
 
 def check_choice(option: str, value: str, known: Sequence[str]) -> None:
-    """Refuse a value that is not one of the known words."""
+    """Refuse a value of an option, given by its dotted field name, that is not one of the known words."""
     if value not in known:
-        raise ValueError(f"{option}: unknown value '{value}'{suggest(value, known)}")
+        raise Mistake(option, f"unknown value '{value}'{suggest(value, known)}")
 
 
 def check_range(
@@ -161,14 +169,17 @@ def check_range(
         bound = f"over {low:g}" if open_low else f"at least {low:g}"
         limit = f" and at most {high:g}" if high != float("inf") else ""
         finite = "" if math.isfinite(value) else "finite and "
-        raise ValueError(f"{option}: {value:g} is out of range; it must be {finite}{bound}{limit}")
+        raise Mistake(option, f"{value:g} is out of range", f"it must be {finite}{bound}{limit}")
 
 
 def check_idle(group: str, options: Any, used: Collection[str], who: str) -> None:
-    """Refuse options of a group that differ from their defaults and that nobody would look at."""
+    """Refuse options of a group that differ from their defaults and that nobody would look at.
+
+    `who` is what does not look at them; options that it names stand in back-quotes.
+    """
     for field in dataclasses.fields(options):
         if field.name not in used and getattr(options, field.name) != field.default:
-            raise ValueError(f"{flag(f'{group}.{field.name}')}: {who} does not look at it; leave it out")
+            raise Mistake(f"{group}.{field.name}", f"{who} does not look at it", "leave it out")
 
 
 def _split_config_flag(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 from tools.files.provenance import sha256
 
-OPTION = "--plugins"
-ORIGIN = f"{OPTION} FILE.py brings one of your own"
+OPTION = "plugins"
+ORIGIN = f"`{OPTION}` FILE.py brings one of your own"
+"""Where other names come from, for a Mistake to say."""
 
 Part = TypeVar("Part")
 
@@ -52,7 +53,7 @@ def load(names: Sequence[str]) -> None:
         try:
             source = path.read_bytes()
         except OSError as error:
-            raise ValueError(f"{OPTION}: cannot read '{name}': {error.strerror}") from None
+            raise Mistake(OPTION, f"cannot read '{name}': {error.strerror}") from None
         digest = hashlib.sha256(source).hexdigest()
         # A name that no other module has, and the same in every process.
         module = ModuleType(f"{path.stem}_{digest[:12]}")
@@ -62,7 +63,7 @@ def load(names: Sequence[str]) -> None:
             exec(compile(source, str(path), "exec"), vars(module))
         except (Exception, SystemExit) as error:
             del sys.modules[module.__name__]
-            raise ValueError(f"{OPTION}: '{name}'{_where(error, path)}: {_what(error)}") from error
+            raise Mistake(OPTION, f"'{name}'{_where(error, path)}: {_what(error)}") from error
         _loaded[path] = digest
 
 
@@ -70,9 +71,10 @@ def load_asked(flags: Sequence[str] | None, in_config: Sequence[str]) -> None:
     """Import what the command line names; what only a `--config` names is code that nobody asked to run."""
     if flags is None and in_config:
         listed = " ".join(in_config)
-        raise ValueError(
-            f"{OPTION}: the --config names {listed}, which is code, and not run for that; "
-            f"if you trust it, also give {OPTION} {listed}"
+        raise Mistake(
+            OPTION,
+            f"the `config` names {listed}, which is code, and not run for that",
+            f"if you trust it, also give `{OPTION}` {listed}",
         )
     load(flags or ())
 
@@ -81,9 +83,10 @@ def check_noted(noted: dict[str, str], label: str, path: Path) -> None:
     """Refuse weights whose notes name other files of a user's own parts than those that are loaded."""
     changed = [name for name, digest in noted.items() if digest not in _loaded.values()]
     if changed and _loaded:
-        raise ValueError(
-            f"{label}: '{path}' was made with {', '.join(changed)} as it was then; it has changed since, "
-            f"or is missing among {OPTION}"
+        raise Mistake(
+            label,
+            f"'{path}' was made with {', '.join(changed)} as it was then; it has changed since, or is "
+            f"missing among `{OPTION}`",
         )
 
 

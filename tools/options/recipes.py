@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+from tools.mistake import Mistake
 from tools.options.config import check_choice, check_idle, check_range
 
 OPTIMIZERS = {
@@ -71,57 +72,58 @@ class Recipe:
     """Steps between lines of metrics."""
 
     def __post_init__(self) -> None:
-        check_range("--recipe.steps", self.steps, 0)
-        check_range("--recipe.epochs", self.epochs, 0, open_low=self.steps == 0)
-        check_range("--recipe.batch-size", self.batch_size, 1, 1_000_000)
-        check_range("--recipe.accumulate", self.accumulate, 1)
+        check_range("recipe.steps", self.steps, 0)
+        check_range("recipe.epochs", self.epochs, 0, open_low=self.steps == 0)
+        check_range("recipe.batch_size", self.batch_size, 1, 1_000_000)
+        check_range("recipe.accumulate", self.accumulate, 1)
         if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"--recipe.accumulate: {self.accumulate} parts do not divide a batch of {self.batch_size}"
+            raise Mistake(
+                "recipe.accumulate", f"{self.accumulate} parts do not divide a batch of {self.batch_size}"
             )
-        check_choice("--recipe.optimizer", self.optimizer, tuple(OPTIMIZERS))
-        check_range("--recipe.lr", self.lr, 0, open_low=True)
-        check_range("--recipe.min-lr", self.min_lr, 0)
+        check_choice("recipe.optimizer", self.optimizer, tuple(OPTIMIZERS))
+        check_range("recipe.lr", self.lr, 0, open_low=True)
+        check_range("recipe.min_lr", self.min_lr, 0)
         if self.schedule == "cosine" and self.min_lr > self.lr:
-            raise ValueError(
-                f"--recipe.min-lr: the cosine would rise from --recipe.lr {self.lr:g} to {self.min_lr:g}; "
-                "give a lower one, such as 0"
+            raise Mistake(
+                "recipe.min_lr",
+                f"the cosine would rise from `recipe.lr` {self.lr:g} to {self.min_lr:g}",
+                "give a lower one, such as 0",
             )
-        check_range("--recipe.momentum", self.momentum, 0, 1)
-        check_range("--recipe.beta1", self.beta1, 0, 0.999999)
-        check_range("--recipe.beta2", self.beta2, 0, 0.999999)
-        check_range("--recipe.eps", self.eps, 0, open_low=True)
-        check_range("--recipe.weight-decay", self.weight_decay, 0)
-        check_choice("--recipe.schedule", self.schedule, SCHEDULES)
+        check_range("recipe.momentum", self.momentum, 0, 1)
+        check_range("recipe.beta1", self.beta1, 0, 0.999999)
+        check_range("recipe.beta2", self.beta2, 0, 0.999999)
+        check_range("recipe.eps", self.eps, 0, open_low=True)
+        check_range("recipe.weight_decay", self.weight_decay, 0)
+        check_choice("recipe.schedule", self.schedule, SCHEDULES)
         self._check_milestones()
-        check_range("--recipe.warmup", self.warmup, 0, 0.99)
-        check_range("--recipe.label-smoothing", self.label_smoothing, 0, 0.99)
-        check_choice("--recipe.smoothing", self.smoothing, ("all", "others"))
-        check_range("--recipe.clip-norm", self.clip_norm, 0)
-        check_range("--recipe.ema", self.ema, 0, 0.999999)
-        check_range("--recipe.evaluate-every", self.evaluate_every, 0)
-        check_range("--recipe.checkpoint-every", self.checkpoint_every, 1)
-        check_range("--recipe.log-every", self.log_every, 1)
+        check_range("recipe.warmup", self.warmup, 0, 0.99)
+        check_range("recipe.label_smoothing", self.label_smoothing, 0, 0.99)
+        check_choice("recipe.smoothing", self.smoothing, ("all", "others"))
+        check_range("recipe.clip_norm", self.clip_norm, 0)
+        check_range("recipe.ema", self.ema, 0, 0.999999)
+        check_range("recipe.evaluate_every", self.evaluate_every, 0)
+        check_range("recipe.checkpoint_every", self.checkpoint_every, 1)
+        check_range("recipe.log_every", self.log_every, 1)
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
-            raise ValueError("--recipe.nesterov: needs --recipe.optimizer sgd and a momentum over 0")
+            raise Mistake("recipe.nesterov", "needs `recipe.optimizer` sgd and a momentum over 0")
         others = {name for names in OPTIMIZERS.values() for name in names}
         used = {field.name for field in fields(self)} - others | set(OPTIMIZERS[self.optimizer])
-        check_idle("recipe", self, used, f"--recipe.optimizer {self.optimizer}")
+        check_idle("recipe", self, used, f"`recipe.optimizer` {self.optimizer}")
 
     def _check_milestones(self) -> None:
         if len(self.milestones) != len(self.factors):
-            raise ValueError(
-                f"--recipe.milestones: {len(self.milestones)} milestones need as many --recipe.factors, "
-                f"not {len(self.factors)}"
+            raise Mistake(
+                "recipe.milestones",
+                f"{len(self.milestones)} milestones need as many `recipe.factors`, not {len(self.factors)}",
             )
         if (self.schedule == "step") != bool(self.milestones):
-            raise ValueError("--recipe.milestones: go with --recipe.schedule step, and step needs them")
+            raise Mistake("recipe.milestones", "go with `recipe.schedule` step, and step needs them")
         if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError("--recipe.milestones: must rise")
+            raise Mistake("recipe.milestones", "must rise")
         for milestone in self.milestones:
-            check_range("--recipe.milestones", milestone, 0, 1, open_low=True)
+            check_range("recipe.milestones", milestone, 0, 1, open_low=True)
         for factor in self.factors:
-            check_range("--recipe.factors", factor, 0)
+            check_range("recipe.factors", factor, 0)
 
     def num_steps(self, steps_per_epoch: float) -> int:
         """The length in optimiser steps, given how many steps make an epoch."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tools.mistake import Mistake
 from tools.options.config import check_choice, check_range
 
 # These name places and machines, not the work: a run may be continued with others.
@@ -32,11 +33,11 @@ class RunOptions:
     def check_run(self, *, precisions: tuple[str, ...] = ("fp32", "bf16", "fp16", "fp64")) -> None:
         """Refuse what is out of range."""
         if not self.run:
-            raise ValueError("--run: name a folder")
-        check_range("--seed", self.seed, 0)
-        check_choice("--device", self.device, ("auto", "cpu", "cuda"))
-        check_choice("--precision", self.precision, precisions)
-        check_range("--threads", self.threads, 0, 4096)
+            raise Mistake("run", "name a folder")
+        check_range("seed", self.seed, 0)
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("precision", self.precision, precisions)
+        check_range("threads", self.threads, 0, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,9 @@ class CompileOptions:
 
     def check_fast(self) -> None:
         """Refuse what is unknown, or would not be looked at."""
-        check_choice("--compile-mode", self.compile_mode, ("default", "reduce-overhead", "max-autotune"))
+        check_choice("compile_mode", self.compile_mode, ("default", "reduce-overhead", "max-autotune"))
         if self.compile_mode != "default" and not self.compile:
-            raise ValueError("--compile-mode: goes with --compile; leave it out without")
+            raise Mistake("compile_mode", "goes with `compile`", "leave it out without")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from typing import Any, TextIO, TypeVar
 
 from tools.failures import RunFailed
 from tools.files.atomic import read_document, write_bytes, write_document
-from tools.options.config import flag, flatten, of_run, to_toml, with_earlier
+from tools.mistake import Mistake
+from tools.options.config import flag, flatten, message_of, of_run, to_toml, with_earlier
 from tools.options.plugins import digests
 from tools.options.unlisted import unlisted
 
@@ -45,20 +46,20 @@ class Run:
         `free` names the options that may change from one start to the next: no result depends on them.
         """
         if self.path.is_file():
-            raise ValueError(f"--run: '{self.path}' is a file; a run is a folder")
+            raise Mistake("run", f"'{self.path}' is a file", "a run is a folder")
         if (
             not self.config_path.exists()
             and self.path.is_dir()
             and any(map(_is_foreign, self.path.iterdir()))
         ):
-            raise ValueError(
-                f"--run: '{self.path}' holds files but no run; name a new folder or the folder of a run"
+            raise Mistake(
+                "run", f"'{self.path}' holds files but no run", "name a new folder or the folder of a run"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")
         except OSError as error:
-            raise ValueError(f"--run: cannot write in folder '{self.path}': {error.strerror}") from None
+            raise Mistake("run", f"cannot write in folder '{self.path}': {error.strerror}") from None
         self._take_lock(self._lock)
         # Until the first checkpoint nothing depends on the options: a mistake may be mended in place.
         if self.config_path.exists() and self.has_begun:
@@ -111,7 +112,7 @@ class Run:
         except ValueError:  # JSON has no such numbers
             raise RunFailed(
                 "the training has diverged: the weights are finite, but losses by them are not; start a new "
-                "run with a lower --recipe.lr"
+                f"run with a lower {flag('recipe.lr')}"
             ) from None
 
     def continued(self, config: Config) -> Config:
@@ -132,17 +133,19 @@ class Run:
         except ValueError as error:
             if maker == _script():
                 raise
-            whose = f"{maker}, and this is {_script()}" if maker else f"another script or version: {error}"
-            raise ValueError(f"--run: '{self.path}' was made by {whose}; name a new folder") from None
+            other = f"another script or version: {message_of(error)}"
+            whose = f"{maker}, and this is {_script()}" if maker else other
+            raise Mistake("run", f"'{self.path}' was made by {whose}", "name a new folder") from None
         new = flatten(config)
         # Of plug-ins it is what they say that counts, not where they lie.
         free = {*free, "plugins"}
         differing = [name for name in new if name not in free and old[name] != new[name]]
         if differing:
-            listed = ", ".join(f"{flag(name)} (was {old[name]!r}, is {new[name]!r})" for name in differing)
-            raise ValueError(
-                f"--run: '{self.path}' was made with other options: {listed}; "
-                "give those again to continue it, or name a new folder"
+            listed = ", ".join(f"`{name}` (was {old[name]!r}, is {new[name]!r})" for name in differing)
+            raise Mistake(
+                "run",
+                f"'{self.path}' was made with other options: {listed}",
+                "give those again to continue it, or name a new folder",
             )
 
     def check_plugins(self, config: Any) -> None:
@@ -157,9 +160,11 @@ class Run:
         names |= {name for name in before if before[name] not in now.values()}
         words = {(True, True): "has changed", (True, False): "is not given any more"}
         told = [f"'{name}' {words.get((name in before, name in now), 'is new')}" for name in sorted(names)]
-        raise ValueError(
-            f"--plugins: since '{self.path}' began, {', '.join(told)}; give what it began with, or name a "
-            f"new folder (to go on all the same, remove {self.plugins_path})"
+        raise Mistake(
+            "plugins",
+            f"since '{self.path}' began, {', '.join(told)}",
+            "give what it began with, or name a new folder (to go on all the same, remove "
+            f"{self.plugins_path})",
         )
 
     def _keep_plugins(self, config: Any) -> None:
@@ -181,8 +186,8 @@ class Run:
                 if time.monotonic() > deadline:
                     lock.seek(0)
                     holder = lock.read().strip()
-                    raise ValueError(
-                        f"--run: process {holder} is working on '{self.path}'; stop it or name a new folder"
+                    raise Mistake(
+                        "run", f"process {holder} is working on '{self.path}'", "stop it or name a new folder"
                     ) from None
                 time.sleep(0.2)
             except OSError:  # a file system without locks: then it is the user who must not start twice

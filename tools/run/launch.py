@@ -18,7 +18,8 @@ from accelerate.utils import (
 )
 
 from tools.failures import RunFailed
-from tools.options.config import check_choice, flatten
+from tools.mistake import Mistake
+from tools.options.config import check_choice, flag, flatten, message_of
 
 Result = TypeVar("Result")
 
@@ -37,10 +38,10 @@ def launch(
     _check_trackers(trackers)
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
-        raise ValueError("--device: this machine has no CUDA device; use --device cpu or auto")
+        raise Mistake("device", "this machine has no CUDA device", "use `device` cpu or auto")
     cpu = device == "cpu" or not available
     if cpu and precision == "fp16":
-        raise ValueError("--precision: fp16 needs a CUDA device; use bf16 or fp32 on CPU")
+        raise Mistake("precision", "fp16 needs a CUDA device", "use bf16 or fp32 on CPU")
     if cpu:
         torch.set_num_threads(threads or _fair_share_of_cores())
         _keep_freed_memory()
@@ -58,7 +59,7 @@ def launch(
             ],
         )
     except ValueError as error:
-        raise ValueError(f"--precision: {error}") from None
+        raise Mistake("precision", str(error)) from None
     return accelerator
 
 
@@ -73,14 +74,15 @@ def unheard(precision: str, num_processes: int, variables: Mapping[str, str]) ->
         found.append(
             "one process does all the work, though accelerate launch prepared for several (MASTER_ADDR is "
             "set): with --cpu, or without two GPUs and --multi_gpu, it starts one, whatever --num_processes "
-            "says. Give it --multi_gpu --num_processes N; on CPU, give the script --device cpu as well"
+            f"says. Give it --multi_gpu --num_processes N; on CPU, give the script {flag('device')} cpu as "
+            "well"
         )
     asked = variables.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", precision):
-        cure = f"--precision {asked}" if asked in MIXED else f"--precision {' or '.join(MIXED)}"
+        cure = asked if asked in MIXED else " or ".join(MIXED)
         found.append(
-            f"--mixed_precision {asked} of accelerate launch is not looked at: --precision decides, and is "
-            f"{precision}; give the script {cure} for mixed precision"
+            f"--mixed_precision {asked} of accelerate launch is not looked at: {flag('precision')} decides, "
+            f"and is {precision}; give the script {flag('precision')} {cure} for mixed precision"
         )
     return found
 
@@ -96,14 +98,13 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | 
             failure = error
         except OSError as error:
             failure = RunFailed(f"{error.filename}: {error.strerror}", everyone=True)
-    told = [(type(failure).__name__, str(failure)) if failure else None]
+    told = [_plain(failure)]
     if accelerator.num_processes > 1:
         broadcast_object_list(told)
     if failure:
         raise failure
-    if told[0] is not None:
-        name, message = told[0]
-        raise RunFailed(message, everyone=True) if name == RunFailed.__name__ else ValueError(message)
+    if told[0]:
+        raise told[0]
     return result
 
 
@@ -127,7 +128,7 @@ def on_every(action: Callable[[], Result], control: torch.distributed.ProcessGro
     try:
         outcome = (action(), "")
     except (ValueError, RunFailed) as error:
-        outcome = (None, str(error))
+        outcome = (None, message_of(error))
     except OSError as error:
         outcome = (None, f"{error.filename}: {error.strerror}")
     outcomes: list[Any] = [None] * torch.distributed.get_world_size(control)
@@ -138,13 +139,22 @@ def on_every(action: Callable[[], Result], control: torch.distributed.ProcessGro
     return [result for result, _ in outcomes]
 
 
+def _plain(failure: Exception | None) -> Exception | None:
+    """A failure as it can be sent to the other processes, which then fail alike."""
+    if failure is None or isinstance(failure, Mistake):
+        return failure
+    if isinstance(failure, RunFailed):
+        return RunFailed(str(failure), everyone=True)
+    return ValueError(str(failure))
+
+
 def _check_trackers(trackers: tuple[str, ...]) -> None:
     known = [str(tracker) for tracker in LoggerType]
     installed = [str(tracker) for tracker in get_available_trackers()]
     for tracker in trackers:
-        check_choice("--trackers", tracker, known)
+        check_choice("trackers", tracker, known)
         if tracker not in installed and tracker != "all":
-            raise ValueError(f"--trackers: the package of {tracker} is not installed")
+            raise Mistake("trackers", f"the package of {tracker} is not installed")
 
 
 def _keep_freed_memory() -> None:

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from tools.mistake import Mistake
 from tools.options.config import of_run
 from tools.options.recipes import Recipe
 from tools.run.checkpoint import latest_step
@@ -27,7 +28,7 @@ def lengthen(run: Run, config: Any, num_steps: int) -> None:
     old = of_run(type(config), run.config_path.read_text("utf-8"), source=str(run.config_path), checked=False)
     check_longer(old.recipe, config.recipe, done, num_steps, str(run.path))
     if latest_step(run.checkpoints) != done:
-        raise ValueError(f"--extend: the checkpoint of step {done} is not in {run.checkpoints} any more")
+        raise Mistake("extend", f"the checkpoint of step {done} is not in {run.checkpoints} any more")
     os.replace(run.results_path, run.path / f"results-{done}.json")
     run.keep_config(config)
 
@@ -35,29 +36,33 @@ def lengthen(run: Run, config: Any, num_steps: int) -> None:
 def check_longer(old: Recipe, new: Recipe, done: int, num_steps: int, run: str) -> None:
     """Refuse to go on from `done` steps to `num_steps`, if the rates so far are not the new recipe's."""
     if num_steps <= done:
-        raise ValueError(
-            f"--extend: '{run}' has {done:,} steps already, and {num_steps:,} are asked for; give more by "
-            "--recipe.steps or --recipe.epochs"
+        raise Mistake(
+            "extend",
+            f"'{run}' has {done:,} steps already, and {num_steps:,} are asked for",
+            "give more by `recipe.steps` or `recipe.epochs`",
         )
     if new.schedule == "cosine":
-        raise ValueError(
-            f"--extend: the cosine of '{run}' ended at its last step, where that of a longer training would "
-            "still be high: it is no beginning of one. Start a new run of the whole length, or one with "
-            f"--weights {run}/weights.safetensors and a cosine of its own"
+        raise Mistake(
+            "extend",
+            f"the cosine of '{run}' ended at its last step, where that of a longer training would "
+            "still be high: it is no beginning of one. Start a new run of the whole length, or "
+            f"one with `weights` {run}/weights.safetensors and a cosine of its own",
         )
     for option, before, after in (
-        ("--recipe.warmup", [round(old.warmup * done)], [round(new.warmup * num_steps)]),
-        ("--recipe.milestones", _turns(old, done, done), _turns(new, num_steps, done)),
+        ("recipe.warmup", [round(old.warmup * done)], [round(new.warmup * num_steps)]),
+        ("recipe.milestones", _turns(old, done, done), _turns(new, num_steps, done)),
     ):
         if before != after:
             right = " ".join(f"{turn / num_steps:.6g}" for turn in before)
-            raise ValueError(
-                f"{option}: is in parts of the length; for the rates that '{run}' had, of {num_steps:,} "
-                f"steps {f'it begins with {right}' if right else f'none may be in the first {done:,}'}"
+            raise Mistake(
+                option,
+                "is in parts of the length",
+                f"for the rates that '{run}' had, of {num_steps:,} steps "
+                f"{f'it begins with {right}' if right else f'none may be in the first {done:,}'}",
             )
     if new.factors[: len(_turns(old, done, done))] != old.factors[: len(_turns(old, done, done))]:
-        raise ValueError(
-            f"--recipe.factors: those of '{run}' were {old.factors}; --extend can only add to them"
+        raise Mistake(
+            "recipe.factors", f"those of '{run}' were {old.factors}", "`extend` can only add to them"
         )
 
 

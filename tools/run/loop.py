@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tools.failures import Interrupted, RunFailed, known_cause
+from tools.mistake import Mistake
 from tools.run.checkpoint import Written, all_finite, load_checkpoint, save_checkpoint, save_part
 from tools.run.council import Council, Meeting
 from tools.run.folder import Run
@@ -269,17 +270,19 @@ class Loop(Generic[BatchT]):
     def _agree_on_start(self, step: int) -> None:
         steps = self._accelerator.gather(torch.tensor([step], device=self._accelerator.device))
         if len(set(steps.tolist())) > 1:
-            raise ValueError(
-                f"--run: the processes see different checkpoints in '{self._run.path}'; it must be on a "
-                "file system that all machines share"
+            raise Mistake(
+                "run",
+                f"the processes see different checkpoints in '{self._run.path}'",
+                "it must be on a file system that all machines share",
             )
 
     def _compare_identity(self, saved: Mapping[str, Any]) -> None:
         for name, value in self._plan.identity.items():
             if saved.get(name) != value:
-                raise ValueError(
-                    f"--run: '{self._run.path}' was made with other data: {name} was {saved.get(name)!r}, "
-                    f"is {value!r}"
+                raise Mistake(
+                    "run",
+                    f"'{self._run.path}' was made with other data: {name} was "
+                    f"{saved.get(name)!r}, is {value!r}",
                 )
 
     def _insist_on_numbers(self, state: Mapping[str, Any]) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from tools.options.config import flag
+
 BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
 
 
@@ -40,6 +42,12 @@ class Job(Protocol[BatchT_contra]):
         """Go back to a saved state."""
 
 
+CURE = (
+    f"A lower {flag('recipe.lr')}, a warm-up ({flag('recipe.warmup')}) or {flag('recipe.clip_norm')} often "
+    "cures this."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How long, and what happens how often; 0 never evaluates."""
@@ -52,7 +60,7 @@ class Plan:
     seed: int
     identity: Mapping[str, Any]
     """What must be the same when a run is continued and no option says, such as the classes."""
-    cure: str = "A lower --recipe.lr, a warm-up (--recipe.warmup) or --recipe.clip-norm often cures this."
+    cure: str = CURE
     """What to try when a loss is no number."""
 
 

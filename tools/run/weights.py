@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tools.files.atomic import write_bytes
+from tools.mistake import Mistake
 from tools.options import plugins
 from tools.run.checkpoint import all_finite
 
@@ -46,34 +47,34 @@ def write_tensors(path: Path, named: Mapping[str, Tensor], notes: Mapping[str, s
     write_bytes(path, len(text).to_bytes(8, "little"), text, data[end:])
 
 
-def read_weights(path: Path, *, label: str = "--weights") -> dict[str, Tensor]:
+def read_weights(path: Path, *, label: str = "weights") -> dict[str, Tensor]:
     """The tensors of a weights file: safetensors, or a torch file of nothing but tensors."""
     if not path.is_file():
-        raise ValueError(f"{label}: there is no file '{path}'")
+        raise Mistake(label, f"there is no file '{path}'")
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors and torch raise many kinds for a foreign or torn file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{label}: cannot read '{path}' as weights: {reason}") from None
+        raise Mistake(label, f"cannot read '{path}' as weights: {reason}") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise ValueError(f"{label}: '{path}' holds something other than named tensors")
+        raise Mistake(label, f"'{path}' holds something other than named tensors")
     return loaded
 
 
-def read_notes(path: Path, *, label: str = "--weights") -> dict[str, Any]:
+def read_notes(path: Path, *, label: str = "weights") -> dict[str, Any]:
     """What is written beside the weights of a safetensors file of ours; nothing of another's."""
     if not path.is_file():
-        raise ValueError(f"{label}: there is no file '{path}'")
+        raise Mistake(label, f"there is no file '{path}'")
     try:
         with safetensors.safe_open(path, "pt") as file:
             notes = file.metadata() or {}
         read = {key: json.loads(text) for key, text in notes.items() if key not in ("format", "version")}
     except OSError as error:
-        raise ValueError(f"{label}: cannot read '{path}': {error.strerror or error}") from None
+        raise Mistake(label, f"cannot read '{path}': {error.strerror or error}") from None
     except (json.JSONDecodeError, RecursionError, safetensors.SafetensorError):
         return {}
     noted = read.get("plugins", {})
@@ -87,7 +88,7 @@ def load_weights(
     *,
     source: Path,
     skip: tuple[str, ...] = (),
-    label: str = "--weights",
+    label: str = "weights",
 ) -> None:
     """Put tensors into a module by name; names under a prefix of `skip` stay as initialised."""
     own = {name: value for name, value in module.state_dict().items() if not name.startswith(skip or "\n")}
@@ -98,18 +99,20 @@ def load_weights(
     ):
         if names:
             first = ", ".join(sorted(names)[:3])
-            raise ValueError(
-                f"{label}: '{source}' does not fit the network: it {complaint} {first}"
-                f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            raise Mistake(
+                label,
+                f"'{source}' does not fit the network: it {complaint} "
+                f"{first}{f' and {len(names) - 3} more' if len(names) > 3 else ''}",
             )
     for name, value in own.items():
         if value.shape != given[name].shape:
-            raise ValueError(
-                f"{label}: '{source}' does not fit the network: {name} has shape "
-                f"{tuple(given[name].shape)}, the network's is {tuple(value.shape)}"
+            raise Mistake(
+                label,
+                f"'{source}' does not fit the network: {name} has shape "
+                f"{tuple(given[name].shape)}, the network's is {tuple(value.shape)}",
             )
         if not all_finite(given[name]):
-            raise ValueError(f"{label}: '{source}' holds what is not a finite number, in {name}")
+            raise Mistake(label, f"'{source}' holds what is not a finite number, in {name}")
     module.load_state_dict(given, strict=not skip)
 
 

@@ -160,9 +160,9 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     assert "leave it out" in refusal(tmp_path, one + good, data="images")
     with pytest.raises(ValueError, match=r"cannot read 'nowhere\.toml'"):
         read_chapters(ChaptersConfig(chapters="nowhere.toml"))
-    with pytest.raises(ValueError, match="--run: name a folder"):
+    with pytest.raises(ValueError, match="run: name a folder"):
         ChaptersConfig(run="")
-    with pytest.raises(ValueError, match="--device: unknown value 'gpu'"):
+    with pytest.raises(ValueError, match="device: unknown value 'gpu'"):
         ChaptersConfig(device="gpu")
 
 

@@ -144,13 +144,13 @@ def test_a_pickle_that_asks_for_more_than_arrays_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["cifar10", "mnist", "imagenet", "tiny-imagenet", "imagenet32", "folder"])
 def test_a_missing_root_says_what_to_put_there(tmp_path: Path, name: str) -> None:
     missing = tmp_path / "nowhere"
-    with pytest.raises(ValueError, match=rf"--data\.root: {missing} is not a folder; for {name} put there"):
+    with pytest.raises(ValueError, match=rf"data\.root: {missing} is not a folder; for {name} put there"):
         load_data(DataConfig(name=name, root=str(missing)), 0)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist"])
 def test_an_empty_root_says_what_to_put_there_and_how_to_fetch_it(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=r"a file is missing .* --data\.download fetches it"):
+    with pytest.raises(ValueError, match=r"a file is missing .* data\.download fetches it"):
         load_data(DataConfig(name=name, root=str(tmp_path)), 0)
 
 
@@ -190,7 +190,7 @@ def test_too_few_images_for_a_split(tmp_path: Path) -> None:
     data = load_data(folder_set(tmp_path), 0)
     for split in (data.train, data.validation, data.test):
         assert set(split.labels.tolist()) == {0, 1, 2}
-    with pytest.raises(ValueError, match=r"--data\.train-size: 5 images are too few for 10 classes"):
+    with pytest.raises(ValueError, match=r"data\.train_size: 5 images are too few for 10 classes"):
         load_data(DataConfig(train_size=5), 0)
 
 

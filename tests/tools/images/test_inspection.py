@@ -80,7 +80,7 @@ def test_broken_images_are_all_named_at_once(photos: Path) -> None:
         ValueError, match=r"^--data\.root: 2 files below .* dog/3\.png .*owl/4\.jpg \(its"
     ) as said:
         read(photos)
-    assert "--data.skip-broken" in str(said.value)
+    assert "data.skip_broken" in str(said.value)
     for number in range(20):
         (photos / "owl" / f"bad{number}.png").touch()
     with pytest.raises(ValueError, match=r"22 files .* and 10 more; replace or remove them") as said:
@@ -111,7 +111,7 @@ def test_broken_images_of_imagenet_are_left_out_if_asked(photos: Path) -> None:
         data = load_data(config, 0)
         counts.append((len(data.train) + len(data.validation), len(data.test)))
     assert counts == [(31, 3), (29, 3)]
-    with pytest.raises(ValueError, match=r"--data\.skip-broken: is for folder and imagenet"):
+    with pytest.raises(ValueError, match=r"data\.skip_broken: is for folder and imagenet"):
         DataConfig(skip_broken=True)
 
 
@@ -146,7 +146,7 @@ def test_transparency_and_16_bits_keep_the_colours(tmp_path: Path) -> None:
 def test_very_few_images_end_in_a_sentence(tmp_path: Path) -> None:
     for name, count in (("cat", 2), ("dog", 9)):
         write_images(tmp_path / name, count)
-    with pytest.raises(ValueError, match=r"class 'cat' has too few .* validation .* --data\.validation 0$"):
+    with pytest.raises(ValueError, match=r"class 'cat' has too few .* validation .* data\.validation 0$"):
         read(tmp_path)
     assert len(read(tmp_path, validation=0.0).train) == 9
 

@@ -257,7 +257,7 @@ def test_training_on_no_images() -> None:
 
 def test_an_unknown_policy_is_named() -> None:
     config, data = shapes(auto_augment="rand-z9", workers=0)
-    with pytest.raises(ValueError, match=r"--data\.auto-augment: timm does not know the policy 'rand-z9'"):
+    with pytest.raises(ValueError, match=r"data\.auto_augment: timm does not know the policy 'rand-z9'"):
         train_loader(config, data)
 
 

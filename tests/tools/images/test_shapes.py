@@ -58,5 +58,5 @@ def test_no_single_factor_is_enough(num_classes: int) -> None:
 
 @pytest.mark.parametrize("num_classes", [1, MAX_CLASSES + 1])
 def test_too_few_or_many_classes(num_classes: int) -> None:
-    with pytest.raises(ValueError, match=r"--data\.num-classes"):
+    with pytest.raises(ValueError, match=r"data\.num_classes"):
         generate(10, num_classes=num_classes, image_size=8, seed=0, split="train")

@@ -82,14 +82,14 @@ def test_a_file_is_imported_once_as_a_module_of_its_own(tmp_path: Path) -> None:
 )
 def test_a_file_that_cannot_be_imported_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = written(tmp_path / "bad.py", text)
-    with pytest.raises(ValueError, match=f"^--plugins: '{path}'{message}$"):
+    with pytest.raises(ValueError, match=f"^plugins: '{path}'{message}$"):
         plugins.load([path])
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^--plugins: cannot read '.*gone.py': No such file or directory$"):
+    with pytest.raises(ValueError, match=r"^plugins: cannot read '.*gone.py': No such file or directory$"):
         plugins.load([str(tmp_path / "gone.py")])
-    with pytest.raises(ValueError, match=r"^--plugins: cannot read '.*': Is a directory$"):
+    with pytest.raises(ValueError, match=r"^plugins: cannot read '.*': Is a directory$"):
         plugins.load([str(tmp_path)])
 
 
@@ -114,7 +114,7 @@ def test_flags_and_the_file_of_config_are_told_apart(
 
 def test_code_that_only_a_config_names_is_not_run(tmp_path: Path) -> None:
     code = written(tmp_path / "code.py", "raise SystemExit('was run')\n")
-    with pytest.raises(ValueError, match=r"^--plugins: the --config names .*code\.py, which is code"):
+    with pytest.raises(ValueError, match=r"^plugins: the config names .*code\.py, which is code"):
         plugins.load_asked(None, (code,))
     plugins.load_asked((), (code,))  # a --plugins with nothing behind it: none
     with pytest.raises(ValueError, match="was run"):
@@ -127,8 +127,8 @@ def test_weights_know_the_files_they_were_made_with(tmp_path: Path) -> None:
     save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {"step": 1})
     assert read_notes(tmp_path / "x.safetensors")["plugins"]["noted.py"] == plugins.digests([mine])[mine]
     changed = {"noted.py": "0" * 64}
-    with pytest.raises(ValueError, match=r"^--weights: 'x' was made with noted\.py as it was then"):
-        plugins.check_noted(changed, "--weights", Path("x"))
+    with pytest.raises(ValueError, match=r"^weights: 'x' was made with noted\.py as it was then"):
+        plugins.check_noted(changed, "weights", Path("x"))
 
 
 def test_a_run_keeps_what_it_was_made_with(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_run_keeps_what_it_was_made_with(tmp_path: Path) -> None:
     moved = written(tmp_path / "moved.py", "one = 1\n")
     opened(tmp_path / "run", moved)  # the same file elsewhere
     Path(moved).write_text("one = 2\n")
-    with pytest.raises(ValueError, match=rf"^--plugins: since '.*run' began, '{moved}' has changed; give "):
+    with pytest.raises(ValueError, match=rf"^plugins: since '.*run' began, '{moved}' has changed; give "):
         opened(tmp_path / "run", moved)
     with pytest.raises(ValueError, match=rf"'{moved}' is not given any more; give "):
         opened(tmp_path / "run")

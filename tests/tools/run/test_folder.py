@@ -45,7 +45,7 @@ def test_differing_options_are_named(tmp_path: Path) -> None:
     run = opened(tmp_path / "r", Options())
     run.checkpoints.mkdir()
     (run.checkpoints / "step-00000001.json").touch()
-    with pytest.raises(ValueError, match=r"--rate \(was 0.1, is 0.2\)"):
+    with pytest.raises(ValueError, match=r"rate \(was 0.1, is 0.2\)"):
         opened(tmp_path / "r", Options(rate=0.2))
     assert "rate = 0.1" in (tmp_path / "r" / "config.toml").read_text()
 
@@ -68,9 +68,7 @@ def test_a_run_of_another_script_says_whose_it_is(tmp_path: Path, monkeypatch: p
         opened(tmp_path / "r", Options())
     # Of before names were kept.
     run.config_path.write_text('space = "tiny"\n')
-    with pytest.raises(
-        ValueError, match=r"--run: '.*r' was made by another script or version: .* key 'space'"
-    ):
+    with pytest.raises(ValueError, match=r"run: '.*r' was made by another script or version: .* key 'space'"):
         opened(tmp_path / "r", Options())
 
 

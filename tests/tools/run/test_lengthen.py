@@ -52,11 +52,11 @@ def test_rates_of_before_are_those_of_the_longer_training(old: Recipe, new: Reci
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        (Recipe(), Recipe(), "--extend: the cosine of 'r' ended at its last step, where that of a longer"),
-        (step(0.5), step(0.5), "--recipe.milestones: is in parts of the length; .* it begins with 0.125$"),
-        (step(1.0), step(0.125), "--recipe.milestones: .* of 400 steps none may be in the first 100$"),
-        (step(0.5), step(0.125, factors=(0.2,)), "--recipe.factors: those of 'r' were"),
-        (step(0.5, warmup=0.1), step(0.125, warmup=0.1), "--recipe.warmup: .* it begins with 0.025$"),
+        (Recipe(), Recipe(), "extend: the cosine of 'r' ended at its last step, where that of a longer"),
+        (step(0.5), step(0.5), "recipe.milestones: is in parts of the length; .* it begins with 0.125$"),
+        (step(1.0), step(0.125), "recipe.milestones: .* of 400 steps none may be in the first 100$"),
+        (step(0.5), step(0.125, factors=(0.2,)), "recipe.factors: those of 'r' were"),
+        (step(0.5, warmup=0.1), step(0.125, warmup=0.1), "recipe.warmup: .* it begins with 0.025$"),
     ],
 )
 def test_other_rates_are_refused_with_what_would_be_right(old: Recipe, new: Recipe, says: str) -> None:
