@@ -10,6 +10,7 @@ from local_learning.chain import Chain
 from local_learning.networks.catalogue import NETWORKS
 from local_learning.networks.init import initialise
 from local_learning.networks.traced import build_traced, split
+from tools.mistake import Mistake, quoted
 from tools.options.config import suggest
 from tools.options.plugins import ORIGIN, call, takes
 from tools.seeding import seed_globals
@@ -169,4 +170,4 @@ def seeded_chain(options: NetworkOptions, num_classes: int, image_size: int, in_
             pretrained=options.pretrained,
         )
     except ValueError as error:
-        raise ValueError(f"--network {options.network}: {error}") from error
+        raise Mistake(f"`network` {options.network}", quoted(error)) from error

@@ -11,6 +11,7 @@ from typing import Any
 from local_learning.cuts.balance import balanced_cuts
 from local_learning.cuts.head_width import PAPER, parse_head_width
 from tools.files.atomic import read_document, write_document
+from tools.mistake import Mistake, quoted
 from tools.options.config import suggest
 
 
@@ -174,7 +175,7 @@ def read_decoupling(path: str | Path) -> DecouplingFile:
         if num_layers is not None:
             decoupling.blocks(_positive("num_layers", num_layers))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise Mistake("", quoted(error), source=str(path)) from None
     return DecouplingFile(decoupling, network, num_layers, stem)
 
 

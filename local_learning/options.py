@@ -62,19 +62,19 @@ class GluingOptions:
         for name in ("penalty", "step"):
             values = getattr(self, name)
             if not values:
-                raise ValueError(f"--gluing.{name}: give one number for all boundaries, or one for each")
+                raise Mistake(f"gluing.{name}", "give one number for all boundaries, or one for each")
             for value in values:
-                check_range(f"--gluing.{name}", value, 0, open_low=True)
-        check_range("--gluing.h-steps", self.h_steps, 0)
-        check_range("--gluing.h-every", self.h_every, 1)
-        check_range("--gluing.refresh", self.refresh, 0)
+                check_range(f"gluing.{name}", value, 0, open_low=True)
+        check_range("gluing.h_steps", self.h_steps, 0)
+        check_range("gluing.h_every", self.h_every, 1)
+        check_range("gluing.refresh", self.refresh, 0)
         for name, off in (("h_every", 1), ("refresh", 0)):
             if getattr(self, name) > off and not self.cache:
-                raise ValueError(f"{flag(f'gluing.{name}')}: needs --gluing.cache; nothing is stored without")
+                raise Mistake(f"gluing.{name}", "needs `gluing.cache`", "nothing is stored without")
 
 
 def _check_ends(option: str, ends: tuple[float, ...]) -> None:
     if len(ends) != 2:
-        raise ValueError(f"{option}: takes two numbers, for the first and the last head, not {len(ends)}")
+        raise Mistake(option, f"takes two numbers, for the first and the last head, not {len(ends)}")
     for value in ends:
         check_range(option, value, 0)

@@ -14,6 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from local_learning.blocks import Block, Outcome
 from local_learning.groups import GroupedHeads, slice_sizes
 from local_learning.losses import Grouped, diversity_share, logits_of
+from tools.mistake import Mistake
 
 
 class Exchange(Protocol):
@@ -61,9 +62,11 @@ class Slice(Block):
         assert isinstance(heads, GroupedHeads)
         assert isinstance(objective, Grouped)
         if objective.weight and not objective.stop_gradient:
-            raise ValueError(
-                "--local.diversity-gradient: released sends gradients from one neuron group into another, "
-                "which cannot be where each has a process of its own; use stopped"
+            raise Mistake(
+                "local.diversity_gradient",
+                "released sends gradients from one neuron group into another, which cannot be "
+                "where each has a process of its own",
+                "use stopped",
             )
         layers, rows = slice_layers(block.layers, inputs, heads.sizes, index, first=first)
         super().__init__(layers, HeadOfSlice(heads, index), objective, layout=block.layout)

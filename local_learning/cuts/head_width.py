@@ -28,11 +28,11 @@ def parse_head_width(value: object) -> str | float:
 
 
 def check_head_width(text: str) -> None:
-    """Refuse what --head-width cannot be."""
+    """Refuse what `head_width` cannot be."""
     try:
         parse_head_width(text)
     except ValueError as error:
-        raise ValueError(f"--head-width: {error}") from None
+        raise Mistake("head_width", str(error)) from None
 
 
 def scale_of(asked: str | float, kind: str, in_chs: int, num_classes: int, width: float) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from local_learning.chain import Chain
 from local_learning.networks.articulation import Cut, find_cuts, free_nodes, open_modules, worth_tracing
 from local_learning.networks.tracing import Trace, Untraceable, follow_modes, trace
+from tools.mistake import Mistake
 
 
 def build_traced(
@@ -102,9 +103,10 @@ def _create(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
                     raise ValueError(f"{_OPTION[option]}: timm/{name} has no such option") from error
         except Exception as error:
             if pretrained:
-                raise ValueError(
-                    f"pretrained: no weights could be found for timm/{name} ({_line(error)}); "
-                    "--weights FILE takes a file"
+                raise Mistake(
+                    "pretrained",
+                    f"no weights could be found for timm/{name} ({_line(error)})",
+                    "`weights` FILE takes a file",
                 ) from error
             size = options.get("img_size")
             raise ValueError(f"timm/{name} cannot be made for image_size {size}: {_line(error)}") from error

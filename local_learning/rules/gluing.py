@@ -14,6 +14,7 @@ from local_learning.options import GluingOptions
 from local_learning.rules.engine import Engine, Means, Part, Report
 from local_learning.rules.gluing_cache import GluingCache, Inputs
 from tools.batchnorm import frozen_statistics
+from tools.mistake import Mistake
 
 
 class Gluing:
@@ -26,8 +27,8 @@ class Gluing:
     def __init__(self, engine: Engine, options: GluingOptions, *, num_images: int = 0) -> None:
         boundaries = engine.num_blocks - 1
         self._engine, self._options = engine, options
-        self._penalties = per_boundary("--gluing.penalty", options.penalty, boundaries)
-        self._steps = per_boundary("--gluing.step", options.step, boundaries)
+        self._penalties = per_boundary("gluing.penalty", options.penalty, boundaries)
+        self._steps = per_boundary("gluing.step", options.step, boundaries)
         self._variables = range(max(1, engine.own.start), engine.own.stop)
         """The blocks here whose inputs are gluing variables."""
         self._cache = GluingCache(options, num_images) if options.cache else None
@@ -154,8 +155,8 @@ class Gluing:
 def per_boundary(option: str, values: tuple[float, ...], boundaries: int) -> tuple[float, ...]:
     """One value per boundary between blocks, where one for all may have been given."""
     if len(values) not in (1, boundaries):
-        raise ValueError(
-            f"{option}: {len(values)} values for {boundaries} boundaries; give one, or one for each"
+        raise Mistake(
+            option, f"{len(values)} values for {boundaries} boundaries", "give one, or one for each"
         )
     return values if len(values) == boundaries else values * boundaries
 

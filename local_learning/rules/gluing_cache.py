@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from local_learning.options import GluingOptions
+from tools.mistake import Mistake
 
 Inputs = dict[int, Tensor]
 """The inputs of blocks, by the block's number, counted from 0."""
@@ -52,9 +53,11 @@ class GluingCache:
         size = count * sum(each[0].numel() * each.element_size() for each in found.values())
         available = psutil.virtual_memory().available
         if size > 0.9 * available:
-            raise ValueError(
-                f"--gluing.cache: {count:,} images' gluing variables take {size / 2**30:.1f} GiB, of which "
-                f"{available / 2**30:.1f} GiB are free; cut where the maps are smaller, or go without it"
+            raise Mistake(
+                "gluing.cache",
+                f"{count:,} images' gluing variables take {size / 2**30:.1f} GiB, of which "
+                f"{available / 2**30:.1f} GiB are free",
+                "cut where the maps are smaller, or go without it",
             )
         return {
             block: each.new_zeros((count, *each.shape[1:]), device="cpu") for block, each in found.items()

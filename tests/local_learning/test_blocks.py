@@ -276,7 +276,7 @@ def test_a_cut_beyond_the_last_layer() -> None:
 
 
 def test_a_head_that_there_is_not() -> None:
-    with pytest.raises(ValueError, match=r"^head 'auxx2' is unknown; did you mean 'aux2'\? --plugins "):
+    with pytest.raises(ValueError, match=r"^head 'auxx2' is unknown; did you mean 'aux2'\? plugins "):
         decouple(small_chain(), Decoupling((2, 4), ("linear", "auxx2")), CLASSES, SIZE)
 
 

@@ -153,7 +153,7 @@ def test_dropout_reaches_the_networks_that_have_one() -> None:
         ("timm/resnet18", {"width": 0.5}, "width: timm/resnet18 cannot be scaled"),
         ("timm/resnet18", {"init": "fan_out"}, "init: timm/resnet18 is initialised as timm does it"),
         ("timm/vgg11", {"drop_path": 0.1}, "drop_path: timm/vgg11 has no such option"),
-        ("timm/convnext_atto_rms", {"pretrained": True}, "pretrained: no weights .*--weights FILE"),
+        ("timm/convnext_atto_rms", {"pretrained": True}, "pretrained: no weights .*; weights FILE"),
     ],
 )
 def test_mistakes_are_named_in_one_line(name: str, options: dict[str, Any], message: str) -> None:

@@ -254,11 +254,11 @@ def test_initial_weights_follow_the_callers_seed(kind: str) -> None:
     [
         (
             ("aux5", 16, 8, 10),
-            "^head 'aux5' is unknown; did you mean 'aux4'\\? --plugins ",
+            "^head 'aux5' is unknown; did you mean 'aux4'\\? plugins ",
         ),
         (
             ("qqqq", 16, 8, 10),
-            "^head 'qqqq' is unknown; known: aux1, .*, linear; --plugins ",
+            "^head 'qqqq' is unknown; known: aux1, .*, linear; plugins ",
         ),
         (("linear", 0, 8, 10), "in_chs is 0; it must be at least 1"),
         (("linear", 16, 0, 10), "in_size is 0; it must be at least 1"),

@@ -38,24 +38,24 @@ def test_toml_gives_back_the_same_options() -> None:
 @pytest.mark.parametrize(
     ("cls", "values", "option"),
     [
-        (LocalLosses, {"similarity": 1.01}, "--local.similarity"),
-        (LocalLosses, {"similarity": -0.01}, "--local.similarity"),
-        (LocalLosses, {"reconstruction": (1.0, -1.0)}, "--local.reconstruction"),
-        (LocalLosses, {"reconstruction": (1.0,)}, "--local.reconstruction"),
-        (LocalLosses, {"prediction": (float("nan"), 1.0)}, "--local.prediction"),
-        (LocalLosses, {"prediction": (1.0, 1.0, 1.0)}, "--local.prediction"),
-        (LocalLosses, {"temperature": 0.0}, "--local.temperature"),
-        (LocalLosses, {"diversity": -0.5}, "--local.diversity"),
-        (LocalLosses, {"diversity_gradient": "stoped"}, "--local.diversity-gradient"),
-        (GluingOptions, {"penalty": (1.0, 0.0)}, "--gluing.penalty"),
-        (GluingOptions, {"penalty": ()}, "--gluing.penalty"),
-        (GluingOptions, {"step": (0.0,)}, "--gluing.step"),
-        (GluingOptions, {"step": ()}, "--gluing.step"),
-        (GluingOptions, {"h_steps": -1}, "--gluing.h-steps"),
-        (GluingOptions, {"h_every": 0, "cache": True}, "--gluing.h-every"),
-        (GluingOptions, {"h_every": 2}, "--gluing.h-every"),
-        (GluingOptions, {"refresh": -1, "cache": True}, "--gluing.refresh"),
-        (GluingOptions, {"refresh": 1}, "--gluing.refresh"),
+        (LocalLosses, {"similarity": 1.01}, "local.similarity"),
+        (LocalLosses, {"similarity": -0.01}, "local.similarity"),
+        (LocalLosses, {"reconstruction": (1.0, -1.0)}, "local.reconstruction"),
+        (LocalLosses, {"reconstruction": (1.0,)}, "local.reconstruction"),
+        (LocalLosses, {"prediction": (float("nan"), 1.0)}, "local.prediction"),
+        (LocalLosses, {"prediction": (1.0, 1.0, 1.0)}, "local.prediction"),
+        (LocalLosses, {"temperature": 0.0}, "local.temperature"),
+        (LocalLosses, {"diversity": -0.5}, "local.diversity"),
+        (LocalLosses, {"diversity_gradient": "stoped"}, "local.diversity_gradient"),
+        (GluingOptions, {"penalty": (1.0, 0.0)}, "gluing.penalty"),
+        (GluingOptions, {"penalty": ()}, "gluing.penalty"),
+        (GluingOptions, {"step": (0.0,)}, "gluing.step"),
+        (GluingOptions, {"step": ()}, "gluing.step"),
+        (GluingOptions, {"h_steps": -1}, "gluing.h_steps"),
+        (GluingOptions, {"h_every": 0, "cache": True}, "gluing.h_every"),
+        (GluingOptions, {"h_every": 2}, "gluing.h_every"),
+        (GluingOptions, {"refresh": -1, "cache": True}, "gluing.refresh"),
+        (GluingOptions, {"refresh": 1}, "gluing.refresh"),
     ],
 )
 def test_a_mistake_is_refused_by_name(cls: type[Any], values: dict[str, Any], option: str) -> None:
@@ -71,7 +71,7 @@ def test_ends_of_the_ranges_are_allowed() -> None:
 
 
 def test_a_file_with_three_ends_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"--local.prediction: takes two numbers.*not 3"):
+    with pytest.raises(ValueError, match=r"local.prediction: takes two numbers.*not 3"):
         from_toml(Both, "[local]\nprediction = [1, 1, 1]\n", source="x")
 
 

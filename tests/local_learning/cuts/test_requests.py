@@ -67,7 +67,7 @@ def test_mistakes_say_what_would_be_right(
     text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"^--decoupling: ") as caught:
+    with pytest.raises(ValueError, match=r"^decoupling: ") as caught:
         parse_request(text)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -216,7 +216,7 @@ def test_new_and_known_images_in_one_batch() -> None:
 
 def test_values_per_boundary() -> None:
     net = small_net(CUTS)
-    with pytest.raises(ValueError, match=r"--gluing\.penalty: 2 values for 3 boundaries"):
+    with pytest.raises(ValueError, match=r"gluing\.penalty: 2 values for 3 boundaries"):
         Gluing(engine_of(net), GluingOptions(penalty=(1.0, 2.0)))
 
 
