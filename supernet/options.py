@@ -31,21 +31,21 @@ class PathOptions:
     """fair: the gradients of stem and tail, which all paths share: sum, or mean over the paths."""
 
     def __post_init__(self) -> None:
-        check_choice("--paths.draw", self.draw, ("strings", "networks"))
+        check_choice("paths.draw", self.draw, ("strings", "networks"))
         if self.draw == "networks" and not self.canonical:
-            raise ValueError(
-                "--paths.canonical: networks are drawn with their skips last; leave it on, or draw strings"
+            raise Mistake(
+                "paths.canonical", "networks are drawn with their skips last", "leave it on, or draw strings"
             )
-        check_range("--paths.min-macs", self.min_macs, 0)
-        check_range("--paths.max-macs", self.max_macs, 0)
-        check_range("--paths.bin-macs", self.bin_macs, 1 if self.bin_macs else 0)
-        check_choice("--paths.skip", self.skip, ("auto", "op", "left_out"))
-        check_choice("--paths.shared-scale", self.shared_scale, ("sum", "mean"))
+        check_range("paths.min_macs", self.min_macs, 0)
+        check_range("paths.max_macs", self.max_macs, 0)
+        check_range("paths.bin_macs", self.bin_macs, 1 if self.bin_macs else 0)
+        check_choice("paths.skip", self.skip, ("auto", "op", "left_out"))
+        check_choice("paths.shared_scale", self.shared_scale, ("sum", "mean"))
         if self.max_macs and self.max_macs <= self.min_macs:
-            raise ValueError("--paths.max-macs: must be over --paths.min-macs")
+            raise Mistake("paths.max_macs", "must be over `paths.min_macs`")
         if self.bin_macs and not self.max_macs:
-            raise ValueError(
-                "--paths.bin-macs: divides the way from --paths.min-macs to --paths.max-macs; give both"
+            raise Mistake(
+                "paths.bin_macs", "divides the way from `paths.min_macs` to `paths.max_macs`", "give both"
             )
 
 
@@ -77,13 +77,13 @@ class LayerwiseOptions:
     numbers."""
 
     def __post_init__(self) -> None:
-        check_choice("--layerwise.partner", self.partner, ("module", "layer", "permutation"))
-        check_choice("--layerwise.partner-statistics", self.partner_statistics, ("batch", "track", "eval"))
-        check_choice("--layerwise.decoders", self.decoders, ("layer", "module"))
-        check_choice("--layerwise.decoder-gradient", self.decoder_gradient, ("sum", "mean"))
-        check_choice("--layerwise.last-decoder", self.last_decoder, ("tail", "local"))
-        check_choice("--layerwise.stem", self.stem, ("layer", "frozen"))
-        check_choice("--layerwise.update", self.update, ("immediate", "deferred"))
+        check_choice("layerwise.partner", self.partner, ("module", "layer", "permutation"))
+        check_choice("layerwise.partner_statistics", self.partner_statistics, ("batch", "track", "eval"))
+        check_choice("layerwise.decoders", self.decoders, ("layer", "module"))
+        check_choice("layerwise.decoder_gradient", self.decoder_gradient, ("sum", "mean"))
+        check_choice("layerwise.last_decoder", self.last_decoder, ("tail", "local"))
+        check_choice("layerwise.stem", self.stem, ("layer", "frozen"))
+        check_choice("layerwise.update", self.update, ("immediate", "deferred"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from supernet.sampling import LimitedSampler, bins, permutations, sample, sample
 from supernet.space import Architecture
 from supernet.strategy import MakeOptimizer, SharedStem, Strategy
 from supernet.supernet import Supernet
+from tools.mistake import Mistake
 
 
 class EndToEnd(Strategy):
@@ -142,9 +143,10 @@ def _fair_members(net: Supernet, skip: str) -> list[tuple[int, ...]]:
     if len(counts if with_skip else weighted) > 1:
         numbers = ", ".join(map(str, sorted(counts if with_skip else weighted)))
         counted, other = ("with", "left_out") if with_skip else ("without", "op")
-        raise ValueError(
-            f"--strategy fair: every layer must have as many candidates; {counted} skip those of "
-            f"{space.name} have {numbers} (--paths.skip {other} counts the other way)"
+        raise Mistake(
+            "`strategy` fair",
+            f"every layer must have as many candidates; {counted} skip those of {space.name} have "
+            f"{numbers} (`paths.skip` {other} counts the other way)",
         )
     return [tuple(range(len(layer))) if with_skip else layer.weighted for layer in space.layers]
 
@@ -155,9 +157,10 @@ def _bins(options: PathOptions, sampler: LimitedSampler) -> list[tuple[int, int]
     every = bins(low, high, int(options.bin_macs)) if options.bin_macs else [(low, high)]
     found = [(start, stop) for start, stop in every if sampler.count(stop, start)]
     if not found:
-        option = "--paths.max-macs" if options.max_macs else "--paths.min-macs"
-        raise ValueError(
-            f"{option}: no path has {low:,} to {high:,} MACs; the cheapest has {sampler.cost.least:,}, the "
-            f"dearest {sampler.cost.most:,}"
+        option = "paths.max_macs" if options.max_macs else "paths.min_macs"
+        raise Mistake(
+            option,
+            f"no path has {low:,} to {high:,} MACs",
+            f"the cheapest has {sampler.cost.least:,}, the dearest {sampler.cost.most:,}",
         )
     return found

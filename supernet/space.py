@@ -16,6 +16,7 @@ import torch
 from supernet.layers import Op, Place, Skip, Style
 from supernet.tail import Tail, build_tail
 from tools.cost import count_macs, count_params
+from tools.mistake import Mistake, quoted
 
 
 @dataclass(frozen=True)
@@ -290,7 +291,7 @@ def _cost_of(op: Op, place: Place, style: Style, size: int, where: str) -> Cost:
             module = op.build(place, style)
         return Cost(count_macs(module, (place.in_chs, size, size)), count_params(module))
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise Mistake("", f"{where}: {quoted(error)}") from None
 
 
 def stage(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from local_learning.decoupling import DecouplingFile
+from tools.mistake import Mistake
 
 FUSED, UNIT = "fused", "unit"
 
@@ -47,7 +48,7 @@ def recounted(file: DecouplingFile, num_stem: int, how: str) -> DecouplingFile:
     One that names no network was written by hand, for the chain as it is.
 
     Raises:
-        ValueError: where a cut lies in the stem, or right behind it, which only `--stem unit` has.
+        ValueError: where a cut lies in the stem, or right behind it, which only the stem unit has.
     """
     of_architecture = "/" in file.network and not file.network.startswith("timm/")
     theirs = file.stem or (UNIT if of_architecture else how)
@@ -56,9 +57,11 @@ def recounted(file: DecouplingFile, num_stem: int, how: str) -> DecouplingFile:
     shift = num_stem if how == UNIT else -num_stem
     cuts = tuple(cut + shift for cut in file.decoupling.cuts)
     if cuts and cuts[0] < 1:
-        raise ValueError(
+        raise Mistake(
+            "",
             f"its cut after {file.decoupling.cuts[0]} counts the stem as layers of its own, and leaves no "
-            "chosen layer in the first block; give --stem unit too"
+            "chosen layer in the first block",
+            "give `stem` unit too",
         )
     num_layers = file.num_layers and file.num_layers + shift
     moved = replace(file.decoupling, cuts=cuts)

@@ -11,6 +11,7 @@ from supernet.sampling import sample, stream
 from supernet.strategy import MakeOptimizer, Strategy
 from supernet.supernet import Supernet
 from tools.batchnorm import frozen_statistics
+from tools.mistake import Mistake
 from tools.options.plugins import call
 
 register_strategy = STRATEGIES.register
@@ -45,7 +46,7 @@ def make_strategy(
         options=(layerwise or LayerwiseOptions()) if by_layer else (paths or PathOptions()),
     )
     if not isinstance(strategy, Strategy) or not strategy.optimizers:
-        raise ValueError(f"--strategy {name}: must make a Strategy that has an optimiser or more")
+        raise Mistake(f"`strategy` {name}", "must make a Strategy that has an optimiser or more")
     return strategy
 
 

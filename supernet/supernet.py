@@ -95,7 +95,7 @@ def initialise(module: nn.Module, tail: nn.Module, classifier_init: str) -> None
     timm's range for a classifier, 1 / sqrt(classes), fits a thousand classes: with ten, the first losses are
     far over log(classes). With `classifier_init` "timm" it is taken all the same.
     """
-    check_choice("--classifier-init", classifier_init, CLASSIFIER_INITS)
+    check_choice("classifier_init", classifier_init, CLASSIFIER_INITS)
     classifier = tail.get_submodule("fc")
     of_torch = copy.deepcopy(classifier.state_dict())  # as it was built, so that no more is drawn
     efficientnet_init_weights(module)

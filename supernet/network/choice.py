@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from supernet.options import CLASSIFIER_INITS
-from tools.options.config import check_choice, check_range, flag
+from tools.mistake import Mistake
+from tools.options.config import check_choice, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,24 +41,24 @@ class NetworkChoice:
 
     def check_network(self) -> None:
         """Refuse what is out of range, or does not go together."""
-        check_range("--width", self.width, 0, open_low=True)
-        check_range("--dropout", self.dropout, 0, 0.99)
-        check_range("--drop-path", self.drop_path, 0, 0.99)
-        check_choice("--init", self.init, ("fan_in", "fan_out"))
-        check_choice("--classifier-init", self.classifier_init, CLASSIFIER_INITS)
-        check_choice("--stem", self.stem, ("fused", "unit"))
+        check_range("width", self.width, 0, open_low=True)
+        check_range("dropout", self.dropout, 0, 0.99)
+        check_range("drop_path", self.drop_path, 0, 0.99)
+        check_choice("init", self.init, ("fan_in", "fan_out"))
+        check_choice("classifier_init", self.classifier_init, CLASSIFIER_INITS)
+        check_choice("stem", self.stem, ("fused", "unit"))
         if self.pretrained and self.weights:
-            raise ValueError("--pretrained: cannot go with --weights; choose one")
+            raise Mistake("pretrained", "cannot go with `weights`", "choose one")
         if self.classifier_init != NetworkChoice.classifier_init and not self.architecture:
-            raise ValueError(
-                "--classifier-init: goes with --architecture; --network has an --init of its own"
-            )
+            raise Mistake("classifier_init", "goes with `architecture`", "`network` has an `init` of its own")
         if self.architecture:
-            network = type(self).__dataclass_fields__["network"].default
-            if self.network != network:
-                raise ValueError(f"--network: cannot go with --architecture; leave {self.network} out")
-            for name in ("width", "drop_path", "init", "pretrained"):
-                if getattr(self, name) != getattr(NetworkChoice, name):
-                    raise ValueError(
-                        f"{flag(name)}: goes with --network; the file of --architecture says it all"
-                    )
+            self.check_no_network("`architecture`", "the file of `architecture`")
+
+    def check_no_network(self, option: str, source: str) -> None:
+        """Refuse what is about a network, where an option names architectures, which a source describes."""
+        network = type(self).__dataclass_fields__["network"].default
+        if self.network != network:
+            raise Mistake("network", f"cannot go with {option}", f"leave {self.network} out")
+        for name in ("width", "drop_path", "init", "pretrained"):
+            if getattr(self, name) != getattr(NetworkChoice, name):
+                raise Mistake(name, "goes with `network`", f"{source} says it all")

@@ -11,6 +11,7 @@ from supernet.presets import PRESETS, SPACES, preset
 from supernet.space import Architecture, Fixed, Layer, Space, stage
 from supernet.tail import Tail
 from tools.files.atomic import check_format, read_document, write_document
+from tools.mistake import Mistake, quoted
 from tools.options.config import suggest
 from tools.options.plugins import call
 
@@ -29,7 +30,7 @@ def find_space(name: str, *, num_classes: int, image_size: int, in_chs: int = 3)
         return replace(space, name=name)
     path = Path(name)
     if path.suffix not in (".toml", ".json"):
-        raise ValueError(f"space '{name}' is unknown{SPACES.hint(name)}, or name a .toml or .json file")
+        raise Mistake("", f"space '{name}' is unknown{SPACES.hint(name)}, or name a .toml or .json file")
     description = read_space_file(path)
     try:
         return space_from(
@@ -37,7 +38,7 @@ def find_space(name: str, *, num_classes: int, image_size: int, in_chs: int = 3)
             name=path.stem,
         )
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise Mistake("", quoted(error), source=str(path)) from None
 
 
 def read_space_file(path: Path) -> dict[str, Any]:
@@ -129,11 +130,11 @@ def save_space(path: Path, space: Space) -> None:
 
 def load_space(path: Path) -> Space:
     """Read a space's document, for the images that it was written for."""
+    description = read_space_file(path)
     try:
-        return space_from(read_space_file(path), name=path.stem)
+        return space_from(description, name=path.stem)
     except ValueError as error:
-        what = str(error)
-        raise ValueError(what if str(path) in what else f"{path}: {what}") from None
+        raise Mistake("", quoted(error), source=str(path)) from None
 
 
 def save_architecture(path: Path, architecture: Architecture, space: Space, **notes: Any) -> None:
@@ -209,7 +210,7 @@ def listed(path: Path, choices: Any, space: Space) -> Architecture:
     try:
         space.validate(architecture)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise Mistake("", quoted(error), source=str(path)) from None
     return architecture
 
 
@@ -244,7 +245,7 @@ def _op(word: Any, where: str) -> Op:
     try:
         return parse_op(word)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise Mistake("", f"{where}: {quoted(error)}") from None
 
 
 def _whole(entry: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from supernet.network.documents import space_from, space_to
 from supernet.space import Space
 from supernet.supernet import Supernet
+from tools.mistake import Mistake, quoted
 from tools.run.weights import load_weights, read_notes, read_weights, save_weights
 
 SNAPSHOTS = "snapshots"
@@ -41,7 +42,7 @@ def weights_file(path: Path) -> Path:
     return path / "weights.safetensors" if path.is_dir() else path
 
 
-def load_supernet(path: Path, *, label: str = "--supernet") -> Supernet:
+def load_supernet(path: Path, *, label: str = "supernet") -> Supernet:
     """The supernet of a weights file, or of a run's folder (its weights after the last step)."""
     file = weights_file(path)
     tensors = read_weights(file, label=label)
@@ -50,19 +51,19 @@ def load_supernet(path: Path, *, label: str = "--supernet") -> Supernet:
     return net
 
 
-def supernet_space(path: Path, *, label: str = "--supernet") -> Space:
+def supernet_space(path: Path, *, label: str = "supernet") -> Space:
     """The space alone."""
+    notes = supernet_notes(path, label=label)
     try:
-        return space_from(supernet_notes(path, label=label)["space"])
+        return space_from(notes["space"])
     except ValueError as error:
-        named = str(weights_file(path)) in str(error)
-        raise error if named else ValueError(f"{label}: '{weights_file(path)}': {error}") from None
+        raise Mistake(label, f"'{weights_file(path)}': {quoted(error)}") from None
 
 
-def supernet_notes(path: Path, *, label: str = "--supernet") -> dict[str, Any]:
+def supernet_notes(path: Path, *, label: str = "supernet") -> dict[str, Any]:
     """What is written beside the weights: the space, and what `save_supernet` was given."""
     file = weights_file(path)
     notes = read_notes(file, label=label)
     if not isinstance(notes.get("space"), dict) or not isinstance(notes.get("config", ""), str):
-        raise ValueError(f"{label}: '{file}' holds weights, but not those of a supernet")
+        raise Mistake(label, f"'{file}' holds weights, but not those of a supernet")
     return notes

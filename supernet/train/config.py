@@ -21,7 +21,7 @@ def check_shift_images(option: str, count: int) -> None:
     """Refuse too few to compare modules on."""
     check_range(option, count, 0)
     if 0 < count < 4:
-        raise ValueError(f"{option}: modules are compared on 4 images or more; 0: they are not")
+        raise Mistake(option, "modules are compared on 4 images or more", "0: they are not")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,12 @@ class RecordOptions:
     """Batch size for which each candidate's latency is measured at the end; 0: it is not."""
 
     def __post_init__(self) -> None:
-        check_range("--records.probes", self.probes, 0, 1000)
-        check_range("--records.validation-images", self.validation_images, 0)
-        check_range("--records.calibration-images", self.calibration_images, 2)
-        check_range("--records.calibration-batch", self.calibration_batch, 2)
-        check_shift_images("--records.shift-images", self.shift_images)
-        check_range("--records.latency-batch", self.latency_batch, 0)
+        check_range("records.probes", self.probes, 0, 1000)
+        check_range("records.validation_images", self.validation_images, 0)
+        check_range("records.calibration_images", self.calibration_images, 2)
+        check_range("records.calibration_batch", self.calibration_batch, 2)
+        check_shift_images("records.shift_images", self.shift_images)
+        check_range("records.latency_batch", self.latency_batch, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +95,13 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
         check_choice("--classifier-init", self.classifier_init, CLASSIFIER_INITS)
         check_range("--tail-steps", self.tail_steps, 0)
         if self.extend and self.tail_steps:
-            raise ValueError("--extend: cannot go with --tail-steps, which are trained behind the last step")
+            raise Mistake("extend", "cannot go with `tail_steps`, which are trained behind the last step")
         self._check_recipe()
         self._check_objective()
         self._check_idle()
         if self.precision == "fp16" and self.layerwise.update == "deferred":
-            raise ValueError(
-                "--layerwise.update: fp16 scales its losses anew at each update; leave it immediate"
+            raise Mistake(
+                "layerwise.update", "fp16 scales its losses anew at each update", "leave it immediate"
             )
 
     @property
@@ -120,23 +120,27 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
 
     def _check_recipe(self) -> None:
         if self.recipe.accumulate > 1:
-            raise ValueError(
-                "--recipe.accumulate: a supernet's batch is not run in parts; greedy and nongreedy need less "
-                "memory"
+            raise Mistake(
+                "recipe.accumulate",
+                "a supernet's batch is not run in parts",
+                "greedy and nongreedy need less memory",
             )
         if self.recipe.ema:
-            raise ValueError("--recipe.ema: a supernet keeps no average of its weights; leave it at 0")
+            raise Mistake("recipe.ema", "a supernet keeps no average of its weights", "leave it at 0")
 
     def _check_objective(self) -> None:
         if self.tail_steps and not self.trains_tail_apart:
-            raise ValueError(
-                "--tail-steps: this training has trained the tail already; they go with --objective infonce "
-                "or --layerwise.last-decoder local"
+            raise Mistake(
+                "tail_steps",
+                "this training has trained the tail already",
+                "they go with `objective` infonce or `layerwise.last_decoder` local",
             )
         if self.trains_tail_apart and not self.tail_steps:
-            raise ValueError(
-                f"--tail-steps: this training leaves the {self.trains_tail_apart} untrained, and no "
-                "architecture could be scored; give some"
+            raise Mistake(
+                "tail_steps",
+                f"this training leaves the {self.trains_tail_apart} untrained, and no "
+                "architecture could be scored",
+                "give some",
             )
         if not OBJECTIVES[self.objective].labels and (self.data.mixup or self.data.cutmix):
             raise ValueError(

@@ -29,6 +29,7 @@ from tools.cost import count_params
 from tools.images.datasets import Data, load_data
 from tools.images.loaders import make_train_loader
 from tools.layout import use_channels_last
+from tools.mistake import Mistake
 from tools.optim import make_optimizer, start_momentum
 from tools.options.config import to_toml
 from tools.options.plugins import call
@@ -60,7 +61,7 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
     find_space(config.space, num_classes=10, image_size=config.data.size)
     data = load_data(config.data, config.seed)
     if not len(data.validation):
-        raise ValueError("--data.validation: a supernet is judged on validation images; keep some")
+        raise Mistake("data.validation", "a supernet is judged on validation images", "keep some")
     space = find_space(
         config.space, num_classes=data.num_classes, image_size=data.image_size, in_chs=data.channels
     )
@@ -148,9 +149,9 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
 def _check(config: SupernetConfig, accelerator: Accelerator) -> None:
     ranks = accelerator.num_processes
     if config.recipe.batch_size < 2 * ranks:
-        raise ValueError("--recipe.batch-size: BatchNorm needs two images or more on each process")
+        raise Mistake("recipe.batch_size", "BatchNorm needs two images or more on each process")
     if config.compile and ranks > 1 and config.sync_batchnorm:
-        raise ValueError("--compile: with several processes it goes with --no-sync-batchnorm")
+        raise Mistake("compile", "with several processes it goes with `sync_batchnorm=False`")
 
 
 def _supernet(config: SupernetConfig, space: Space, accelerator: Accelerator) -> Supernet:
