@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from supernet.additive import TICKS, Additive
 from supernet.sampling import LimitedSampler, sample
 from supernet.space import Architecture, Space
+from tools.mistake import Mistake
 
 Costs = NDArray[np.int64]
 
@@ -29,7 +30,7 @@ UNITS = {"macs": (1, " MACs"), "params": (1, " parameters"), "latency": (TICKS /
 UNITS |= {"activations": (2**20, " MiB of activations")}
 
 
-class Infeasible(ValueError):
+class Infeasible(Mistake):
     """No network, or fewer than are needed, keep the limits."""
 
 
@@ -68,10 +69,11 @@ class Limits:
         self._room = np.array([limit.high - limit.cost.fixed for limit in limits] or [0])
         for limit, run in itertools.product(limits if canonical else (), space.runs):
             if len({limit.cost.table[layer] for layer in run}) > 1:
-                raise ValueError(
+                raise Mistake(
+                    "",
                     f"{limit.cost.name}: layers {run[0] + 1} to {run[-1] + 1} of {space.name} are equal, but "
-                    "their costs are not; then networks that differ in where they skip must be told apart "
-                    "(--no-canonical)"
+                    "their costs are not",
+                    "then networks that differ in where they skip must be told apart (`canonical=False`)",
                 )
 
     def form(self, architecture: Architecture) -> Architecture:
@@ -97,8 +99,9 @@ class Limits:
             if limit.cost.least > limit.high:
                 cheapest = limit.cost.cheapest
                 raise Infeasible(
+                    "",
                     f"no architecture of {self.space.name} has {limit}; the cheapest, {cheapest}, has "
-                    f"{shown(limit.cost.name, limit.cost.least)}"
+                    f"{shown(limit.cost.name, limit.cost.least)}",
                 )
         found = len(list(itertools.islice(self.networks(), count)))
         asked = " and ".join(map(str, self.limits))
@@ -109,18 +112,21 @@ class Limits:
                 for limit in self.limits
             )
             raise Infeasible(
-                f"no architecture of {self.space.name} keeps all limits, {asked}, at once: {reasons}"
+                "", f"no architecture of {self.space.name} keeps all limits, {asked}, at once: {reasons}"
             )
         whole = self.space.num_networks if self._canonical else self.space.size
         if whole < count:
             raise TooMany(
-                f"{self.space.name} has only {whole} networks, and {count} are needed for a population; "
-                "lower the population"
+                "",
+                f"{self.space.name} has only {whole} networks, and {count} are needed for a population",
+                "lower the population",
             )
         if found < count:
             raise Infeasible(
+                "",
                 f"only {found} networks of {self.space.name} have {asked}, and {count} are needed for a "
-                "population; raise the limit, or lower the population"
+                "population",
+                "raise the limit, or lower the population",
             )
 
     def networks(self) -> Iterator[Architecture]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tools.files.atomic import read_document, write_document
+from tools.mistake import Mistake, quoted
 
 
 class Array(Protocol):
@@ -75,7 +76,7 @@ def load_relaxation(path: str | Path) -> Relaxation:
         facts = {key: document[key] for key in document if key not in (*_KEYS, "format", "version")}
         return Relaxation(**content, facts=facts)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise Mistake("", quoted(error), source=str(path)) from None
 
 
 def checked(alpha: Rows, beta: Rows, head_kinds: Sequence[str]) -> tuple[Values, Values]:

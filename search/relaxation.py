@@ -20,6 +20,7 @@ from local_learning.losses import cross_entropy
 from search.cuts.config import SEARCHABLE
 from search.discretisation import discretise
 from search.mixture import mixed_logits
+from tools.mistake import Mistake
 
 __all__ = ["Gradients", "RelaxedNet", "discretise"]
 

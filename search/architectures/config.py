@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from search.methods import METHODS
 from tools.images.options import DataConfig, PlaceOptions
+from tools.mistake import Mistake
 from tools.options.config import check_choice, check_idle, check_range
 from tools.options.shared import RunOptions
 
@@ -33,16 +34,16 @@ class BreedingOptions:
     """regularised: so many mutants are scored at once."""
 
     def __post_init__(self) -> None:
-        check_range("--breeding.parents", self.parents, 1)
-        check_range("--breeding.mutation", self.mutation, 0, 1, open_low=True)
-        check_choice("--breeding.crossover", self.crossover, ("uniform", "one_point"))
-        check_choice("--breeding.over-limit", self.over_limit, ("repair", "dominate"))
-        check_range("--breeding.sample", self.sample, 1)
-        check_range("--breeding.brood", self.brood, 1)
+        check_range("breeding.parents", self.parents, 1)
+        check_range("breeding.mutation", self.mutation, 0, 1, open_low=True)
+        check_choice("breeding.crossover", self.crossover, ("uniform", "one_point"))
+        check_choice("breeding.over_limit", self.over_limit, ("repair", "dominate"))
+        check_range("breeding.sample", self.sample, 1)
+        check_range("breeding.brood", self.brood, 1)
         if not self.objectives or len(set(self.objectives)) != len(self.objectives):
-            raise ValueError("--breeding.objectives: name one cost or more, each once")
+            raise Mistake("breeding.objectives", "name one cost or more, each once")
         for name in self.objectives:
-            check_choice("--breeding.objectives", name, COSTS)
+            check_choice("breeding.objectives", name, COSTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +65,18 @@ class ScoringOptions:
     """The part that the newest batch has in ema."""
 
     def __post_init__(self) -> None:
-        check_range("--scoring.validation-images", self.validation_images, 0)
-        check_range("--scoring.batch", self.batch, 1)
-        check_choice("--scoring.statistics", self.statistics, ("cumulative", "ema", "supernet"))
-        check_range("--scoring.calibration-images", self.calibration_images, 2)
-        check_range("--scoring.calibration-batch", self.calibration_batch, 2)
-        check_range("--scoring.momentum", self.momentum, 0, 1, open_low=True)
+        check_range("scoring.validation_images", self.validation_images, 0)
+        check_range("scoring.batch", self.batch, 1)
+        check_choice("scoring.statistics", self.statistics, ("cumulative", "ema", "supernet"))
+        check_range("scoring.calibration_images", self.calibration_images, 2)
+        check_range("scoring.calibration_batch", self.calibration_batch, 2)
+        check_range("scoring.momentum", self.momentum, 0, 1, open_low=True)
         used = {"validation_images", "batch", "statistics"}
         if self.statistics != "supernet":
             used |= {"calibration_images", "calibration_batch"}
         if self.statistics == "ema":
             used.add("momentum")
-        check_idle("scoring", self, used, f"--scoring.statistics {self.statistics}")
+        check_idle("scoring", self, used, f"`scoring.statistics` {self.statistics}")
 
 
 @dataclass(frozen=True, kw_only=True)

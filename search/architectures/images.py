@@ -17,7 +17,8 @@ from tools.files.provenance import sha256
 from tools.images.datasets import Data, fixed_part, load_data, whole_batches
 from tools.images.loaders import Batch, eval_batches
 from tools.images.options import DataConfig, PlaceOptions
-from tools.options.config import flag, flatten, of_run
+from tools.mistake import Mistake, quoted
+from tools.options.config import flatten, of_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +99,18 @@ def data_options(supernet: Path, data: PlaceOptions | DataConfig, seed: int) -> 
     text = supernet_notes(supernet).get("config")
     if text is None:
         return DataConfig(**given), seed, False
-    trained = of_run(SupernetConfig, text, source=f"--supernet: '{supernet}'")
+    try:
+        trained = of_run(SupernetConfig, text, source=f"'{supernet}'")
+    except ValueError as error:
+        raise Mistake("supernet", quoted(error)) from None
     places = {option.name for option in fields(PlaceOptions)}
     for name, value in given.items():
         if name not in places and value != getattr(trained.data, name):
-            raise ValueError(
-                f"{flag(f'data.{name}')}: the supernet was trained with {getattr(trained.data, name)!r}, and "
-                "what scores its networks must be apart from those images; leave it out"
+            raise Mistake(
+                f"data.{name}",
+                f"the supernet was trained with {getattr(trained.data, name)!r}, and what scores "
+                "its networks must be apart from those images",
+                "leave it out",
             )
     return replace(trained.data, **given), trained.seed, True
 
@@ -117,8 +123,8 @@ def keep_identity(path: Path, content: Mapping[str, Any], *, begun: bool, run: P
     before = read_document(path, "scoring", 1)
     for name, value in content.items():
         if name != "device" and name in before and not _same(before[name], value):
-            raise ValueError(
-                f"--run: what is in '{run}' was made with another {what(name)}; name a new folder"
+            raise Mistake(
+                "run", f"what is in '{run}' was made with another {what(name)}", "name a new folder"
             )
     if before["device"] != content["device"]:
         print(
@@ -165,12 +171,14 @@ def _check_fit(supernet: Path, space: Space, data: Data) -> None:
     found = data.num_classes, data.image_size, data.channels
     wanted = space.num_classes, space.image_size, space.in_chs
     if found != wanted:
-        raise ValueError(
-            f"--data.name: the images have {found[0]} classes, {found[1]} pixels and {found[2]} "
-            f"channels; the supernet '{supernet}' is for {wanted[0]}, {wanted[1]} and {wanted[2]}"
+        raise Mistake(
+            "data.name",
+            f"the images have {found[0]} classes, {found[1]} pixels and {found[2]} channels; the supernet "
+            f"'{supernet}' is for {wanted[0]}, {wanted[1]} and {wanted[2]}",
         )
     if not len(data.validation):
-        raise ValueError(
-            "--supernet: it was trained on all images (--data.validation 0), and none are left to score "
-            "architectures with"
+        raise Mistake(
+            "supernet",
+            "it was trained on all images (`data.validation` 0), and none are left to score "
+            "architectures with",
         )

@@ -25,6 +25,8 @@ from supernet.supernet import Supernet
 from supernet.train.measure import Measured, load_measured
 from tools.files.atomic import read_document
 from tools.layout import use_channels_last
+from tools.mistake import Mistake, quoted
+from tools.options.config import flag
 from tools.options.shared import FREE
 from tools.run.folder import Run
 from tools.run.launch import from_main, on_main, start_trackers
@@ -36,7 +38,7 @@ from tools.run.stage import Stage
 def search_architecture(config: ArchitectureSearchConfig) -> None:
     """Search as the config says, or continue, or say that it is done."""
     free = FREE | {"supernet", "costs", "compare", "top", "scoring.batch"}
-    with Stage(config, free=free, smaller="lower --scoring.batch") as stage:
+    with Stage(config, free=free, smaller=f"lower {flag('scoring.batch')}") as stage:
         if stage.finished:
             stage.on_main(lambda: _write_again(stage.config, stage.run))
         else:
@@ -90,7 +92,7 @@ def _write_again(config: ArchitectureSearchConfig, run: Run) -> None:
     scores = dict(read_evaluations(run.evaluations_path, space))
     while asked := method.ask():
         if not all(each in scores for each in asked):
-            raise ValueError(f"--run: '{run.path}' lacks scores of a search with these options")
+            raise Mistake("run", f"'{run.path}' lacks scores of a search with these options")
         method.tell([scores[each] for each in asked])
     write_findings(run, config, method, costs, measured, _others(config, run, space))
 
@@ -192,14 +194,15 @@ def _measured(config: ArchitectureSearchConfig, space: Space) -> Measured | None
     try:
         measured = load_measured(path)
     except ValueError as error:
-        raise ValueError(f"--costs: {error}") from None
+        raise Mistake("costs", quoted(error)) from None
     sizes = [len(layer) for layer in space.layers]
     other = any([len(row) for row in table] != sizes for table in (measured.seconds, measured.saved_bytes))
     if other or measured.space != space.name or measured.image_size not in (None, space.image_size):
         size = f" at {measured.image_size} pixels" if measured.image_size else ""
-        raise ValueError(
-            f"--costs: '{path}' is of space {measured.space}{size}; the supernet is of {space.name} at "
-            f"{space.image_size}"
+        raise Mistake(
+            "costs",
+            f"'{path}' is of space {measured.space}{size}; the supernet is of {space.name} at "
+            f"{space.image_size}",
         )
     return measured
 
@@ -222,12 +225,12 @@ def _others(config: ArchitectureSearchConfig, run: Run, space: Space) -> dict[st
             found[name] = read_evaluations(other / "evaluations.jsonl", space)
             theirs = read_document(other / "scoring.json", "scoring", 1) if found[name] else {}
         except ValueError as error:
-            raise ValueError(f"--compare: {error}") from None
+            raise Mistake("compare", quoted(error)) from None
         if not found[name]:
-            raise ValueError(f"--compare: there are no scores in '{name}'")
+            raise Mistake("compare", f"there are no scores in '{name}'")
         for key in ("supernet_sha256", "validation_images", "calibration_images"):
             if theirs.get(key) != mine[key]:
-                raise ValueError(f"--compare: the scores in '{name}' are of another {what(key)}")
+                raise Mistake("compare", f"the scores in '{name}' are of another {what(key)}")
     return found
 
 
@@ -264,8 +267,8 @@ def _heading(
     )
     if not images.apart:
         lines.append(
-            "the weights file does not say how the supernet was trained: the images are split by --seed, and "
-            "may be among those that it was trained on"
+            "the weights file does not say how the supernet was trained: the images are split by "
+            f"{flag('seed')}, and may be among those that it was trained on"
         )
     if known:
         lines.append(f"continuing {config.run}: {known} networks are scored already")

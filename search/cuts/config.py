@@ -8,6 +8,7 @@ from local_learning.catalogue import HEADS
 from local_learning.cuts.head_width import PAPER, check_head_width
 from supernet.network.choice import NetworkChoice
 from tools.images.options import DataConfig
+from tools.mistake import Mistake
 from tools.options.config import check_choice, check_range
 from tools.options.recipes import Recipe
 from tools.options.shared import RunOptions
@@ -81,39 +82,40 @@ class SearchOptions:
     """Numbers of blocks that figures and text are about."""
 
     def __post_init__(self) -> None:
-        check_range("--search.steps", self.steps, 1)
-        check_range("--search.inner-steps", self.inner_steps, 1)
-        check_range("--search.lr", self.lr, 0, open_low=True)
-        check_range("--search.weight-decay", self.weight_decay, 0)
-        check_range("--search.beta1", self.beta1, 0, 0.999999)
-        check_range("--search.beta2", self.beta2, 0, 0.999999)
-        check_range("--search.validation-batch", self.validation_batch, 1)
-        check_choice("--search.statistics", self.statistics, ("running", "batch"))
-        check_range("--search.repeats", self.repeats, 1, 1000)
-        check_range("--search.snapshots", self.snapshots, 0)
-        check_choice("--search.memory", self.memory, (REPLACE, OLDEST))
-        check_range("--search.inner-lr", self.inner_lr, 0)
-        check_choice("--search.keep-snapshots-on", self.keep_snapshots_on, ("host", "device", "disk"))
-        check_range("--search.keep-graphs", self.keep_graphs, 0)
+        check_range("search.steps", self.steps, 1)
+        check_range("search.inner_steps", self.inner_steps, 1)
+        check_range("search.lr", self.lr, 0, open_low=True)
+        check_range("search.weight_decay", self.weight_decay, 0)
+        check_range("search.beta1", self.beta1, 0, 0.999999)
+        check_range("search.beta2", self.beta2, 0, 0.999999)
+        check_range("search.validation_batch", self.validation_batch, 1)
+        check_choice("search.statistics", self.statistics, ("running", "batch"))
+        check_range("search.repeats", self.repeats, 1, 1000)
+        check_range("search.snapshots", self.snapshots, 0)
+        check_choice("search.memory", self.memory, (REPLACE, OLDEST))
+        check_range("search.inner_lr", self.inner_lr, 0)
+        check_choice("search.keep_snapshots_on", self.keep_snapshots_on, ("host", "device", "disk"))
+        check_range("search.keep_graphs", self.keep_graphs, 0)
         if self.compat:
-            check_choice("--search.compat", self.compat, (SEDONA_2021,))
+            check_choice("search.compat", self.compat, (SEDONA_2021,))
             if self.inner_steps < 2:
-                raise ValueError(
-                    "--search.inner-steps: the released code looks at the loss in front of the last step; "
-                    "it needs 2 or more"
+                raise Mistake(
+                    "search.inner_steps",
+                    "the released code looks at the loss in front of the last step",
+                    "it needs 2 or more",
                 )
         for name in ("evaluate_every", "checkpoint_every", "log_every"):
-            check_range(f"--search.{name.replace('_', '-')}", getattr(self, name), 1)
-        check_range("--search.slack", self.slack, 1)
-        check_range("--search.controls", self.controls, 0, 1000)
+            check_range(f"search.{name}", getattr(self, name), 1)
+        check_range("search.slack", self.slack, 1)
+        check_range("search.controls", self.controls, 0, 1000)
         if not self.show:
-            raise ValueError("--search.show: name one number of blocks or more")
+            raise Mistake("search.show", "name one number of blocks or more")
         for blocks in self.show:
-            check_range("--search.show", blocks, 2)
+            check_range("search.show", blocks, 2)
         if self.pretrained_run and not self.pretraining:
-            raise ValueError("--search.pretrained-run: cannot go with --search.no-pretraining")
+            raise Mistake("search.pretrained_run", "cannot go with `search.pretraining=False`")
         if self.compat and self.memory != REPLACE:
-            raise ValueError("--search.memory: --search.compat replaces the drawn weights; leave it out")
+            raise Mistake("search.memory", "`search.compat` replaces the drawn weights", "leave it out")
 
     @property
     def per_rate(self) -> bool:
@@ -171,7 +173,7 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
         if self.head_width:
             check_head_width(self.head_width)
         if len(set(self.heads)) != len(self.heads) or not self.heads:
-            raise ValueError("--heads: name one kind or more, each once")
+            raise Mistake("heads", "name one kind or more, each once")
         self._check_recipe()
 
     def _check_recipe(self) -> None:
@@ -186,11 +188,12 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
         }
         for name, value in fixed.items():
             if getattr(recipe, name) != value:
-                raise ValueError(
-                    f"--recipe.{name.replace('_', '-')}: the search differentiates plain SGD with momentum "
-                    f"and weight decay; leave it at {value}"
+                raise Mistake(
+                    f"recipe.{name}",
+                    "the search differentiates plain SGD with momentum and weight decay",
+                    f"leave it at {value}",
                 )
         if data.mixup or data.cutmix:
-            raise ValueError("--data.mixup and --data.cutmix: leave them out of a search")
+            raise Mistake("`data.mixup` and `data.cutmix`", "leave them out of a search")
         if not data.validation:
-            raise ValueError("--data.validation: the search needs validation images; SEDONA takes 0.4")
+            raise Mistake("data.validation", "the search needs validation images", "SEDONA takes 0.4")

@@ -32,6 +32,7 @@ from tools.run.stage import Stage
 from tools.seeding import derive
 
 PRETRAINING, SNAPSHOTS = "pretraining", "snapshots"
+CURE = f"A lower {flag('recipe.lr')} or {flag('search.lr')} often cures this."
 
 
 def search_decoupling(config: DecouplingSearchConfig) -> None:
@@ -48,7 +49,7 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
     ranks = accelerator.num_processes
     check_shared(config.recipe.batch_size, ranks)
     if config.recipe.batch_size < 2 * ranks:
-        raise ValueError("--recipe.batch-size: BatchNorm needs two images or more on each process")
+        raise Mistake("recipe.batch_size", "BatchNorm needs two images or more on each process")
     data = load_data(config.data, config.seed)
     net = make_relaxed(config, network, data, accelerator)
     num_steps = config.recipe.num_steps(len(data.train) / config.recipe.batch_size)
@@ -125,7 +126,7 @@ def _searched(
         log_every=options.log_every,
         seed=config.seed,
         identity={"training images": len(data.train), "classes": list(data.class_names)},
-        cure="A lower --recipe.lr or --search.lr often cures this.",
+        cure=CURE,
     )
     train, validation = own_loaders(config, data, accelerator)
 
@@ -195,7 +196,7 @@ def _pretrain(
         log_every=recipe.log_every,
         seed=config.seed,
         identity={"training images": len(data.train), "classes": list(data.class_names)},
-        cure="A lower --recipe.lr or --search.lr often cures this.",
+        cure=CURE,
     )
     with contextlib.closing(loader):
         Loop(job, plan, part, accelerator).run(loader.batches)
@@ -205,14 +206,14 @@ def _snapshots_of(
     run: Path, config: DecouplingSearchConfig, network: Network, num_steps: int
 ) -> list[Snapshot]:
     """The snapshots that another run's pretraining left; it must be the one that would be made here."""
-    option = "--search.pretrained-run"
+    option = "search.pretrained_run"
     found = load_checkpoint(run / PRETRAINING / "checkpoints")
     if found is None:
-        raise ValueError(f"{option}: there is no pretraining in '{run}'")
+        raise Mistake(option, f"there is no pretraining in '{run}'")
     try:
         text = (run / "config.toml").read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{option}: cannot read the options of '{run}': {error}") from None
+        raise Mistake(option, f"cannot read the options of '{run}': {error}") from None
     old = of_run(DecouplingSearchConfig, text, source=str(run / "config.toml"))
     old = as_kept(old, run)
     theirs = flatten(settled(old, Network.chosen(old)))
@@ -220,17 +221,15 @@ def _snapshots_of(
     kept = {name for name in mine if not name.startswith("search.")} | {"search.compat"}
     kept -= FREE | {"recipe.log_every", "recipe.checkpoint_every", "plugins", "architecture"}
     differing = [
-        f"{flag(name)} ({theirs[name]!r} there)"
-        for name in mine
-        if name in kept and theirs[name] != mine[name]
+        f"`{name}` ({theirs[name]!r} there)" for name in mine if name in kept and theirs[name] != mine[name]
     ]
     differing += filter(None, [differs_from(network, run, old.architecture)])
     if differing:
-        raise ValueError(f"{option}: '{run}' was pretrained with other options: {', '.join(differing)}")
+        raise Mistake(option, f"'{run}' was pretrained with other options: {', '.join(differing)}")
     Run(run).check_plugins(config)
     step, state = found
     if step != num_steps:
-        raise ValueError(f"{option}: the pretraining in '{run}' has come to step {step} of {num_steps}")
+        raise Mistake(option, f"the pretraining in '{run}' has come to step {step} of {num_steps}")
     return snapshots_of(state["job"]["memory"], run / PRETRAINING)
 
 
@@ -257,7 +256,7 @@ def _beginnings(
         f"inner learning rates {_from_to(rates, '.3g')}"
     )
     if len(snapshots) == evaluated > 1:
-        words += "; none was left out, so early weights count like the best (--search.snapshots)"
+        words += f"; none was left out, so early weights count like the best ({flag('search.snapshots')})"
     return words
 
 

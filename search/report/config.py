@@ -80,12 +80,12 @@ class RankReportConfig(RunOptions):
 
     def __post_init__(self) -> None:
         self.check_run()
-        check_range("--image-size", self.image_size, 0, MOST["image_size"])
-        check_range("--networks", self.networks, 0)
-        check_range("--uncalibrated", self.uncalibrated, 0)
-        check_range("--snapshots", self.snapshots, 0)
-        check_shift_images("--shift-images", self.shift_images)
-        check_range("--resamples", self.resamples, 100, 1_000_000)
+        check_range("image_size", self.image_size, 0, MOST["image_size"])
+        check_range("networks", self.networks, 0)
+        check_range("uncalibrated", self.uncalibrated, 0)
+        check_range("snapshots", self.snapshots, 0)
+        check_shift_images("shift_images", self.shift_images)
+        check_range("resamples", self.resamples, 100, 1_000_000)
         if self.networks == 1:
             raise ValueError("--networks: a ranking needs two networks or more")
         if self.uncalibrated and self.scoring.statistics == "supernet":

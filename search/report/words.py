@@ -7,6 +7,7 @@ from typing import Any
 
 from tools.chance import FEW, fewest
 from tools.files.atomic import read_document
+from tools.mistake import Mistake
 
 SURE = 0.05
 """What has a p value below this, adjusted for the number of comparisons, is told apart."""
@@ -227,6 +228,8 @@ def reading(option: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(f"--{option}: cannot read '{error.filename}': {error.strerror}") from error
+    except Mistake:
+        raise
     except ValueError as error:
         said = str(error)
         where = "" if str(path) in said else f"'{path}' is not whole, or was changed: "
