@@ -9,6 +9,7 @@ from local_learning.options import GluingOptions, LocalLosses
 from local_learning.rules.catalogue import RULES, RuleRow
 from supernet.network.choice import NetworkChoice
 from tools.images.options import DataConfig
+from tools.mistake import Mistake
 from tools.options.config import check_choice, check_idle, check_range
 from tools.options.recipes import Recipe
 from tools.options.shared import FREE, ExtendOptions, FastOptions, RunOptions
@@ -36,9 +37,9 @@ class PipelineOptions:
     lives but gets nowhere has twice as long, and 20 times as long as its longest step."""
 
     def __post_init__(self) -> None:
-        check_range("--pipeline.queue", self.queue, 1)
-        check_choice("--pipeline.transfer", self.transfer, ("full", "bf16"))
-        check_range("--pipeline.patience", self.patience, 5)
+        check_range("pipeline.queue", self.queue, 1)
+        check_choice("pipeline.transfer", self.transfer, ("full", "bf16"))
+        check_range("pipeline.patience", self.patience, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +62,11 @@ class ClusterOptions:
 
     def __post_init__(self) -> None:
         for count in self.devices:
-            check_range("--cluster.devices", count, 1, 1_000_000)
-        check_range("--cluster.speed", self.speed, 0, open_low=True)
-        check_range("--cluster.bandwidth", self.bandwidth, 0, open_low=True)
-        check_range("--cluster.latency", self.latency, 0)
-        check_range("--cluster.memory", self.memory, 0)
+            check_range("cluster.devices", count, 1, 1_000_000)
+        check_range("cluster.speed", self.speed, 0, open_low=True)
+        check_range("cluster.bandwidth", self.bandwidth, 0, open_low=True)
+        check_range("cluster.latency", self.latency, 0)
+        check_range("cluster.memory", self.memory, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,7 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
         self._check_decoupling()
         self._check_parallel()
         if self.reset_classifier and not self.weights:
-            raise ValueError("--reset-classifier: goes with --weights; there is nothing to reset without it")
+            raise Mistake("reset_classifier", "goes with `weights`", "there is nothing to reset without it")
 
     @property
     def chosen_rule(self) -> str:
@@ -153,7 +154,7 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
         check_range("--groups", self.groups, 1)
         check_choice("--balance", self.balance, ("time", "macs", "memory"))
         for rate in self.block_rates:
-            check_range("--block-rates", rate, 0)
+            check_range("block_rates", rate, 0)
         widened = self.head_width not in ("", PAPER)  # which is what all runs of before had, of whatever kind
         if widened:
             check_head_width(self.head_width)
@@ -164,24 +165,26 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
         elif rule.cuts:
             raise ValueError(f"--rule: {self.rule} needs --decoupling, such as uniform:4:aux2")
         elif self.alignment:
-            raise ValueError("--alignment: compares the gradients of blocks; it needs --decoupling")
+            raise Mistake("alignment", "compares the gradients of blocks", "it needs `decoupling`")
         elif self.local.loss != "cross_entropy":
-            raise ValueError("--local.loss: judges the heads of blocks; it needs --decoupling")
+            raise Mistake("local.loss", "judges the heads of blocks", "it needs `decoupling`")
         elif widened:
-            raise ValueError("--head-width: is about the heads of a --decoupling; leave it out without")
+            raise Mistake("head_width", "is about the heads of a `decoupling`", "leave it out without")
         elif self.groups > 1:
-            raise ValueError("--groups: splits the blocks of a --decoupling, such as uniform:4:conv1c2f")
+            raise Mistake("groups", "splits the blocks of a `decoupling`, such as uniform:4:conv1c2f")
         elif self.uneven_groups or self.balance != "time":
-            option = "--uneven-groups" if self.uneven_groups else "--balance"
-            raise ValueError(f"{option}: is about the blocks of a --decoupling; leave it out without")
+            option = "uneven_groups" if self.uneven_groups else "balance"
+            raise Mistake(option, "is about the blocks of a `decoupling`", "leave it out without")
         else:
-            check_idle("local", self.local, (), "a training without --decoupling")
-        check_range("--alignment-every", self.alignment_every, 1)
+            check_idle("local", self.local, (), "a training without `decoupling`")
+        check_range("alignment_every", self.alignment_every, 1)
         if self.alignment_every > 1 and not self.alignment:
-            raise ValueError("--alignment-every: goes with --alignment; nothing is measured without")
+            raise Mistake("alignment_every", "goes with `alignment`", "nothing is measured without")
         if self.alignment and not self.data.validation:
-            raise ValueError(
-                "--alignment: is told at evaluations, of which there are none; leave out --data.validation 0"
+            raise Mistake(
+                "alignment",
+                "is told at evaluations, of which there are none",
+                "leave out `data.validation` 0",
             )
         RULES.check_idle("rule", self.chosen_rule, self)
         if not rule.in_halves and self.precision in ("bf16", "fp16"):
@@ -192,13 +195,13 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
             self._check_cache()
 
     def _check_parallel(self) -> None:
-        check_choice("--parallel", self.parallel, PARALLEL)
+        check_choice("parallel", self.parallel, PARALLEL)
         if self.plan and not self.decoupling:
-            raise ValueError(
-                "--plan: shares blocks among devices; it needs --decoupling, such as uniform:4:aux2"
+            raise Mistake(
+                "plan", "shares blocks among devices", "it needs `decoupling`, such as uniform:4:aux2"
             )
         if self.parallel != "blocks" and self.pipeline.transfer != "full":
-            raise ValueError("--pipeline.transfer: rounds what --parallel blocks sends; leave it out without")
+            raise Mistake("pipeline.transfer", "rounds what `parallel` blocks sends", "leave it out without")
         if self.parallel != "blocks":
             return
         if not self.rule_row.cuts:
@@ -206,14 +209,17 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
                 "--parallel blocks: needs --decoupling, such as balanced:2:aux2, and a rule but backprop"
             )
         if self.alignment:
-            raise ValueError(
-                "--alignment: compares with backpropagation through all blocks, which no process of "
-                "--parallel blocks holds; leave one of them out"
+            raise Mistake(
+                "alignment",
+                "compares with backpropagation through all blocks, which no process of "
+                "`parallel` blocks holds",
+                "leave one of them out",
             )
         if self.precision == "fp16":
-            raise ValueError(
-                "--precision: blocks on processes of their own would each scale its gradients in its "
-                "own way; with --parallel blocks use bf16 or fp32"
+            raise Mistake(
+                "precision",
+                "blocks on processes of their own would each scale its gradients in its own way",
+                "with `parallel` blocks use bf16 or fp32",
             )
         if self.pipeline.transfer == "bf16" and not self.rule_row.in_halves:
             raise ValueError(
@@ -223,7 +229,8 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
     def _check_cache(self) -> None:
         changes = ("mixup", "cutmix", "rotate", "cutout", "color_jitter", "auto_augment", "erase")
         if self.data.augment != "none" or any(getattr(self.data, name) for name in changes):
-            raise ValueError(
-                "--gluing.cache: gluing variables are kept for each image, which must not change from one "
-                f"visit to the next; it goes with --data.augment none, without {', '.join(changes)}"
+            raise Mistake(
+                "gluing.cache",
+                "gluing variables are kept for each image, which must not change from one visit to the next",
+                f"it goes with `data.augment` none, without {', '.join(changes)}",
             )

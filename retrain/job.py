@@ -22,6 +22,7 @@ from retrain.pipeline.pieces import Pieces, order_of
 from tools.batchnorm import SharedBatchNorm
 from tools.images.loaders import Batch
 from tools.layout import use_channels_last
+from tools.mistake import Mistake
 from tools.optim import make_optimizer, make_schedule
 from tools.options.plugins import call
 from tools.run.launch import on_main
@@ -258,7 +259,7 @@ def _load_own(net: torch.nn.Module, saved: Mapping[str, Tensor]) -> None:
 def _rates(config: RetrainConfig, net: DecoupledNet) -> tuple[float, ...]:
     count = len(net.blocks)
     if config.block_rates and len(config.block_rates) != count:
-        raise ValueError(
-            f"--block-rates: {len(config.block_rates)} factors for {count} blocks; give one for each"
+        raise Mistake(
+            "block_rates", f"{len(config.block_rates)} factors for {count} blocks", "give one for each"
         )
     return config.block_rates or (1.0,) * count

@@ -23,6 +23,7 @@ from retrain.config import RetrainConfig
 from retrain.placing.measuring import seconds_here, subject_of
 from supernet.network.network import Network
 from tools.images.datasets import Data
+from tools.mistake import Mistake, quoted
 from tools.run.weights import load_weights
 from tools.seeding import seed_globals
 
@@ -34,9 +35,10 @@ def choose_decoupling(
     data: Data,
     accelerator: Accelerator | None = None,
 ) -> Decoupling:
-    """Where to cut the chain, as --decoupling and --groups ask.
+    """Where to cut the chain, as `decoupling` and `groups` ask.
 
-    With an accelerator times are its device's, and whole blocks' where these are to run in parallel.
+    With an accelerator times are its device's, and whole blocks' where these are to run in parallel. A
+    mistake is about `option`, by which the user named the decoupling.
     """
     if not config.decoupling:
         return Decoupling((), ())
@@ -46,8 +48,10 @@ def choose_decoupling(
             decoupling = replace(decoupling, head_width=head_width_of(config, network))
         decoupling.blocks(chain.num_layers)  # a file's cuts may lie beyond the network
     except ValueError as error:
-        what = str(error).removeprefix(f"{config.decoupling}: ")
-        raise ValueError(f"--decoupling {config.decoupling}: {what}") from error
+        named = f"`{option}` {config.decoupling}"
+        if isinstance(error, Mistake) and Path(error.source) == Path(config.decoupling):
+            raise error.about(named) from error  # the value is the file already
+        raise Mistake(named, quoted(error)) from error
     _check_rule(config, decoupling)
     return decoupling
 
@@ -145,7 +149,9 @@ def _measure_of(
 def _grouped(config: RetrainConfig, chain: Chain, decoupling: Decoupling) -> Decoupling:
     """With the groups that are asked for, in every block, the last layers' included."""
     if config.groups > 1 and decoupling.groups not in (1, config.groups):
-        raise ValueError(f"it has {decoupling.groups} groups of its own; leave out --groups {config.groups}")
+        raise Mistake(
+            "", f"it has {decoupling.groups} groups of its own", f"leave out `groups` {config.groups}"
+        )
     if config.groups > 1 and not decoupling.heads:
         raise ValueError(
             "one block has no head for its groups; ask for two blocks or more, or uniform:1:HEAD"
@@ -180,9 +186,11 @@ def _check_mixed(config: RetrainConfig, net: DecoupledNet, data: Data) -> None:
             trial.losses(images, mixed)
         except Exception as error:  # whatever a user's code may raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"--data.mixup and --data.cutmix: --local.loss {config.local.loss} does not take the "
-                f"probabilities that they make of classes ({reason}); leave them out, or let it take both"
+            raise Mistake(
+                "`data.mixup` and `data.cutmix`",
+                f"`local.loss` {config.local.loss} does not take the probabilities that they make "
+                f"of classes ({reason})",
+                "leave them out, or let it take both",
             ) from None
 
 

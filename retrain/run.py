@@ -25,6 +25,7 @@ from supernet.network.network import Network
 from tools.cost import count_macs, count_params
 from tools.images.batches import check_shared
 from tools.images.datasets import Data, load_data
+from tools.mistake import Mistake
 from tools.options.config import to_toml
 from tools.run.folder import Run
 from tools.run.launch import on_main, start_trackers
@@ -137,7 +138,7 @@ def train_network(
         tested = {"last": job.measure(last, supply.test)}
         if validates:
             best = copy.deepcopy(last)
-            job.load_from_file(best, read_weights(run.best_weights, label="best weights"))
+            job.load_from_file(best, read_weights(run.best_weights, label="run"))
             tested["best"] = job.measure(best, supply.test)
         results = _results(facts, num_steps, end, tested)
         with crew.waiting():
@@ -149,8 +150,8 @@ def _shares_blocks(config: RetrainConfig, accelerator: Accelerator) -> bool:
     """Whether the processes are to have different blocks; refuses what they cannot share."""
     count, recipe = accelerator.num_processes, config.recipe
     if count > 1 and config.parallel == "none":
-        raise ValueError(
-            f"--parallel: there are {count} processes to share the work; say data or blocks, or start one"
+        raise Mistake(
+            "parallel", f"there are {count} processes to share the work", "say data or blocks, or start one"
         )
     if config.parallel == "blocks" and count > 1:
         return True

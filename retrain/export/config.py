@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from retrain.predict.trained import TrainedNetwork
+from tools.mistake import Mistake
 from tools.options.config import check_choice, check_range
 
 KIND, VERSION = "export", 1
@@ -35,23 +36,23 @@ class ExportConfig(TrainedNetwork):
     def __post_init__(self) -> None:
         self.check_trained()
         for name in self.formats:
-            check_choice("--formats", name, FORMATS)
+            check_choice("formats", name, FORMATS)
             if self.formats.count(name) > 1:
-                raise ValueError(f"--formats: {name} is there twice")
-        check_range("--images", self.images, 2, 1024)
-        check_range("--opset", self.opset, 18, 23)
+                raise Mistake("formats", f"{name} is there twice")
+        check_range("images", self.images, 2, 1024)
+        check_range("opset", self.opset, 18, 23)
         if self.opset != type(self).opset and "onnx" not in self.formats:
-            raise ValueError("--opset: is of onnx alone; leave it out, or add onnx to --formats")
+            raise Mistake("opset", "is of onnx alone", "leave it out, or add onnx to `formats`")
         if not self.formats:
-            raise ValueError(f"--formats: name one or more of {', '.join(FORMATS)}")
+            raise Mistake("formats", f"name one or more of {', '.join(FORMATS)}")
         if not self.out:
-            raise ValueError("--out: name a folder")
+            raise Mistake("out", "name a folder")
         if self.exits and "timm" in self.formats:
-            raise ValueError(
-                "--exits: timm's networks have one output; leave out --exits, or timm in --formats"
+            raise Mistake(
+                "exits", "timm's networks have one output", "leave out `exits`, or timm in `formats`"
             )
 
     def check_source(self) -> None:
         """Refuse to export nothing; not before all options are known."""
         if not (self.run_of or self.weights):
-            raise ValueError("--run-of: name a finished run of retrain_model.py, or a file by --weights")
+            raise Mistake("run_of", "name a finished run of retrain_model.py, or a file by `weights`")

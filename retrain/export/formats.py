@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from retrain.export.source import Restored, restore
 from retrain.export.timm_folder import read_timm, timm_model, write_timm
 from tools.files.atomic import write_bytes
+from tools.mistake import Mistake
 from tools.run.weights import save_tensors
 
 Outputs = tuple[Tensor, ...]
@@ -55,14 +56,14 @@ class Subject:
         return self.restored.outputs if self.exits else ["logits"]
 
 
-def check_packages(names: Sequence[str] = ONNX_PACKAGES, *, label: str = "--formats onnx") -> None:
+def check_packages(names: Sequence[str] = ONNX_PACKAGES, *, label: str = "`formats` onnx") -> None:
     """Refuse to begin what cannot be ended without packages that are not there."""
     for name in names:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise ValueError(
-                f"{label}: needs {name}, which is not installed; pip install -e '.[export]'"
+            raise Mistake(
+                label, f"needs {name}, which is not installed", "pip install -e '.[export]'"
             ) from None
 
 
@@ -105,7 +106,7 @@ def write_torch_export(folder: Path, subject: Subject) -> Written:
 def write_onnx(folder: Path, subject: Subject) -> Written:
     """An ONNX file for batches of any size."""
     if sum(tensor.nbytes for tensor in subject.network.state_dict().values()) > PROTOBUF_BYTES:
-        raise ValueError("--formats onnx: a file of ONNX holds less than 2 GiB; take state or torch_export")
+        raise Mistake("`formats` onnx", "a file of ONNX holds less than 2 GiB", "take state or torch_export")
     batch = ({0: torch.export.Dim("batch", min=1)},)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():

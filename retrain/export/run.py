@@ -23,6 +23,8 @@ from tools.images import shapes
 from tools.images.augment import Normalise
 from tools.images.datasets import load_data
 from tools.images.loaders import eval_batches
+from tools.mistake import Mistake
+from tools.options.config import message_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def export(config: ExportConfig) -> None:
     """Write what the config asks for, or nothing."""
     out = Path(config.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out: '{out}' is there already, and not empty; name a new folder")
+        raise Mistake("out", f"'{out}' is there already, and not empty", "name a new folder")
     if "onnx" in config.formats:
         check_packages()
     path = config.weights_path
@@ -45,7 +47,7 @@ def export(config: ExportConfig) -> None:
     if "timm" in config.formats:
         timm_model(restored)  # what cannot be done is said before anything is
     if config.exits and len(restored.outputs) == 1:
-        raise ValueError(f"--exits: '{path}' has no auxiliary heads, only the classifier; leave it out")
+        raise Mistake("exits", f"'{path}' has no auxiliary heads, only the classifier", "leave it out")
     network = restored.with_exits() if config.exits else restored.trunk()
     subject = Subject(restored, network, config.exits, config.opset)
     costs = count_costs(network, restored.image_shape)
@@ -156,7 +158,7 @@ def _images(config: ExportConfig, restored: Restored) -> Checked:
         (batch,) = eval_batches(split, data, settings, batch_size=config.images, device="cpu")
         images, words = batch.images, f"{len(split)} {kind} images of {settings.name}"
     except (ValueError, OSError, RunFailed) as error:
-        reason = str(error).splitlines()[0]
+        reason = message_of(error).splitlines()[0]
         print(f"the images of {settings.name} cannot be read ({reason}); generated ones take their place")
         images = _generated(config.images, restored)
         words = f"{config.images} generated images, as {settings.name} could not be read"

@@ -19,6 +19,7 @@ from supernet.network.documents import space_from
 from supernet.space import Architecture, Space
 from supernet.stem import UNIT, renamed
 from supernet.supernet import build_architecture
+from tools.mistake import Mistake, quoted
 from tools.options.config import of_run
 from tools.run.weights import load_weights, read_notes, read_weights
 
@@ -95,7 +96,7 @@ class EarlyExits(nn.Module):
         return (*found, self.classifier(features))
 
 
-def restore(path: Path, *, label: str = "--weights") -> Restored:
+def restore(path: Path, *, label: str = "weights") -> Restored:
     """The network of a weights file that retrain_model.py or export_model.py wrote.
 
     Raises:
@@ -103,15 +104,15 @@ def restore(path: Path, *, label: str = "--weights") -> Restored:
     """
     notes = read_notes(path, label=label)
     if not {"network", "classes", "config"} <= notes.keys() or not isinstance(notes["config"], str):
-        raise ValueError(f"{label}: '{path}' is not the weights of a run of retrain_model.py")
+        raise Mistake(label, f"'{path}' is not the weights of a run of retrain_model.py")
     config = of_run(RetrainConfig, notes["config"], source=f"the options in {path}", checked=False)
     tensors = read_weights(path, label=label)
     try:
         net, space, architecture = _rebuild(config, notes)
     except ValueError as error:
-        raise ValueError(f"{label}: the network of '{path}' cannot be built: {error}") from None
+        raise Mistake(label, f"the network of '{path}' cannot be built: {quoted(error)}") from None
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{label}: the notes in '{path}' are not whole: {error}") from None
+        raise Mistake(label, f"the notes in '{path}' are not whole: {error}") from None
     if not any(name.startswith("heads.") for name in tensors):
         net.drop_heads()
     if space:

@@ -22,6 +22,7 @@ from supernet.space import Architecture, Space
 from supernet.stem import UNIT, renamed
 from tools.files.atomic import write_bytes
 from tools.images.preparation import FILTER, Preparation
+from tools.mistake import Mistake, quoted
 from tools.run.weights import write_tensors
 
 ENTRY = "cleave_network"
@@ -73,7 +74,7 @@ def timm_model(restored: Restored) -> TimmModel:
         try:
             model = _described(restored.space, restored.architecture)
         except ValueError as error:
-            raise _refusal(restored, str(error)) from None
+            raise _refusal(restored, quoted(error)) from None
         ours = restored.trunk().state_dict()
         counted = renamed(ours, len(restored.space.stem), UNIT)
         return replace(model, names=dict(zip(ours, _full_names(model.names, counted), strict=True)))
@@ -102,8 +103,8 @@ def read_timm(folder: Path) -> nn.Module:
     return model.eval()
 
 
-def _refusal(restored: Restored, why: str) -> ValueError:
-    return ValueError(f"--formats timm: {restored.name} is no model of timm: {why}; {OTHERS}")
+def _refusal(restored: Restored, why: str) -> Mistake:
+    return Mistake("`formats` timm", f"{restored.name} is no model of timm: {why}", OTHERS)
 
 
 def _config(restored: Restored, model: TimmModel) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from retrain.placing.measuring import seconds_here, subject_of
 from retrain.placing.placement import Placement, Stage, load_placement, place, place_groups, save_placement
 from tools.failures import RunFailed, known_cause
 from tools.images.datasets import Data
+from tools.mistake import Mistake, quoted
 from tools.run.checkpoint import latest_step
 from tools.run.folder import Run
 from tools.run.launch import on_main
@@ -176,9 +177,9 @@ def _settle_placement(
     placement = place(times, count, batch_size=recipe.batch_size, accumulate=recipe.accumulate, apart=True)
     rows = recipe.batch_size // placement.stages[0].copies
     if (config.data.mixup or config.data.cutmix) and rows % 2:
-        raise ValueError(
-            f"--recipe.batch-size: mixup and cutmix pair images; {rows} in each process of the first block "
-            "is an odd number"
+        raise Mistake(
+            "recipe.batch_size",
+            f"mixup and cutmix pair images; {rows} in each process of the first block is an odd number",
         )
     save_placement(path, placement)
 
@@ -190,9 +191,10 @@ def _insist_on_slices(net: DecoupledNet, groups: Sequence[int], data: Data, coun
             for place in range(number if number > 1 else 0):
                 _slice(net, index, place, data, _alone)
     except ValueError as error:
-        raise ValueError(
-            f"--parallel blocks: {count} processes, one for each neuron group: {error}, or start "
-            f"{len(groups)} processes"
+        raise Mistake(
+            "`parallel` blocks",
+            f"{count} processes, one for each neuron group: {quoted(error)}, or start {len(groups)} "
+            "processes",
         ) from None
 
 

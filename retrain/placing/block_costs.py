@@ -19,6 +19,7 @@ from tools.batchnorm import frozen_statistics
 from tools.cost import saved_activation_bytes
 from tools.files.atomic import read_document, write_document
 from tools.layout import use_channels_last
+from tools.mistake import Mistake, quoted
 
 REPEATS = 5
 """Rounds of which the fastest counts; fewer where they take longer than ENOUGH seconds together."""
@@ -100,14 +101,14 @@ def load_block_costs(path: Path) -> BlockCosts:
             content[key] = tuple(content[key])
         costs = BlockCosts(**content)
     except ValueError as error:
-        raise ValueError(f"--cluster.profile: {error}") from None
+        raise Mistake("cluster.profile", quoted(error)) from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"--cluster.profile: {path} is not whole, or was changed: {error}") from None
+        raise Mistake("cluster.profile", f"{path} is not whole, or was changed: {error}") from None
     counts = (*costs.batch_sizes, costs.image_bytes, costs.threads, costs.num_layers)
     if len(costs.batch_sizes) != 2 or any(type(count) is not int for count in counts):
-        raise ValueError(f"--cluster.profile: {path} does not say at which two batch sizes it was measured")
+        raise Mistake("cluster.profile", f"{path} does not say at which two batch sizes it was measured")
     if not len(costs.blocks) == len(costs.cuts) + 1 == len(costs.groups):
-        raise ValueError(f"--cluster.profile: {path} has {len(costs.blocks)} blocks; its cuts say otherwise")
+        raise Mistake("cluster.profile", f"{path} has {len(costs.blocks)} blocks; its cuts say otherwise")
     return costs
 
 
@@ -117,9 +118,10 @@ def check_subject(path: Path, costs: BlockCosts, subject: Subject) -> None:
         found = getattr(costs, name)
         if found != wanted:
             what = name.replace("_", " ").replace("num ", "number of ")
-            raise ValueError(
-                f"--cluster.profile: {path} was measured with {what} {_said(found)}, not {_said(wanted)}; "
-                "name another file, to which new measurements are written"
+            raise Mistake(
+                "cluster.profile",
+                f"{path} was measured with {what} {_said(found)}, not {_said(wanted)}",
+                "name another file, to which new measurements are written",
             )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tools.files.atomic import read_document, write_document
+from tools.mistake import Mistake
 
 Seconds = Callable[[range, int], float]
 """What a step takes a stage of these blocks on so many processes."""
@@ -141,7 +142,7 @@ def place_by(
         if found is not None and (best is None or found[0] < best[0]):
             best = found
     if best is None:
-        raise ValueError(_unusable(num_blocks, world_size, batch_size, accumulate, apart))
+        raise _unusable(num_blocks, world_size, batch_size, accumulate, apart)
     return Placement.of(best[1])
 
 
@@ -264,12 +265,13 @@ def _fastest(
     return (limit, -stages, float(total[0][stages, world_size])), sizes
 
 
-def _unusable(num_blocks: int, world_size: int, batch_size: int, accumulate: int, apart: bool) -> str:
+def _unusable(num_blocks: int, world_size: int, batch_size: int, accumulate: int, apart: bool) -> Mistake:
     numbers = usable(num_blocks, 2 * world_size, batch_size=batch_size, accumulate=accumulate, apart=apart)
     near = [*[n for n in numbers if n < world_size][-1:], *[n for n in numbers if n > world_size][:1]]
     blocks = f"{num_blocks} block{'s' if num_blocks > 1 else ''}"
-    parts = f" in --recipe.accumulate {accumulate} parts each" if accumulate > 1 else ""
-    return (
-        f"--recipe.batch-size: {batch_size} images{parts} and {blocks} cannot be shared evenly among "
-        f"{world_size} processes; {' or '.join(map(str, near))} would do"
+    parts = f" in `recipe.accumulate` {accumulate} parts each" if accumulate > 1 else ""
+    return Mistake(
+        "recipe.batch_size",
+        f"{batch_size} images{parts} and {blocks} cannot be shared evenly among {world_size} processes",
+        f"{' or '.join(map(str, near))} would do",
     )

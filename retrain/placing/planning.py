@@ -1,4 +1,4 @@
-"""What --plan prints: how many devices would share the blocks, how fast that would be, and what limits it."""
+"""What `plan` prints: how many devices would share the blocks, how fast that would be, and what limits it."""
 
 import os
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ from retrain.placing.placement import Placement, usable
 from supernet.network.network import Network
 from tools.images.datasets import Data, load_data
 from tools.images.images import ArrayImages
+from tools.mistake import Mistake
+from tools.options.config import flag
 from tools.run.launch import launch
 
 GIB = 2**30
@@ -32,7 +34,7 @@ def plan(config: RetrainConfig) -> None:
     if not config.rule_row.cuts:
         raise ValueError("--plan: shares blocks that are trained apart; leave out --rule backprop")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("--plan: one process does it all; start it without a launcher")
+        raise Mistake("plan", "one process does it all", "start it without a launcher")
     accelerator = launch(
         device=config.device,
         precision=config.precision,
@@ -134,7 +136,7 @@ def _cure(costs: BlockCosts, on: Conditions, devices: int, apart: bool) -> str:
     first = (on.batch_size // on.accumulate + 1) * on.accumulate
     for size in range(first, first + TRIED * on.accumulate, on.accumulate):
         if devices in _usable(costs, on, devices, size, apart):
-            return f", but those of --recipe.batch-size {size}"
+            return f", but those of {flag('recipe.batch_size')} {size}"
     return ""
 
 
@@ -146,7 +148,7 @@ def _usable(costs: BlockCosts, on: Conditions, most: int, batch_size: int, apart
 
 
 def _costs(config: RetrainConfig, accelerator: Accelerator) -> BlockCosts:
-    """As the file of --cluster.profile says, or as measured here."""
+    """As the file of `cluster.profile` says, or as measured here."""
     path = Path(config.cluster.profile) if config.cluster.profile else None
     read = load_block_costs(path) if path and path.exists() else None
     data = _data(config)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from retrain.predict.trained import TrainedNetwork
+from tools.mistake import Mistake
 from tools.options.config import check_choice, check_range
 
 
@@ -34,19 +35,19 @@ class PredictConfig(TrainedNetwork):
     def __post_init__(self) -> None:
         self.check_trained()
         if self.export and (self.run_of or self.weights):
-            raise ValueError(f"--export: cannot go with {self.label}; choose one")
+            raise Mistake("export", f"cannot go with `{self.label}`", "choose one")
         if self.export and self.which != "best":
-            raise ValueError("--which: chooses from the files of --run-of; leave it out with --export")
-        check_range("--top", self.top, 1)
-        check_range("--batch", self.batch, 1, 100_000)
-        check_choice("--device", self.device, ("auto", "cpu", "cuda"))
-        check_range("--threads", self.threads, 0, 4096)
+            raise Mistake("which", "chooses from the files of `run_of`", "leave it out with `export`")
+        check_range("top", self.top, 1)
+        check_range("batch", self.batch, 1, 100_000)
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        check_range("threads", self.threads, 0, 4096)
 
     def check_source(self) -> None:
         """Refuse to predict nothing; not before all options are known."""
         if not (self.run_of or self.weights or self.export):
-            raise ValueError("--run-of: name a finished run of retrain_model.py, or a folder by --export")
+            raise Mistake("run_of", "name a finished run of retrain_model.py, or a folder by `export`")
         if not self.images:
-            raise ValueError("--images: name image files, or folders of them")
+            raise Mistake("images", "name image files, or folders of them")
         if self.out and Path(self.out).exists():
-            raise ValueError(f"--out: '{self.out}' is there already; name a new file")
+            raise Mistake("out", f"'{self.out}' is there already", "name a new file")

@@ -22,6 +22,7 @@ from tools.images.augment import Normalise
 from tools.images.images import BadImage, decode, images_below
 from tools.images.preparation import Preparation
 from tools.images.streaming import evaluation_transform
+from tools.mistake import Mistake
 from tools.run.launch import launch
 
 Read = TypeVar("Read")
@@ -70,7 +71,7 @@ def _files(named: Iterable[str]) -> list[Path]:
         found = images_below(path) if path.is_dir() else [path]
         if not found or not path.exists():
             what = "a folder without images" if path.is_dir() else "no file or folder"
-            raise ValueError(f"--images: '{name}' is {what}")
+            raise Mistake("images", f"'{name}' is {what}")
         files += found
     return list(dict.fromkeys(files))
 
@@ -117,12 +118,12 @@ def _classifier(config: PredictConfig, device: torch.device) -> Classifier:
     folder = Path(config.export)
     note = folder / "export.json"
     if not note.is_file():
-        raise ValueError(f"--export: '{folder}' is no folder of export_model.py: it has no export.json")
+        raise Mistake("export", f"'{folder}' is no folder of export_model.py: it has no export.json")
     document = read_document(note, KIND, VERSION)
     try:
         return _exported(folder, document, device)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"--export: {note} is not whole: {error}") from None
+        raise Mistake("export", f"{note} is not whole: {error}") from None
 
 
 def _restored(path: Path, label: str, device: torch.device) -> Classifier:
@@ -135,21 +136,22 @@ def _restored(path: Path, label: str, device: torch.device) -> Classifier:
 def _exported(folder: Path, note: dict[str, Any], device: torch.device) -> Classifier:
     """The first of a folder's formats that can be read and cannot run code."""
     if "state" in note["formats"]:
-        return _restored(folder / "state.safetensors", "--export", device)
+        return _restored(folder / "state.safetensors", "export", device)
     if "input" not in note:
-        raise ValueError(
-            f"--export: '{folder}' does not say how images are prepared, as exports do now; export it anew"
+        raise Mistake(
+            "export", f"'{folder}' does not say how images are prepared, as exports do now", "export it anew"
         )
     fed, classes = Preparation.described(note["input"]), tuple(note["classes"])
     if "timm" in note["formats"]:
         run = eager(_read(folder / "timm", read_timm).to(device))
     elif "onnx" in note["formats"]:
-        check_packages(["onnxruntime"], label="--export")
+        check_packages(["onnxruntime"], label="export")
         run = _read(folder / "network.onnx", read_onnx)
     else:
-        raise ValueError(
-            f"--export: '{folder}' has a program of torch.export alone, which is not loaded, as it could run "
-            "code; export state, timm or onnx as well"
+        raise Mistake(
+            "export",
+            f"'{folder}' has a program of torch.export alone, which is not loaded, as it could run code",
+            "export state, timm or onnx as well",
         )
     return Classifier(f"{note['network']} of {folder}", run, classes, fed)
 
@@ -159,4 +161,4 @@ def _read(path: Path, read: Callable[[Path], Read]) -> Read:
         return read(path)
     except Exception as error:  # timm and onnxruntime raise many kinds for what is torn or gone
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"--export: cannot read '{path}': {reason}") from None
+        raise Mistake("export", f"cannot read '{path}': {reason}") from None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.mistake import Mistake
 from tools.options.config import check_choice
 from tools.run.folder import Run
 
@@ -22,16 +23,16 @@ class TrainedNetwork:
 
     def check_trained(self) -> None:
         """Refuse what contradicts itself; whether a network is named at all, scripts ask later."""
-        check_choice("--which", self.which, ("best", "last"))
+        check_choice("which", self.which, ("best", "last"))
         if self.run_of and self.weights:
-            raise ValueError("--weights: cannot go with --run-of; choose one")
+            raise Mistake("weights", "cannot go with `run_of`", "choose one")
         if self.weights and self.which != "best":
-            raise ValueError("--which: chooses from the files of --run-of; leave it out with --weights")
+            raise Mistake("which", "chooses from the files of `run_of`", "leave it out with `weights`")
 
     @property
     def label(self) -> str:
         """The option that names the network."""
-        return "--weights" if self.weights else "--run-of"
+        return "weights" if self.weights else "run_of"
 
     @property
     def weights_path(self) -> Path:
@@ -40,15 +41,16 @@ class TrainedNetwork:
             return Path(self.weights)
         run = Run(Path(self.run_of))
         if not run.config_path.exists():
-            raise ValueError(f"--run-of: '{run.path}' is no run's folder")
+            raise Mistake("run_of", f"'{run.path}' is no run's folder")
         if run.results is None:
-            raise ValueError(
-                f"--run-of: '{run.path}' has not finished; start its command again, or name a file "
-                "by --weights"
+            raise Mistake(
+                "run_of",
+                f"'{run.path}' has not finished",
+                "start its command again, or name a file by `weights`",
             )
         path = run.best_weights if self.which == "best" else run.last_weights
         if not path.exists():
             last = self.which == "best" and run.last_weights.exists()
-            cure = "take --which last" if last else "name another run"
-            raise ValueError(f"--which: there is no file '{path}'; {cure}")
+            cure = "take `which` last" if last else "name another run"
+            raise Mistake("which", f"there is no file '{path}'", cure)
         return path

@@ -1,6 +1,5 @@
 """The options of make_truth.py; free of torch."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -8,6 +7,7 @@ from local_learning.cuts.head_width import PAPER
 from retrain.config import ClusterOptions, RetrainConfig, TrainingOptions
 from supernet.network.choice import NetworkChoice
 from tools.images.options import DataConfig
+from tools.mistake import Mistake
 from tools.options.config import MEANT_NOTHING, check_range
 from tools.options.recipes import Recipe
 from tools.options.shared import CompileOptions, RunOptions
@@ -58,18 +58,18 @@ class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
-        check_range("--networks", self.networks, 1)
-        check_range("--max-macs", self.max_macs, 0)
-        check_range("--repeats", self.repeats, 1, 1000)
-        check_range("--jobs", self.jobs, 1)
+        check_range("networks", self.networks, 1)
+        check_range("max_macs", self.max_macs, 0)
+        check_range("repeats", self.repeats, 1, 1000)
+        check_range("jobs", self.jobs, 1)
         self._check_together()
         if self.decouplings:
             for text in self.decouplings:
-                self._check_training({"--decoupling:": "--decouplings:"}, decoupling=text)
+                self._check_cut(text)
         elif self.has_source:
-            source = "--architectures" if self.architectures else "--space"
-            words = {"the file of --architecture": source, "--architecture;": f"{source};"}
-            self._check_training(words, architecture="its own")
+            source = "`architectures`" if self.architectures else "`space`"
+            self.check_no_network(source, source)
+            self.training(architecture="its own")
         else:
             self.training()
 
@@ -86,9 +86,10 @@ class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
     def check_source(self) -> None:
         """Refuse to go on without networks; the options' defaults name none."""
         if not self.has_source:
-            raise ValueError(
-                "--space: name a space to draw --networks from; or give --architectures, or --decouplings of "
-                "one network"
+            raise Mistake(
+                "space",
+                "name a space to draw `networks` from",
+                "or give `architectures`, or `decouplings` of one network",
             )
 
     def training(self, **changes: Any) -> RetrainConfig:
@@ -97,42 +98,40 @@ class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
         shared = {each.name: getattr(self, each.name) for each in fields(RetrainConfig) if each.name in mine}
         return RetrainConfig(**(shared | {"trackers": ()} | changes))
 
-    def _check_training(self, words: Mapping[str, str], **changes: Any) -> None:
-        """Check the options of one training; a mistake is told in the words of the options that are here."""
+    def _check_cut(self, text: str) -> None:
+        """Check the options of a training with one of the decouplings."""
         try:
-            self.training(**changes)
-        except ValueError as error:
-            message = str(error)
-            for theirs, ours in words.items():
-                message = message.replace(theirs, ours)
-            raise ValueError(message) from None
+            self.training(decoupling=text)
+        except Mistake as mistake:
+            raise (mistake.about("decouplings") if mistake.option == "decoupling" else mistake) from None
 
     def _check_together(self) -> None:
-        for option, given in (("--space", self.space), ("--architectures", self.architectures)):
+        for option, given in (("space", self.space), ("architectures", self.architectures)):
             if self.decouplings and given:
-                raise ValueError(
-                    f"--decouplings: cannot go with {option}; the networks come from one of the two"
+                raise Mistake(
+                    "decouplings", f"cannot go with `{option}`", "the networks come from one of the two"
                 )
         if self.decouplings and self.decoupling:
-            raise ValueError("--decoupling: cannot go with --decouplings; add it to them")
+            raise Mistake("decoupling", "cannot go with `decouplings`", "add it to them")
         if (self.space or self.architectures) and self.architecture:
-            raise ValueError(
-                "--architecture: goes with --decouplings; one network or more are --architectures"
+            raise Mistake(
+                "architecture", "goes with `decouplings`", "one network or more are `architectures`"
             )
-        for option, values in (("--architectures", self.architectures), ("--decouplings", self.decouplings)):
+        for option, values in (("architectures", self.architectures), ("decouplings", self.decouplings)):
             for value in values:
                 if values.count(value) > 1:
-                    raise ValueError(f"{option}: {value} is named twice; --repeats trains again")
+                    raise Mistake(option, f"{value} is named twice", "`repeats` trains again")
         lines = [path for path in self.architectures if path.endswith(".jsonl")]
         if lines and not self.space:
-            raise ValueError(f"--space: the lines of {lines[0]} do not say of which space they are; name it")
+            raise Mistake("space", f"the lines of {lines[0]} do not say of which space they are", "name it")
         if self.space and self.architectures and not lines:
-            raise ValueError("--space: cannot go with --architectures that say of which space they are")
+            raise Mistake("space", "cannot go with `architectures` that say of which space they are")
         for name in ("networks", "max_macs"):
             if not self.draws and getattr(self, name) != getattr(TruthConfig, name) and self.has_source:
-                raise ValueError(f"--{name.replace('_', '-')}: goes with --space alone, which is drawn from")
+                raise Mistake(name, "goes with `space` alone, which is drawn from")
         if self.decoupling.startswith("balanced:") and self.balance == "time":
-            raise ValueError(
-                "--balance: time measured beside other trainings means little, and each repeat would be cut "
-                "elsewhere; take macs or memory"
+            raise Mistake(
+                "balance",
+                "time measured beside other trainings means little, and each repeat would be cut elsewhere",
+                "take macs or memory",
             )

@@ -14,6 +14,7 @@ import torch
 
 from retrain.truth.config import TruthConfig
 from retrain.truth.worker import Begun, Ending, work
+from tools.options.config import flag
 
 GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_")
 """How the variables begin by which a launcher makes processes into ranks."""
@@ -118,7 +119,11 @@ class _Worker:
         if -code in (signal.SIGTERM, signal.SIGINT):
             return Ending("interrupted", signum=-code)
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        why = ", as the system does when memory runs out (lower --jobs)" if -code == signal.SIGKILL else ""
+        why = (
+            f", as the system does when memory runs out (lower {flag('jobs')})"
+            if -code == signal.SIGKILL
+            else ""
+        )
         return Ending(
             "failed",
             f"{self._begun or 'before its first training'}: worker process {self.process.pid} {how}{why}; "

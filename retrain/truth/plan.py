@@ -17,6 +17,7 @@ from supernet.space import Architecture, Space
 from tools.files.atomic import read_document, write_document
 from tools.files.jsonl import read_lines
 from tools.images.datasets import Data
+from tools.mistake import Mistake, quoted
 from tools.run.folder import Run
 
 KIND, VERSION = "truth-plan", 1
@@ -147,7 +148,7 @@ def _networks(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
         try:
             space = find_space(config.space, **images)
         except ValueError as error:
-            raise ValueError(f"--space: {error}") from None
+            raise Mistake("space", quoted(error)) from None
     if config.draws:
         assert space
         architectures = draw(space, config.networks, seed=config.seed, max_macs=int(config.max_macs))
@@ -176,11 +177,11 @@ def _read(path: Path, space: Space | None, images: Mapping[str, int]) -> tuple[S
         assert space
         found = list(_of_lines(path, space))
     except OSError as error:
-        raise ValueError(f"--architectures: cannot read {path}: {error.strerror}") from None
+        raise Mistake("architectures", f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(f"--architectures: {error}") from None
+        raise Mistake("architectures", quoted(error)) from None
     if not found:
-        raise ValueError(f"--architectures: no line of {path} has choices")
+        raise Mistake("architectures", f"no line of {path} has choices")
     return space, found
 
 
@@ -199,9 +200,10 @@ def draw(space: Space, count: int, *, seed: int, max_macs: int = 0) -> list[Arch
     found = list(itertools.islice(_different(space, seed, max_macs), count))
     if len(found) < count:
         within = f" of at most {max_macs:,} MACs" if max_macs else ""
-        raise ValueError(
-            f"--networks: space {space.name} has only {len(found):,} different networks{within}, not "
-            f"{count:,}; ask for fewer"
+        raise Mistake(
+            "networks",
+            f"space {space.name} has only {len(found):,} different networks{within}, not {count:,}",
+            "ask for fewer",
         )
     return found
 
@@ -225,9 +227,9 @@ def _strings(space: Space, seed: int, max_macs: int) -> Iterable[Architecture]:
     rng = stream(seed, "truth")
     if max_macs and not LimitedSampler(space).count(max_macs):
         least = space.fixed_cost.macs + sum(min(cost.macs for cost in row) for row in space.costs)
-        raise ValueError(
-            f"--max-macs: no network of {space.name} has at most {max_macs:,} MACs; the cheapest "
-            f"has {least:,}"
+        raise Mistake(
+            "max_macs",
+            f"no network of {space.name} has at most {max_macs:,} MACs; the cheapest has {least:,}",
         )
     if space.size <= FEW:
         every = [each for each in space.architectures() if not max_macs or space.macs(each) <= max_macs]

@@ -16,6 +16,7 @@ from retrain.truth.worker import tidy
 from supernet.network.network import kept_in_run
 from tools.failures import Interrupted, RunFailed
 from tools.images.datasets import load_data
+from tools.mistake import Mistake
 from tools.options.shared import FREE
 from tools.run.folder import Run
 from tools.run.launch import on_main, start_trackers
@@ -89,7 +90,7 @@ def _train_all(
                         signum, f"stopped by {name}; {log.kept}, and the same command continues"
                     )
                 if said[0] == "mistake":
-                    raise ValueError(said[1])
+                    raise Mistake("", said[1])
                 raise RunFailed(said[1], everyone=True)
 
 

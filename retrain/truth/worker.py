@@ -25,8 +25,9 @@ from retrain.truth.plan import Trial, config_of, folder_of, read_plan, unfinishe
 from tools.failures import Interrupted, RunFailed, known_cause
 from tools.files.atomic import write_bytes
 from tools.images.datasets import Data, load_data
+from tools.mistake import quoted
 from tools.options.command import is_ours
-from tools.options.config import to_toml
+from tools.options.config import flag, to_toml
 from tools.options.plugins import load
 from tools.run.folder import Run
 from tools.run.launch import launch
@@ -85,10 +86,12 @@ def work(config: TruthConfig, environment: Mapping[str, str], teller: Teller) ->
     except KeyboardInterrupt:
         ending = Ending("interrupted", "", signal.SIGINT)
     except RunFailed as error:
-        fewer = config.jobs > 1 and "out of memory" in str(error)
-        ending = Ending("failed", f"{current}{error}{' Or give fewer --jobs.' if fewer else ''}")
+        crowded = config.jobs > 1 and "out of memory" in str(error)
+        fewer = f" Or give fewer {flag('jobs')}." if crowded else ""
+        ending = Ending("failed", f"{current}{error}{fewer}")
     except ValueError as error:
-        ending = Ending("mistake", f"{current}{error}") if is_ours(error) else _unexpected(current, error)
+        told = Ending("mistake", f"{current}{quoted(error)}")
+        ending = told if is_ours(error) else _unexpected(current, error)
     except Exception as error:
         ending = _unexpected(current, error)
     try:
@@ -138,7 +141,7 @@ def _claim(run: Run) -> Iterator[bool]:
         except OSError as error:
             raise RunFailed(
                 f"cannot lock {lock.name}: {error.strerror}; workers share their trainings by locks, so that "
-                "--run must be on a file system that has them"
+                f"{flag('run')} must be on a file system that has them"
             ) from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
