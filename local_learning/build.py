@@ -92,7 +92,7 @@ def check_name(name: str) -> None:
         return
     hint = suggest(name, [*NETWORKS, *(f"timm/{model}" for model in timm.list_models())])
     hint = hint or f"; the networks are {', '.join(NETWORKS)} and timm/<model name>."
-    raise ValueError(f"network '{name}' is unknown{hint} {ORIGIN}")
+    raise Mistake("", f"network '{name}' is unknown{hint} {ORIGIN}")
 
 
 def _own(name: str, images: dict[str, int], options: dict[str, Any]) -> Chain:

@@ -16,7 +16,7 @@ class HeadRow(Row):
     """
 
     loss: Callable[..., Any] | str = ""
-    """What makes a loss of its own, from a `local_learning.losses.Place`; without, that of --local.loss."""
+    """What makes a loss of its own, from a `local_learning.losses.Place`; without, that of `local.loss`."""
     searchable: bool = True
     """It gives logits and nothing else, so that several can be mixed."""
     sees_images: bool = False

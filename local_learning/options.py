@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from local_learning.catalogue import LOSSES
-from tools.options.config import check_choice, check_range, flag
+from tools.mistake import Mistake
+from tools.options.config import check_choice, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,12 @@ class LocalLosses:
 
     def __post_init__(self) -> None:
         LOSSES.check("local.loss", self.loss)
-        check_range("--local.similarity", self.similarity, 0, 1)
-        _check_ends("--local.reconstruction", self.reconstruction)
-        _check_ends("--local.prediction", self.prediction)
-        check_range("--local.temperature", self.temperature, 0, open_low=True)
-        check_range("--local.diversity", self.diversity, 0)
-        check_choice("--local.diversity-gradient", self.diversity_gradient, ("stopped", "released"))
+        check_range("local.similarity", self.similarity, 0, 1)
+        _check_ends("local.reconstruction", self.reconstruction)
+        _check_ends("local.prediction", self.prediction)
+        check_range("local.temperature", self.temperature, 0, open_low=True)
+        check_range("local.diversity", self.diversity, 0)
+        check_choice("local.diversity_gradient", self.diversity_gradient, ("stopped", "released"))
 
 
 @dataclass(frozen=True, kw_only=True)

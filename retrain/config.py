@@ -151,19 +151,19 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
     def _check_decoupling(self) -> None:
         RULES.check("rule", self.chosen_rule)
         rule = self.rule_row
-        check_range("--groups", self.groups, 1)
-        check_choice("--balance", self.balance, ("time", "macs", "memory"))
+        check_range("groups", self.groups, 1)
+        check_choice("balance", self.balance, ("time", "macs", "memory"))
         for rate in self.block_rates:
             check_range("block_rates", rate, 0)
         widened = self.head_width not in ("", PAPER)  # which is what all runs of before had, of whatever kind
         if widened:
             check_head_width(self.head_width)
             if self.decoupling and not rule.trains_heads:
-                raise ValueError(f"--head-width: --rule {self.chosen_rule} trains no heads; leave it out")
+                raise Mistake("head_width", f"`rule` {self.chosen_rule} trains no heads", "leave it out")
         if self.decoupling:
             parse_request(self.decoupling)
         elif rule.cuts:
-            raise ValueError(f"--rule: {self.rule} needs --decoupling, such as uniform:4:aux2")
+            raise Mistake("rule", f"{self.rule} needs `decoupling`, such as uniform:4:aux2")
         elif self.alignment:
             raise Mistake("alignment", "compares the gradients of blocks", "it needs `decoupling`")
         elif self.local.loss != "cross_entropy":
@@ -188,8 +188,10 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
             )
         RULES.check_idle("rule", self.chosen_rule, self)
         if not rule.in_halves and self.precision in ("bf16", "fp16"):
-            raise ValueError(
-                f"--precision: --rule {self.chosen_rule} moves by less than {self.precision} tells; use fp32"
+            raise Mistake(
+                "precision",
+                f"`rule` {self.chosen_rule} moves by less than {self.precision} tells",
+                "use fp32",
             )
         if self.gluing.cache:
             self._check_cache()
@@ -205,8 +207,8 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
         if self.parallel != "blocks":
             return
         if not self.rule_row.cuts:
-            raise ValueError(
-                "--parallel blocks: needs --decoupling, such as balanced:2:aux2, and a rule but backprop"
+            raise Mistake(
+                "`parallel` blocks", "needs `decoupling`, such as balanced:2:aux2, and a rule but backprop"
             )
         if self.alignment:
             raise Mistake(
@@ -222,8 +224,8 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
                 "with `parallel` blocks use bf16 or fp32",
             )
         if self.pipeline.transfer == "bf16" and not self.rule_row.in_halves:
-            raise ValueError(
-                f"--pipeline.transfer: --rule {self.chosen_rule} moves by less than bf16 tells; use full"
+            raise Mistake(
+                "pipeline.transfer", f"`rule` {self.chosen_rule} moves by less than bf16 tells", "use full"
             )
 
     def _check_cache(self) -> None:

@@ -34,6 +34,8 @@ def choose_decoupling(
     chain: Chain,
     data: Data,
     accelerator: Accelerator | None = None,
+    *,
+    option: str = "decoupling",
 ) -> Decoupling:
     """Where to cut the chain, as `decoupling` and `groups` ask.
 
@@ -57,7 +59,7 @@ def choose_decoupling(
 
 
 def head_width_of(config: RetrainConfig, network: Network) -> str | float:
-    """As --head-width says, or as is usual for the network."""
+    """As `head_width` says, or as is usual for the network."""
     return parse_head_width(config.head_width or network.usual_head_width)
 
 
@@ -85,7 +87,7 @@ def make_net(
             std=data.std,
         )
     except ValueError as error:
-        raise ValueError(f"--decoupling {config.decoupling}: {error}") from error
+        raise Mistake(f"`decoupling` {config.decoupling}", quoted(error)) from error
     if not config.rule_row.cuts:
         net = net.joined()
     elif not config.rule_row.trains_heads:
@@ -165,12 +167,12 @@ def _check_rule(config: RetrainConfig, decoupling: Decoupling) -> None:
     """Refuse what the rule or the images would make meaningless."""
     rule, grouped = config.rule_row, decoupling.groups != 1
     if grouped and rule.cuts and not rule.trains_heads:
-        raise ValueError(f"--groups: their heads teach them, which --rule {config.rule} does without")
+        raise Mistake("groups", f"their heads teach them, which `rule` {config.rule} does without")
     rows = [row for row in map(HEADS.get, decoupling.heads) if row]
     pairs = (grouped and config.local.diversity > 0) or any(row.needs_classes for row in rows)
     if pairs and rule.trains_heads and (config.data.mixup or config.data.cutmix):
-        raise ValueError(
-            "--data.mixup and --data.cutmix: the loss between groups or images needs one class each"
+        raise Mistake(
+            "`data.mixup` and `data.cutmix`", "the loss between groups or images needs one class each"
         )
 
 

@@ -198,7 +198,7 @@ def check_kinds(head_kinds: Sequence[str]) -> None:
     for kind in head_kinds:
         row = HEADS.get(kind)
         if row is None or not row.searchable:
-            raise ValueError(f"head_kinds: '{kind}' cannot be searched{HEADS.hint(kind, SEARCHABLE)}")
+            raise Mistake("head_kinds", f"'{kind}' cannot be searched{HEADS.hint(kind, SEARCHABLE)}")
     if len(set(head_kinds)) < len(head_kinds):
         raise ValueError("head_kinds: a kind is there twice")
 

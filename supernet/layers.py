@@ -21,6 +21,7 @@ from timm.models._efficientnet_blocks import (
 )
 from torch import Tensor, nn
 
+from tools.mistake import Mistake
 from tools.options.catalogue import Catalogue, Row
 from tools.options.config import check_choice, check_range
 
@@ -257,7 +258,7 @@ def parse_op(text: str) -> Op:
     """The operation that a text names; `str` of it is that text in its shortest form."""
     kind, *words = text.split("_", 1)
     if kind not in OPERATIONS:
-        raise ValueError(f"operation '{text}' is unknown{OPERATIONS.hint(kind)}")
+        raise Mistake("", f"operation '{text}' is unknown{OPERATIONS.hint(kind)}")
     maker = OPERATIONS[kind].maker
     values: dict[str, Any] = {}
     rest = words[0] if words else ""

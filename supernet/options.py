@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tools.mistake import Mistake
 from tools.options.catalogue import Catalogue, Row
 from tools.options.config import check_choice, check_range
 
@@ -104,12 +105,12 @@ class ContrastOptions:
     """Probability that a view is blurred (0.5 for ImageNet)."""
 
     def __post_init__(self) -> None:
-        check_range("--contrast.temperature", self.temperature, 0, open_low=True)
-        check_range("--contrast.projection", self.projection, 1)
-        check_range("--contrast.min-area", self.min_area, 0, 1, open_low=True)
-        check_range("--contrast.jitter", self.jitter, 0, 1.25)
-        check_range("--contrast.grey", self.grey, 0, 1)
-        check_range("--contrast.blur", self.blur, 0, 1)
+        check_range("contrast.temperature", self.temperature, 0, open_low=True)
+        check_range("contrast.projection", self.projection, 1)
+        check_range("contrast.min_area", self.min_area, 0, 1, open_low=True)
+        check_range("contrast.jitter", self.jitter, 0, 1.25)
+        check_range("contrast.grey", self.grey, 0, 1)
+        check_range("contrast.blur", self.blur, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

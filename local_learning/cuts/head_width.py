@@ -3,6 +3,7 @@
 import math
 
 from local_learning.catalogue import HEADS
+from tools.mistake import Mistake
 
 PAPER, MAP = "paper", "map"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from local_learning.catalogue import HEADS
+from tools.mistake import Mistake
 
 OPTION = "decoupling"
 

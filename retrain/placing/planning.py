@@ -32,7 +32,7 @@ def plan(config: RetrainConfig) -> None:
     """Measure the blocks, or read what was measured, and print the plan."""
     check_modelled(config.chosen_rule)
     if not config.rule_row.cuts:
-        raise ValueError("--plan: shares blocks that are trained apart; leave out --rule backprop")
+        raise Mistake("plan", "shares blocks that are trained apart", "leave out `rule` backprop")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise Mistake("plan", "one process does it all", "start it without a launcher")
     accelerator = launch(
@@ -162,7 +162,7 @@ def _costs(config: RetrainConfig, accelerator: Accelerator) -> BlockCosts:
         check_subject(path, read, subject)
         return read
     if path and not path.parent.is_dir():
-        raise ValueError(f"--cluster.profile: there is no folder {path.parent} to write {path.name} to")
+        raise Mistake("cluster.profile", f"there is no folder {path.parent} to write {path.name} to")
     net = make_net(config, network, chain, decoupling, data)
     costs = measure_here(net, config, subject, accelerator)
     if path:

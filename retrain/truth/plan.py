@@ -129,10 +129,8 @@ def _cuts(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
     chain, name = network.chain(data.num_classes, data.image_size, data.channels), network.name
     networks = []
     for number, asked in enumerate(config.decouplings, start=1):
-        try:
-            decoupling = choose_decoupling(config.training(decoupling=asked), network, chain, data)
-        except ValueError as error:
-            raise ValueError(str(error).replace("--decoupling ", "--decouplings ", 1)) from error
+        training = config.training(decoupling=asked)
+        decoupling = choose_decoupling(training, network, chain, data, option="decouplings")
         file = _file(run, DECOUPLINGS, number)
         save_decoupling(file, decoupling, name, chain.num_layers, **network.stem_note)
         facts = {"network": name, "cuts": list(decoupling.cuts), "heads": list(decoupling.heads)}

@@ -124,11 +124,11 @@ class ArchitectureSearchConfig(RunOptions):
     def __post_init__(self) -> None:
         self.check_run()
         if not self.supernet:
-            raise ValueError("--supernet: name the run of a supernet, or its weights file")
+            raise Mistake("supernet", "name the run of a supernet, or its weights file")
         METHODS.check("method", self.method)
-        check_range("--population", self.population, 2, 1_000_000)
-        check_range("--generations", self.generations, 0)
+        check_range("population", self.population, 2, 1_000_000)
+        check_range("generations", self.generations, 0)
         for name in ("max_macs", "max_params", "max_latency", "max_activations"):
-            check_range(f"--{name.replace('_', '-')}", getattr(self, name), 0)
-        check_range("--top", self.top, 1)
+            check_range(name, getattr(self, name), 0)
+        check_range("top", self.top, 1)
         METHODS.check_idle("method", self.method, self)

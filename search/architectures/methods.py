@@ -38,10 +38,10 @@ def make_method(config: ArchitectureSearchConfig, space: Space, costs: Mapping[s
             **options,
         )
     except TooMany as error:
-        raise TooMany(f"--population: {error}") from None
+        raise error.about("population") from None
     except Infeasible as error:
-        given = [f"--max-{name}" for name in LIMITS if getattr(config, f"max_{name}")]
-        raise Infeasible(f"{' and '.join(given)}: {error}") from None
+        given = [f"`max_{name}`" for name in LIMITS if getattr(config, f"max_{name}")]
+        raise error.about(" and ".join(given)) from None
     return method
 
 

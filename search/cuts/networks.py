@@ -14,6 +14,7 @@ from supernet.network.network import Network
 from tools.images.datasets import Data
 from tools.images.loaders import TrainLoader, make_train_loader
 from tools.layout import use_channels_last
+from tools.mistake import Mistake, quoted
 from tools.run.weights import load_weights, read_weights
 from tools.seeding import derive, seed_globals
 
@@ -48,7 +49,7 @@ def make_relaxed(
             head_width=parse_head_width(config.head_width),
         )
     except ValueError as error:
-        raise ValueError(f"{network.asked_for}: {error}") from error
+        raise Mistake(network.asked_for, quoted(error)) from error
     net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
     use_channels_last(net)
     return net
@@ -62,7 +63,7 @@ def check_derivatives(network: Network, net: RelaxedNet, data: Data) -> None:
         hypergradient(net, [batch, batch], batch, lr=1e-3, momentum=0.9, weight_decay=0.0)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{network.asked_for}: it cannot be searched: {reason}") from None
+        raise Mistake(network.asked_for, f"it cannot be searched: {reason}") from None
 
 
 def own_loaders(

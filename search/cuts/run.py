@@ -21,6 +21,7 @@ from tools.cost import count_params
 from tools.images.batches import check_shared
 from tools.images.datasets import Data, load_data
 from tools.images.loaders import eval_batches, make_train_loader
+from tools.mistake import Mistake
 from tools.options.config import flag, flatten, of_run
 from tools.options.shared import FREE
 from tools.run.checkpoint import load_checkpoint

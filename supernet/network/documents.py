@@ -168,7 +168,7 @@ class ArchitectureFile:
             else:
                 space = space_from({**self.described, **images})
         except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from None
+            raise Mistake("", quoted(error), source=str(self.path)) from None
         return space, listed(self.path, self.choices, space)
 
 

@@ -26,6 +26,7 @@ from supernet.network.documents import (
 from supernet.space import Architecture, Space
 from supernet.stem import recounted, renamed
 from supernet.supernet import build_architecture
+from tools.mistake import Mistake, quoted
 from tools.run.folder import Run
 from tools.run.launch import on_main
 from tools.seeding import seed_globals
@@ -71,7 +72,7 @@ class Network:
             network = cls(options, file)
             _ = network.name  # for which the choices are looked at
         except ValueError as error:
-            raise ValueError(f"--architecture: {error}") from error
+            raise Mistake("architecture", quoted(error)) from error
         return network
 
     @classmethod
@@ -109,8 +110,8 @@ class Network:
 
     @property
     def asked_for(self) -> str:
-        """The option that named it, with its name."""
-        return f"--{'network' if self.file is None else 'architecture'} {self.name}"
+        """The option that named it, with its name, as a mistake is about it."""
+        return f"`{'network' if self.file is None else 'architecture'}` {self.name}"
 
     def space_for(
         self, num_classes: int = 10, image_size: int = 1024, in_chs: int = 3
@@ -183,11 +184,11 @@ def as_kept(options: Chosen, run: Path) -> Chosen:
 
 
 def differs_from(network: Network, run: Path, theirs: str) -> str:
-    """The option by which a run made with --architecture `theirs` had another network, if it had."""
+    """The option by which a run made with the architecture `theirs` had another network, if it had."""
     if network.file is None and not theirs:
         return ""
     if network.file is not None and theirs:
         other = replace(network, file=read_architecture(run / COPY))
         if network.space_for() == other.space_for():
             return ""
-    return f"--architecture ({theirs!r} there)"
+    return f"`architecture` ({theirs!r} there)"

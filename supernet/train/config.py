@@ -12,6 +12,7 @@ from supernet.options import (
     PathOptions,
 )
 from tools.images.options import DataConfig
+from tools.mistake import Mistake
 from tools.options.config import check_choice, check_range
 from tools.options.recipes import Recipe
 from tools.options.shared import ExtendOptions, FastOptions, RunOptions
@@ -89,11 +90,11 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
         self.check_run()
         self.check_fast()
         if not self.space:
-            raise ValueError("--space: name a preset or a file")
+            raise Mistake("space", "name a preset or a file")
         STRATEGIES.check("strategy", self.strategy)
         OBJECTIVES.check("objective", self.objective)
-        check_choice("--classifier-init", self.classifier_init, CLASSIFIER_INITS)
-        check_range("--tail-steps", self.tail_steps, 0)
+        check_choice("classifier_init", self.classifier_init, CLASSIFIER_INITS)
+        check_range("tail_steps", self.tail_steps, 0)
         if self.extend and self.tail_steps:
             raise Mistake("extend", "cannot go with `tail_steps`, which are trained behind the last step")
         self._check_recipe()
@@ -143,6 +144,6 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
                 "give some",
             )
         if not OBJECTIVES[self.objective].labels and (self.data.mixup or self.data.cutmix):
-            raise ValueError(
-                f"--data.mixup and --data.cutmix: mix labels, which {self.objective} does not use"
+            raise Mistake(
+                "`data.mixup` and `data.cutmix`", f"mix labels, which {self.objective} does not use"
             )

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from tools.files.provenance import sha256
+from tools.mistake import Mistake
 
 OPTION = "plugins"
 ORIGIN = f"`{OPTION}` FILE.py brings one of your own"
