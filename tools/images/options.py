@@ -143,8 +143,8 @@ class PlaceOptions:
     """Worker processes of the streaming loader, per rank; 0 decodes in the training process."""
 
     def __post_init__(self) -> None:
-        check_choice("--data.loader", self.loader, LOADERS)
-        check_range(_option("workers"), self.workers, 0, MOST["workers"])
+        check_choice("data.loader", self.loader, LOADERS)
+        check_range("data.workers", self.workers, 0, MOST["workers"])
 
 
 @dataclass(frozen=True, kw_only=True)
