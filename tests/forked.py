@@ -3,8 +3,11 @@
 Each is forked from one that has imported it. Several ranks are told of each other as torchrun does it.
 """
 
+import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -12,63 +15,96 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import psutil
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        "retrain.export.run",
-        "retrain.run",
-        "retrain.truth.run",
-        "search.architectures.run",
-        "search.report.run",
-        "search.cuts.run",
-        "supernet.train.run",
-        "torch._dynamo",
-        "pytest",
-    ]
-)
+FORKS.set_forkserver_preload(["tests.warm"])
+
+
+class Script:
+    """A script that runs, on so many ranks; `finish` waits for its end, and what holds it makes one."""
+
+    def __init__(self, *words: str, ranks: int = 1, deadly: str = "", limit_file_bytes: int = 0) -> None:
+        self.words = words
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
+        for path in self._files:
+            path.touch()
+        self.ranks = [
+            FORKS.Process(target=_be_script, args=(words, variables, deadly, limit_file_bytes, self._files))
+            for variables in _environments(ranks)
+        ]
+        for process in self.ranks:
+            process.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self.kill()
+
+    def poll(self) -> int | None:
+        """None while a rank runs, and then how the worst of them ended."""
+        codes = [process.exitcode for process in self.ranks]
+        known = [code for code in codes if code is not None]
+        if len(known) < len(codes):
+            return None
+        return next((code for code in known if code < 0), max(known))
+
+    def strike(self, rank: int, signum: int) -> None:
+        """Send a signal to a rank."""
+        pid = self.ranks[rank].pid
+        assert pid is not None
+        os.kill(pid, signum)
+
+    def finish(
+        self, timeout: float = 500, *, down_with_one: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Wait until all ranks have ended; with `down_with_one`, a SIGKILL of one is one of the machine."""
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if down_with_one and -signal.SIGKILL in [process.exitcode for process in self.ranks]:
+                self.kill()
+            elif time.monotonic() > deadline:
+                self.kill()
+                raise subprocess.TimeoutExpired(self.words, timeout, *map(Path.read_text, self._files))
+            running = [process.sentinel for process in self.ranks if process.exitcode is None]
+            multiprocessing.connection.wait(running, max(0.0, deadline - time.monotonic()))
+        out, error = map(Path.read_text, self._files)
+        self._folder.cleanup()
+        return subprocess.CompletedProcess(self.words, code, out, error)
+
+    def kill(self) -> None:
+        """SIGKILL for all ranks and what they started, as when a machine goes down."""
+        alive = [process for process in self.ranks if process.exitcode is None]
+        started: list[psutil.Process] = []
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started += psutil.Process(process.pid).children(recursive=True)
+        for each in [*alive, *started]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        for process in alive:
+            process.join()
 
 
 def run(script: str, *arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     """Run a script to its end."""
-    return _run([script, *arguments], ranks, "")
+    return Script(script, *arguments, ranks=ranks).finish()
 
 
 def run_up_to(name: str, script: str, *arguments: str, ranks: int = 1) -> None:
     """Run a script until SIGKILL strikes, when all is written of a file called `name` but its name.
 
-    With "<name>:<n>" it strikes when the file is opened to add to it for the n-th time.
+    With "<name>:<n>" it strikes when the file is opened to add to it for the n-th time. With one rank killed
+    the machine is taken to be down.
     """
-    done = _run([script, *arguments], ranks, name)
+    done = Script(script, *arguments, ranks=ranks, deadly=name).finish(down_with_one=True)
     assert done.returncode == -signal.SIGKILL, f"not killed: {done}"
-
-
-def _run(words: list[str], ranks: int, deadly: str) -> subprocess.CompletedProcess[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        out, error = Path(folder) / "stdout", Path(folder) / "stderr"
-        processes = [
-            FORKS.Process(target=_be_script, args=(words, variables, deadly, out, error))
-            for variables in _environments(ranks)
-        ]
-        try:
-            for process in processes:
-                process.start()
-            deadline = time.monotonic() + 500
-            # With one rank killed the machine is taken to be down.
-            while (codes := [process.exitcode for process in processes]).count(None) and not (
-                -signal.SIGKILL in codes or time.monotonic() > deadline
-            ):
-                time.sleep(0.005)
-        finally:
-            for process in processes:
-                process.kill()
-                process.join()
-        codes = [process.exitcode for process in processes]
-        worst = -signal.SIGKILL if -signal.SIGKILL in codes else max(code or 0 for code in codes)
-        return subprocess.CompletedProcess(words, worst, out.read_text(), error.read_text())
 
 
 def _environments(ranks: int) -> list[dict[str, str]]:
@@ -82,7 +118,13 @@ def _environments(ranks: int) -> list[dict[str, str]]:
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
-def _be_script(words: list[str], environment: Mapping[str, str], deadly: str, out: Path, error: Path) -> None:
+def _be_script(
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    deadly: str,
+    limit_file_bytes: int,
+    files: list[Path],
+) -> None:
     name, _, times = deadly.partition(":")
     left = int(times or 0)
 
@@ -95,11 +137,13 @@ def _be_script(words: list[str], environment: Mapping[str, str], deadly: str, ou
             left = -1  # os.kill is an event too
             os.kill(os.getpid(), signal.SIGKILL)
 
-    for path, stream in ((out, sys.stdout), (error, sys.stderr)):
+    for path, stream in zip(files, (sys.stdout, sys.stderr), strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
+    if limit_file_bytes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_file_bytes, limit_file_bytes))
     if deadly:
         sys.addaudithook(on_event)
     multiprocessing.set_start_method(None, force=True)  # the script's own workers are made as always
     os.environ.update(environment)
-    sys.argv = words
+    sys.argv = list(words)
     runpy.run_path(words[0], run_name="__main__")
