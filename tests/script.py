@@ -13,7 +13,10 @@ import psutil
 import safetensors.torch
 from torch import Tensor
 
+from tests.forked import Script
 from tools.run.meters import read_metrics
+
+Running = subprocess.Popen[str] | Script
 
 SMALL = [
     *("--device", "cpu", "--threads", "1", "--data.image-size", "16"),
@@ -71,17 +74,18 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     finish(process)
 
 
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_step(folder: Path, step: int, process: Running) -> None:
     """Wait until the run has written metrics of a step."""
     wait_until(lambda: _last_step(folder) >= step, process)
 
 
-def wait_until(met: Callable[[], bool], process: subprocess.Popen[str], timeout: float = 120) -> None:
+def wait_until(met: Callable[[], bool], process: Running, timeout: float = 120) -> None:
     """Wait for a condition while a command runs; its early end is a failure that shows what it said."""
     deadline = time.monotonic() + timeout
     while not met():
         if process.poll() is not None:
-            raise AssertionError(f"ended early: {finish(process)}")
+            said = finish(process) if isinstance(process, subprocess.Popen) else process.finish()
+            raise AssertionError(f"ended early: {said}")
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
 

@@ -48,8 +48,8 @@ def run(config: Config) -> None:
     ):
         for step in range(config.steps):
             vigil.note(step)
-            time.sleep(0.02)
-            if step == 20 and config.unlucky in (rank, ranks):
+            time.sleep(0.05)
+            if step == 8 and config.unlucky in (rank, ranks):
                 go_wrong(config.mishap, rank)
             try:
                 hand_on(vigil, rank, ranks)
