@@ -156,6 +156,22 @@ def test_the_architecture_names_what_is_there() -> None:
     assert [name for name in named if not (ROOT / name).exists() and not (ROOT / f"{name}.py").exists()] == []
 
 
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_a_page_fits_an_editor(page: Path) -> None:
+    lines = re.sub(r"\]\([^)\s]+\)", "]", prose(page)).splitlines()  # a link's target cannot be wrapped
+    cells = [cell.strip() for line in lines if line.startswith("|") for cell in line.split("|")]
+    assert [line for line in lines if not line.startswith("|") and len(line) > 100] == []
+    assert [cell for cell in cells if len(cell) > 300] == []
+
+
+def test_the_first_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120
+
+
 def test_links_and_anchors_are_told_apart(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
