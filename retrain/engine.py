@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from local_learning.blocks import DecoupledNet, Outcome
 from local_learning.rules.engine import Engine, Part
 from local_learning.slices import Slice
-from retrain.pipeline.links import Links
-from retrain.pipeline.team import Team
+from retrain.pipeline.neighbours import Neighbours
+from retrain.pipeline.role import Role
 from tools.seeding import seed_globals
 
 
@@ -26,18 +26,18 @@ class AccelerateEngine(Engine):
         optimizers: Sequence[torch.optim.Optimizer],
         accelerator: Accelerator,
         *,
-        team: Team,
-        links: Links | None = None,
+        role: Role,
+        neighbours: Neighbours | None = None,
         seed: int = 0,
         clip_norm: float = 0.0,
         compile_mode: str = "",
     ) -> None:
-        super().__init__(net, [accelerator.prepare(optimizer) for optimizer in optimizers], team.own)
-        self._accelerator, self._team, self._links = accelerator, team, links
+        super().__init__(net, [accelerator.prepare(optimizer) for optimizer in optimizers], role.own)
+        self._accelerator, self._role, self._neighbours = accelerator, role, neighbours
         self._seed, self._step = seed, 0
         self._passes: Counter[int] = Counter()
         self._clip_norm = clip_norm
-        self._models = {index: self._prepared(net.blocks[index]) for index in team.own}
+        self._models = {index: self._prepared(net.blocks[index]) for index in role.own}
         self._callables: dict[int, Any] = dict(self._models)
         if compile_mode:
             # All blocks run one and the same forward: torch would compile it for the first few of them only,
@@ -55,27 +55,27 @@ class AccelerateEngine(Engine):
         self._passes.clear()
 
     def hand_up(self, outputs: Tensor, part: Part) -> None:
-        assert self._links is not None
-        self._links.hand_up(outputs, part)
+        assert self._neighbours is not None
+        self._neighbours.hand_up(outputs, part)
 
     def hand_down(self, tensor: Tensor) -> None:
-        assert self._links is not None
-        self._links.hand_down(tensor)
+        assert self._neighbours is not None
+        self._neighbours.hand_down(tensor)
 
     def from_above(self) -> Tensor:
-        assert self._links is not None
-        return self._links.from_above()
+        assert self._neighbours is not None
+        return self._neighbours.from_above()
 
     def from_below(self) -> Tensor:
-        assert self._links is not None
-        return self._links.from_below()
+        assert self._neighbours is not None
+        return self._neighbours.from_below()
 
     def all_rows(self, rows: Tensor) -> Tensor:
-        if self._team.copies == 1:
+        if self._role.copies == 1:
             return rows
         plain = rows.contiguous()
-        parts = [torch.empty_like(plain) for _ in range(self._team.copies)]
-        torch.distributed.all_gather(parts, plain, group=self._team.group)
+        parts = [torch.empty_like(plain) for _ in range(self._role.copies)]
+        torch.distributed.all_gather(parts, plain, group=self._role.group)
         gathered = torch.cat(parts)
         if rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last):
             # Another layout in memory would be another rounding.
@@ -83,7 +83,7 @@ class AccelerateEngine(Engine):
         return gathered
 
     def own_rows(self, rows: Tensor) -> Tensor:
-        return rows.chunk(self._team.copies)[self._team.copy]
+        return rows.chunk(self._role.copies)[self._role.copy]
 
     def run(self, index: int, inputs: Tensor, part: Part) -> Outcome:
         self._draw_anew(index)
@@ -101,12 +101,12 @@ class AccelerateEngine(Engine):
 
     def backward(self, tensor: Tensor, gradient: Tensor | None = None) -> None:
         if gradient is not None:
-            gradient = gradient * self._team.copies
+            gradient = gradient * self._role.copies
         self._accelerator.backward(tensor, gradient=gradient)
 
     def error_signal(self, inputs: Tensor) -> Tensor:
         """That of the mean over the whole batch, where a process has the mean over its own rows."""
-        signal: Tensor = super().error_signal(inputs) / self._team.copies
+        signal: Tensor = super().error_signal(inputs) / self._role.copies
         scaler = self._accelerator.scaler
         if not scaler:
             return signal
@@ -129,7 +129,7 @@ class AccelerateEngine(Engine):
             return
         trained = [parameter for parameter in block.parameters() if parameter.grad is not None]
         square = nn.utils.get_total_norm([each.grad for each in trained if each.grad is not None]).square()
-        torch.distributed.all_reduce(square, group=self._team.group)
+        torch.distributed.all_reduce(square, group=self._role.group)
         nn.utils.clip_grads_with_norm_(trained, self._clip_norm, square.sqrt())
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
@@ -144,14 +144,14 @@ class AccelerateEngine(Engine):
 
     def _prepared(self, block: nn.Module) -> nn.Module:
         """A block as a model of its own, whose gradients are shared by those who train it."""
-        if not self._team.is_part:
+        if not self._role.is_part:
             model: nn.Module = self._accelerator.prepare(block)
             return model
         model = self._accelerator.prepare_model(block, evaluation_mode=True)  # for the precision alone
-        if self._team.copies == 1:
+        if self._role.copies == 1:
             return model
         options = self._accelerator.ddp_handler.to_kwargs()
-        return nn.parallel.DistributedDataParallel(model, process_group=self._team.group, **options)
+        return nn.parallel.DistributedDataParallel(model, process_group=self._role.group, **options)
 
     def _draw_anew(self, index: int) -> None:
         """Put the random generators where a block's next pass begins, wherever the blocks before it are.
@@ -163,4 +163,4 @@ class AccelerateEngine(Engine):
         if index or number:
             block = self.net.blocks[index]
             group = (block.index,) if isinstance(block, Slice) else ()
-            seed_globals(self._seed, "pass", self._step, self._team.copy, index, number, *group)
+            seed_globals(self._seed, "pass", self._step, self._role.copy, index, number, *group)

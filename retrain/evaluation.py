@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from local_learning.blocks import DecoupledNet
 from local_learning.ensemble import last_two, layerwise
 from local_learning.groups import GroupedHeads
-from retrain.pipeline.links import Links
-from retrain.pipeline.team import Team
+from retrain.pipeline.neighbours import Neighbours
+from retrain.pipeline.role import Role
+from tools.exact_means import exact_means
 from tools.images.loaders import Batch
-from tools.tally import tally
 
 
 def evaluate(
@@ -33,7 +33,7 @@ def evaluate(
             outputs = network.all_logits(batch.images.to(dtype))
         return _counts([_wide(heads) for heads in outputs], batch.targets)
 
-    return tally(network, count, batches)
+    return exact_means(network, count, batches)
 
 
 def votes(network: DecoupledNet) -> list[int]:
@@ -48,8 +48,8 @@ def evaluate_in_stages(
     batches: Iterable[Batch],
     accelerator: Accelerator,
     *,
-    team: Team,
-    links: Links,
+    role: Role,
+    neighbours: Neighbours,
     votes: list[int],
 ) -> Mapping[str, float]:
     """As `evaluate`, where other processes have other blocks: images go in at the first and are counted at
@@ -58,25 +58,25 @@ def evaluate_in_stages(
     totals: dict[str, Tensor] = {}
     training = network.training
     network.eval()
-    if links.pipe < links.pipes:
-        source = _images(batches, network) if team.own.start == 0 else _evaluated(links)
+    if neighbours.pipe < neighbours.pipes:
+        source = _images(batches, network) if role.own.start == 0 else _evaluated(neighbours)
         for features, targets, logits in source:
             with accelerator.autocast():
-                for index in team.own:
+                for index in role.own:
                     features, found_here = network.blocks[index].judge(features)
                     logits += _wide(found_here)
-            if team.own.stop < len(network.blocks):
-                links.pass_evaluated([features, targets, *([torch.stack(logits, 1)] if logits else [])])
+            if role.own.stop < len(network.blocks):
+                neighbours.pass_evaluated([features, targets, *([torch.stack(logits, 1)] if logits else [])])
                 continue
             heads = [tuple(logits[start:end]) for start, end in pairwise(accumulate(votes, initial=0))]
             for name, value in _counts(heads, targets).items():
                 totals[name] = totals.get(name, 0) + value.double().cpu()
-        links.pass_evaluated([])
+        neighbours.pass_evaluated([])
     network.train(training)
     found: list[dict[str, Tensor]] = [{}] * accelerator.num_processes
-    with links.waiting():
-        torch.distributed.all_gather_object(found, totals, group=team.control)
-    links.traffic.taken()  # what an evaluation costs is no step's
+    with neighbours.waiting():
+        torch.distributed.all_gather_object(found, totals, group=role.control)
+    neighbours.traffic.taken()  # what an evaluation costs is no step's
     counted = [each for each in found if each]
     sums = {name: sum(float(each[name]) for each in counted) for name in counted[0]}
     images = sums.pop("images")
@@ -89,9 +89,9 @@ def _images(batches: Iterable[Batch], network: DecoupledNet) -> Iterator[tuple[T
         yield batch.images.to(dtype), batch.targets, []
 
 
-def _evaluated(links: Links) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+def _evaluated(neighbours: Neighbours) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
     """Features, targets and the logits of all heads below, batch by batch."""
-    while message := links.take_evaluated():
+    while message := neighbours.take_evaluated():
         features, targets, *logits = message
         yield features, targets, list(logits[0].unbind(1)) if logits else []
 

@@ -17,8 +17,8 @@ from local_learning.rules.engine import Part, Rule, loss_name
 from retrain.config import RetrainConfig
 from retrain.engine import AccelerateEngine
 from retrain.evaluation import evaluate, evaluate_in_stages, votes
-from retrain.pipeline.crew import Crew
-from retrain.pipeline.pieces import Pieces, order_of
+from retrain.pipeline.setup import ProcessSetup
+from retrain.pipeline.shards import Shards, order_of
 from tools.batchnorm import SharedBatchNorm
 from tools.images.loaders import Batch
 from tools.layout import use_channels_last
@@ -43,41 +43,46 @@ class Training:
         num_images: int,
         validation: Iterable[Batch],
         keep: Callable[[Mapping[str, Tensor], int, float], None],
-        crew: Crew,
+        setup: ProcessSetup,
     ) -> None:
-        recipe, team, links = config.recipe, crew.team, crew.links
+        recipe, role, neighbours = config.recipe, setup.role, setup.neighbours
         self._recipe, self._accelerator = recipe, accelerator
-        self._team, self._links, self._num_steps, self._every = team, links, num_steps, evaluate_every
-        self._waiting = crew.waiting
+        self._role, self._neighbours, self._num_steps, self._every = (
+            role,
+            neighbours,
+            num_steps,
+            evaluate_every,
+        )
+        self._waiting = setup.waiting
         self._validation, self._keep = validation, keep
         self._names, self._votes, rates = file_names(net), votes(net), _rates(config, net)
         whole = {
             index: order_of(make_optimizer(recipe, net.blocks[index].parameters()), net.blocks[index])
-            for index in team.own
+            for index in role.own
         }
-        net.keep_only(team.own, crew.piece)
-        self._pieces = Pieces(team, net, whole)
+        net.keep_only(role.own, setup.piece)
+        self._shards = Shards(role, net, whole)
         self._shared_bn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if team.copies > 1 and config.sync_batchnorm:
+        if role.copies > 1 and config.sync_batchnorm:
             if accelerator.device.type == "cpu":
-                self._shared_bn = SharedBatchNorm(team.group)
+                self._shared_bn = SharedBatchNorm(role.group)
             else:
-                net = convert_sync_batchnorm(net, team.group)  # type: ignore[no-untyped-call]
+                net = convert_sync_batchnorm(net, role.group)  # type: ignore[no-untyped-call]
         self._dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.net = net.to(accelerator.device, self._dtype)
         use_channels_last(self.net)
         self.ema: ModelEmaV3 | None = (
             ModelEmaV3(net, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         )
-        self._optimizers = [make_optimizer(recipe, net.blocks[index].parameters()) for index in team.own]
+        self._optimizers = [make_optimizer(recipe, net.blocks[index].parameters()) for index in role.own]
         self._orders = [
             order_of(optimizer, net.blocks[index])
-            for index, optimizer in zip(team.own, self._optimizers, strict=True)
+            for index, optimizer in zip(role.own, self._optimizers, strict=True)
         ]
         # The last block's rate is everybody's to tell.
         clock = make_optimizer(recipe, [torch.nn.Parameter(torch.zeros(1))])
         scaled = [
-            *zip(self._optimizers, (rates[index] for index in team.own), strict=True),
+            *zip(self._optimizers, (rates[index] for index in role.own), strict=True),
             (clock, rates[-1]),
         ]
         for optimizer, rate in scaled:
@@ -89,8 +94,8 @@ class Training:
             net,
             self._optimizers,
             accelerator,
-            team=team,
-            links=links,
+            role=role,
+            neighbours=neighbours,
             seed=config.seed,
             clip_norm=recipe.clip_norm,
             compile_mode=config.compile_mode if config.compile else "",
@@ -112,8 +117,8 @@ class Training:
             schedule.step_update(step)
         self.net.train()
         self._engine.begin(step)
-        if self._links is not None:
-            self._links.begin(step)
+        if self._neighbours is not None:
+            self._neighbours.begin(step)
         parts = self._parts(batch, step)
         with self._shared_bn:
             if self._aligns and step % self._every % self._aligns == 0:
@@ -123,8 +128,8 @@ class Training:
         if self.ema is not None:
             self.ema.update(self.net, step=step)
         values = dict(report.losses)
-        if self._team.groups > 1:  # the mean over the groups' processes is then the block's loss
-            values[loss_name(self._team.own.start, self._engine.num_blocks)] *= self._team.groups
+        if self._role.groups > 1:  # the mean over the groups' processes is then the block's loss
+            values[loss_name(self._role.own.start, self._engine.num_blocks)] *= self._role.groups
         if report.logits:
             values["train_top1"] = torch.stack(
                 [
@@ -132,20 +137,21 @@ class Training:
                     for part, logits in zip(parts, report.logits, strict=True)
                 ]
             ).mean()
-        if self._links is not None:
+        if self._neighbours is not None:
             rank = self._accelerator.process_index
             values |= {
-                f"{name}/{rank}": torch.tensor(value) for name, value in self._links.traffic.taken().items()
+                f"{name}/{rank}": torch.tensor(value)
+                for name, value in self._neighbours.traffic.taken().items()
             }
         return values
 
     def _parts(self, batch: Batch | None, step: int) -> list[Part]:
         count = self._recipe.accumulate
         if batch is None:
-            assert self._links is not None
+            assert self._neighbours is not None
             # All steps up to the next evaluation are certain to come.
             until = min(self._num_steps, (step // self._every + 1) * self._every if self._every else math.inf)
-            return self._links.take_parts(count, int(until) - step)
+            return self._neighbours.take_parts(count, int(until) - step)
         columns = (batch.images.to(self._dtype), batch.targets, batch.indices)
         return [Part(*rows) for rows in zip(*(column.chunk(count) for column in columns), strict=True)]
 
@@ -156,29 +162,34 @@ class Training:
 
     def measure(self, network: DecoupledNet, batches: Iterable[Batch]) -> Mapping[str, float]:
         """Accuracies of a network of this job's shape."""
-        if self._links is None:
+        if self._neighbours is None:
             return evaluate(network, batches, self._accelerator)
         return evaluate_in_stages(
-            network, batches, self._accelerator, team=self._team, links=self._links, votes=self._votes
+            network,
+            batches,
+            self._accelerator,
+            role=self._role,
+            neighbours=self._neighbours,
+            votes=self._votes,
         )
 
     def by_file_names(self, network: DecoupledNet) -> dict[str, Tensor]:
         """All tensors of a network of this job's shape, named as in files, on the first process."""
         own = {self._names[name]: tensor.cpu() for name, tensor in network.state_dict().items()}
-        if not self._team.is_part:
+        if not self._role.is_part:
             return own
-        own = self._pieces.together(own)
+        own = self._shards.together(own)
         all_of_them: list[dict[str, Tensor]] = [{}] * self._accelerator.num_processes
         main = self._accelerator.is_main_process
         torch.distributed.gather_object(
-            own if self._team.speaks else {}, all_of_them if main else None, 0, self._team.control
+            own if self._role.speaks else {}, all_of_them if main else None, 0, self._role.control
         )
         return {name: tensor for each in all_of_them for name, tensor in each.items()}
 
     def load_from_file(self, network: DecoupledNet, tensors: Mapping[str, Tensor]) -> None:
         """Put tensors named as in files into a network of this job's shape."""
         own = {name: tensors[self._names[name]] for name in network.state_dict()}
-        network.load_state_dict(self._pieces.own(own))
+        network.load_state_dict(self._shards.own(own))
 
     def evaluate(self) -> Mapping[str, float]:
         """Validation metrics; the score is the top-1 of the network that will be saved."""
@@ -195,7 +206,7 @@ class Training:
     def keep_best(self, step: int, score: float) -> None:
         """Write the network as the best so far."""
         tensors = self.by_file_names(self.final_network)
-        if self._team.is_part:
+        if self._role.is_part:
             on_main(self._accelerator, lambda: self._keep(tensors, step, score))
         else:
             self._keep(tensors, step, score)
@@ -203,12 +214,12 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on."""
         self._share_buffers()
-        scaler, pieces = self._accelerator.scaler, self._pieces
-        optimizers = zip(self._team.own, self._optimizers, self._orders, strict=True)
+        scaler, shards = self._accelerator.scaler, self._shards
+        optimizers = zip(self._role.own, self._optimizers, self._orders, strict=True)
         state = {
             "network": self.net.state_dict(),
             "optimizers": {
-                index: pieces.named(optimizer.state_dict(), order) for index, optimizer, order in optimizers
+                index: shards.named(optimizer.state_dict(), order) for index, optimizer, order in optimizers
             },
             "rule": self._rule.state_dict(),
             "alignment": self._cosines.state_dict(),
@@ -216,31 +227,31 @@ class Training:
             "scaler": scaler.state_dict() if scaler else {},
         }
         with self._waiting():
-            state = pieces.together(state)
-        state["optimizers"] = {k: pieces.numbered(k, named) for k, named in state["optimizers"].items()}
+            state = shards.together(state)
+        state["optimizers"] = {k: shards.numbered(k, named) for k, named in state["optimizers"].items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
-        pieces = self._pieces
-        _load_own(self.net, pieces.own(state["network"]))
-        for index, optimizer, order in zip(self._team.own, self._optimizers, self._orders, strict=True):
-            optimizer.load_state_dict(pieces.own_optimizer(index, state["optimizers"][index], order))
+        shards = self._shards
+        _load_own(self.net, shards.own(state["network"]))
+        for index, optimizer, order in zip(self._role.own, self._optimizers, self._orders, strict=True):
+            optimizer.load_state_dict(shards.own_optimizer(index, state["optimizers"][index], order))
         self._rule.load_state_dict(state["rule"])
         if "alignment" in state:  # a checkpoint of before has none
             self._cosines.load_state_dict(state["alignment"], torch.device("cpu"))
         if self.ema:
-            _load_own(self.ema.module, pieces.own(state["ema"]))
+            _load_own(self.ema.module, shards.own(state["ema"]))
         if self._accelerator.scaler:
             self._accelerator.scaler.load_state_dict(state["scaler"])
 
     def _share_buffers(self) -> None:
-        """Make BatchNorm statistics those of the team's first process, where each kept its own."""
-        if self._team.copies > 1:
-            first = self._accelerator.process_index - self._team.copy
+        """Make BatchNorm statistics those of the role's first process, where each kept its own."""
+        if self._role.copies > 1:
+            first = self._accelerator.process_index - self._role.copy
             for network in dict.fromkeys((self.net, self.final_network)):
                 for buffer in network.buffers():
-                    torch.distributed.broadcast(buffer, first, group=self._team.group)
+                    torch.distributed.broadcast(buffer, first, group=self._role.group)
 
 
 def _share_right(targets: Tensor, logits: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from local_learning.published import is_tied
 from retrain.config import FREE_IN_RETRAINING, RetrainConfig
 from retrain.job import Training
 from retrain.networks import choose_decoupling, make_net
-from retrain.pipeline.crew import block_crew, whole_crew
+from retrain.pipeline.setup import block_setup, whole_setup
 from retrain.placing.planning import plan as plan_devices
 from retrain.supply import Supply
 from supernet.network.network import Network
@@ -86,10 +86,10 @@ def train_network(
             "classes": list(data.class_names),
         },
     )
-    crew = (
-        block_crew(net, config, network.words, data, run, accelerator)
+    setup = (
+        block_setup(net, config, network.words, data, run, accelerator)
         if in_blocks
-        else whole_crew(net, accelerator)
+        else whole_setup(net, accelerator)
     )
     metadata = {
         "network": network.name,
@@ -110,11 +110,11 @@ def train_network(
             sep="\n",
             flush=True,
         )
-        if crew.words:
-            print(crew.words, flush=True)
+        if setup.words:
+            print(setup.words, flush=True)
     # Neither the network as a whole nor a file of its weights is needed from here on.
     del chain, weights
-    with crew.watched(), contextlib.closing(Supply(data, config, accelerator.device, crew)) as supply:
+    with setup.watched(), contextlib.closing(Supply(data, config, accelerator.device, setup)) as supply:
         job = Training(
             net,
             config,
@@ -124,14 +124,14 @@ def train_network(
             num_images=len(data.train),
             validation=supply.validation,
             keep=keep_best,
-            crew=crew,
+            setup=setup,
         )
         start_trackers(accelerator, config)
-        end = Loop(job, plan, run, accelerator, crew.spread).run(supply.batches)
+        end = Loop(job, plan, run, accelerator, setup.spread).run(supply.batches)
 
         last = job.final_network
         notes = metadata | {"step": num_steps}
-        with crew.waiting():
+        with setup.waiting():
             tensors = job.by_file_names(last)
             on_main(accelerator, lambda: save_tensors(run.last_weights, tensors, notes))
         # The test set is looked at here, once, for the two networks that were decided without it.
@@ -141,7 +141,7 @@ def train_network(
             job.load_from_file(best, read_weights(run.best_weights, label="run"))
             tested["best"] = job.measure(best, supply.test)
         results = _results(facts, num_steps, end, tested)
-        with crew.waiting():
+        with setup.waiting():
             on_main(accelerator, lambda: run.write_results(results))
     return results
 

@@ -6,7 +6,7 @@ from itertools import repeat
 import torch
 
 from retrain.config import RetrainConfig
-from retrain.pipeline.crew import Crew
+from retrain.pipeline.setup import ProcessSetup
 from tools.images.augment import to_device
 from tools.images.batches import Share, TrainingOrder
 from tools.images.datasets import Data
@@ -20,10 +20,10 @@ class Supply:
     Where gluing variables are kept for each image, all processes know which images come, and their labels.
     """
 
-    def __init__(self, data: Data, config: RetrainConfig, device: torch.device, crew: Crew) -> None:
+    def __init__(self, data: Data, config: RetrainConfig, device: torch.device, setup: ProcessSetup) -> None:
         self._data, self._config, self._device = data, config, device
-        self._team, self._pipes = crew.team, crew.pipes
-        team, self._first = crew.team, crew.team.own.start == 0
+        self._role, self._pipes = setup.role, setup.pipes
+        role, self._first = setup.role, setup.role.own.start == 0
         self._loader = (
             make_train_loader(
                 data.train,
@@ -32,8 +32,8 @@ class Supply:
                 batch_size=config.recipe.batch_size,
                 seed=config.seed,
                 device=device,
-                rank=team.copy,
-                world_size=team.copies,
+                rank=role.copy,
+                world_size=role.copies,
             )
             if self._first
             else None
@@ -52,7 +52,7 @@ class Supply:
     def _without_images(self, steps: Iterable[int]) -> Iterator[Batch]:
         split, batch_size = self._data.train, self._config.recipe.batch_size
         order = TrainingOrder(len(split), batch_size, self._config.seed)
-        rows = Share(self._team.copy, self._team.copies).rows(batch_size)
+        rows = Share(self._role.copy, self._role.copies).rows(batch_size)
         for step in steps:
             indices = order.indices(step)[rows]
             labels = to_device(split.labels[indices], self._device)
@@ -64,7 +64,7 @@ class Supply:
             self._loader.close()
 
     def _evaluated(self, split: Images) -> Iterable[Batch]:
-        if not self._first or self._team.copy >= self._pipes:
+        if not self._first or self._role.copy >= self._pipes:
             return []
         return eval_batches(
             split,
@@ -72,6 +72,6 @@ class Supply:
             self._config.data,
             batch_size=max(self._config.recipe.batch_size, 256),
             device=self._device,
-            rank=self._team.copy,
+            rank=self._role.copy,
             world_size=self._pipes,
         )

@@ -9,10 +9,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from retrain.truth.config import TruthConfig
-from retrain.truth.crew import Crew
 from retrain.truth.findings import read_results, results_of, summary, write_truth
 from retrain.truth.plan import Trial, TruthPlan, folder_of, read_plan, unfinished, write_plan
 from retrain.truth.worker import tidy
+from retrain.truth.workers import Workers
 from supernet.network.network import kept_in_run
 from tools.failures import Interrupted, RunFailed
 from tools.images.datasets import load_data
@@ -72,18 +72,18 @@ def _train_all(
 ) -> None:
     """Let this rank's workers train until no rank's have anything left; all ranks come out alike."""
     left = len(unfinished(run, plan.trials))
-    with Crew(config, min(config.jobs, left), accelerator.device) as crew:
+    with Workers(config, min(config.jobs, left), accelerator.device) as workers:
         working = True
         while working:
-            crew.look(SECONDS_BETWEEN_LOOKS)
+            workers.look(SECONDS_BETWEEN_LOOKS)
             log.look()
             signum, failed, working = _agree(
-                accelerator, wish.signum or crew.signum, crew.failure is not None, crew.working
+                accelerator, wish.signum or workers.signum, workers.failure is not None, workers.working
             )
             if signum or failed:
-                crew.stop()
+                workers.stop()
                 log.look()
-                said = _first_of_all(accelerator, crew)
+                said = _first_of_all(accelerator, workers)
                 if signum:
                     name = signal.Signals(signum).name
                     raise Interrupted(
@@ -104,9 +104,9 @@ def _agree(accelerator: Accelerator, signum: int, failed: bool, working: bool) -
     return int(agreed[0]), bool(agreed[1]), bool(agreed[2])
 
 
-def _first_of_all(accelerator: Accelerator, crew: Crew) -> tuple[str, str]:
+def _first_of_all(accelerator: Accelerator, workers: Workers) -> tuple[str, str]:
     """The kind and words of the first rank's failure."""
-    mine = [(crew.failure.kind, crew.failure.message)] if crew.failure else []
+    mine = [(workers.failure.kind, workers.failure.message)] if workers.failure else []
     everyones = gather_object(mine) if accelerator.num_processes > 1 else mine
     return everyones[0] if everyones else ("", "")
 

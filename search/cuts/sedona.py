@@ -20,10 +20,10 @@ from search.evidence import Updates, outer_optimizer
 from search.hypergradient import hypergradient
 from search.relaxation import RelaxedNet
 from tools.batchnorm import SharedBatchNorm
+from tools.exact_means import exact_means
 from tools.images.loaders import Batch, TrainLoader
 from tools.optim import make_optimizer, make_schedule
 from tools.seeding import torch_stream
-from tools.tally import tally
 
 MOMENTUM = "momentum/"
 
@@ -306,4 +306,4 @@ def evaluate(net: RelaxedNet, batches: Iterable[Batch]) -> dict[str, float]:
             "validation_top1": (logits.argmax(1) == batch.targets).sum(),
         }
 
-    return tally(net, count, batches)
+    return exact_means(net, count, batches)

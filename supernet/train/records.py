@@ -19,11 +19,11 @@ from supernet.space import Architecture, Space
 from supernet.supernet import Supernet
 from supernet.train.config import SupernetConfig
 from supernet.train.shift import Shift, representation_shift
+from tools.exact_means import exact_means
 from tools.images.datasets import Data, fixed_part, whole_batches
 from tools.images.images import Images
 from tools.images.loaders import Batch, eval_batches
 from tools.similarity import off_diagonal_mean
-from tools.tally import tally
 
 
 def probes(space: Space, count: int, seed: int) -> list[Architecture]:
@@ -100,7 +100,7 @@ class Records:
                 "validation_top1": (logits.argmax(1) == batch.targets).sum(),
             }
 
-        return tally(chain, count, self._validation)
+        return exact_means(chain, count, self._validation)
 
 
 def shift_metrics(shift: Shift) -> dict[str, float]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tools.failures import Interrupted, RunFailed, known_cause
 from tools.mistake import Mistake
+from tools.run.agreement import Agreement, Meeting
 from tools.run.checkpoint import Written, all_finite, load_checkpoint, save_checkpoint, save_part
-from tools.run.council import Council, Meeting
 from tools.run.folder import Run
 from tools.run.launch import on_every, on_main
 from tools.run.meters import MetricsLog, Progress, Stopwatch, Sums
@@ -43,7 +43,7 @@ class Loop(Generic[BatchT]):
     ) -> None:
         self._job, self._plan, self._run, self._accelerator = job, plan, run, accelerator
         self._spread, self._ranks = spread, accelerator.num_processes
-        self._council = Council(accelerator.device, spread.control if spread else None)
+        self._agreement = Agreement(accelerator.device, spread.control if spread else None)
         self._position = Position()
         self._sums = Sums()
         self._watch = Stopwatch()
@@ -135,14 +135,14 @@ class Loop(Generic[BatchT]):
             self._sums = Sums()
         votes = (float(self._wish.signum), -self._first_bad_step, self._watch.seconds / since)
         counts = self._spread.measured if self._spread else dict.fromkeys(means, self._ranks)
-        meeting = self._council.call(done, votes, means, counts if logs else {})
+        meeting = self._agreement.call(done, votes, means, counts if logs else {})
         meeting.pace = self._watch.seconds / since  # the device has done its part of these steps by now
         self._hear(done if at_once or not self._spread else done - self._spread.apart, since)
 
     def _hear(self, up_to: int, since: int = 1) -> None:
         """Act on what was agreed."""
         with self._waiting():
-            for meeting in self._council.concluded(up_to):
+            for meeting in self._agreement.concluded(up_to):
                 if not self._spread:
                     meeting.pace = self._watch.seconds / since
                 signum, bad_step, self._slowest = meeting.votes

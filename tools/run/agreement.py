@@ -25,7 +25,7 @@ class Meeting:
     """This process's own seconds per step."""
 
 
-class Council:
+class Agreement:
     """Meetings, in the order in which they were called; every process calls the same ones."""
 
     def __init__(self, device: torch.device, control: torch.distributed.ProcessGroup | None) -> None:

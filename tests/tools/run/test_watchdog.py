@@ -13,7 +13,7 @@ from tests import script
 from tests.forked import Script
 
 OF_A_LOST_STORE = re.compile(r"^\[rank\d\]:\[W[^\n]* TCPStore\.cpp.*?\n\n", re.DOTALL | re.MULTILINE)
-PROGRAM = "tests/programs/vigil_ranks.py"
+PROGRAM = "tests/programs/watchdog_ranks.py"
 RANKS = 3
 
 pytestmark = pytest.mark.slow
@@ -69,7 +69,7 @@ def step_of(folder: Path, rank: int) -> int:
 
 
 def assert_named(line: str, rank: int, cause: str, ranks: int = RANKS) -> None:
-    speaker, _, told = line.removeprefix("vigil_ranks.py: ").partition(": ")
+    speaker, _, told = line.removeprefix("watchdog_ranks.py: ").partition(": ")
     assert speaker in {f"rank {other}" for other in range(ranks) if other != rank}, line
     assert told.startswith(f"rank {rank} (block {rank + 1} of {ranks}, process "), line
     assert cause in told
@@ -102,10 +102,10 @@ def test_a_rank_without_progress_is_named(runs: dict[tuple[str, int], Ranks]) ->
 def test_errors_of_its_own_are_told_once_and_nobody_is_blamed(runs: dict[tuple[str, int], Ranks]) -> None:
     for rank in (0, 1):
         codes = runs["error", rank].ends()
-        assert runs["error", rank].lines() == [f"vigil_ranks.py: rank {rank}: the disk is full"]
+        assert runs["error", rank].lines() == [f"watchdog_ranks.py: rank {rank}: the disk is full"]
         assert codes == [1, 1, 1]
     codes = runs["late", RANKS].ends()
-    assert runs["late", RANKS].lines() == ["vigil_ranks.py: rank 0: the loss is not a finite number"]
+    assert runs["late", RANKS].lines() == ["watchdog_ranks.py: rank 0: the loss is not a finite number"]
     assert codes == [1, 1, 1]
 
 
@@ -156,6 +156,6 @@ def test_a_launcher_that_ends_the_others_does_not_hide_who_died(tmp_path: Path) 
     ended = [script.finish(process, timeout=60) for _, process in started]  # all, before one fails the test
     for rank, (done, cause) in enumerate(zip(ended, causes, strict=True)):
         assert done.returncode == 1
-        (said,) = [line for line in done.stderr.splitlines() if line.startswith("vigil_ranks.py: ")]
+        (said,) = [line for line in done.stderr.splitlines() if line.startswith("watchdog_ranks.py: ")]
         assert_named(said, rank, cause, ranks=2)
     assert not any(psutil.pid_exists(int(path.read_text())) for path in tmp_path.glob("*/pid-*"))

@@ -9,7 +9,7 @@ from tools.images.batches import Batch
 
 
 @torch.no_grad()
-def tally(
+def exact_means(
     network: nn.Module, count: Callable[[Batch], Mapping[str, Tensor]], batches: Iterable[Batch]
 ) -> dict[str, float]:
     """What `count` finds in each batch, summed in eval mode over all processes and divided by "images"."""

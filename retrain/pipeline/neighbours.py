@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from local_learning.rules.engine import Part
-from retrain.pipeline.crossing import Inlet, Outlet, Peer, Traffic, peers
+from retrain.pipeline.transfers import Inlet, Outlet, Peer, Traffic, peers
 from retrain.placing.placement import Placement, Stage
 from tools.run.launch import SILENCE
-from tools.run.vigil import Vigil
+from tools.run.watchdog import Watchdog
 
 
-class Links:
+class Neighbours:
     """Activations go up, with the labels; what some rules hand down goes down; images of an evaluation go up.
 
     Of a block in neuron groups every process sends its slice to all processes above, which put the slices
@@ -29,7 +29,7 @@ class Links:
         queue: int,
         rounded: bool,
         with_images: bool,
-        vigil: Vigil,
+        watchdog: Watchdog,
         channels: slice | None = None,
         described: bool = False,
     ) -> None:
@@ -37,7 +37,12 @@ class Links:
         `with_images`: blocks above want them too; `channels`: those of the map that this process sends, where
         it has one neuron group; `described`: messages differ in their layout, and each tells its own."""
         batch_size //= parts
-        self.traffic, self.waiting, self._vigil, self._step = Traffic(vigil.waiting), vigil.waiting, vigil, 0
+        self.traffic, self.waiting, self._watchdog, self._step = (
+            Traffic(watchdog.waiting),
+            watchdog.waiting,
+            watchdog,
+            0,
+        )
         self._with_images, self._channels = with_images, channels
         index = placement.stage_of(rank)
         own = placement.stages[index]
@@ -81,7 +86,7 @@ class Links:
     def begin(self, step: int) -> None:
         """Let the others know that this process gets on."""
         self._step = step
-        self._vigil.note(step)
+        self._watchdog.note(step)
 
     def take_parts(self, count: int, coming: int) -> list[Part]:
         """The parts of the next batch from below; of `coming` more steps, this one included, it is certain
@@ -115,7 +120,7 @@ class Links:
 
     def pass_evaluated(self, tensors: Sequence[Tensor]) -> None:
         """Send a batch of an evaluation on; none: that was all."""
-        self._vigil.note(self._step)
+        self._watchdog.note(self._step)
         if self._evaluated_above and tensors:
             self._evaluated_above.send(self._own_share(tensors))
         elif self._evaluated_above:
@@ -123,7 +128,7 @@ class Links:
 
     def take_evaluated(self) -> list[Tensor]:
         """The next batch of an evaluation from below; nothing after the last."""
-        self._vigil.note(self._step)
+        self._watchdog.note(self._step)
         return _side_by_side([inlet.receive() for inlet in self._evaluated_below])
 
     def _own_share(self, tensors: Sequence[Tensor]) -> list[Tensor]:

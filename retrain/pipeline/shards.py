@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from local_learning.blocks import DecoupledNet
 from local_learning.slices import Slice
-from retrain.pipeline.team import Team
+from retrain.pipeline.role import Role
 
 Order = list[list[str]]
 """The names of an optimiser's parameters, by its parameter groups: in its state they have numbers only."""
@@ -20,29 +20,29 @@ def order_of(optimizer: torch.optim.Optimizer, block: nn.Module) -> Order:
     return [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
 
 
-class Pieces:
-    """What this process has of its team's state: some rows of the first block's tensors, and all else.
+class Shards:
+    """What this process has of its role's state: some rows of the first block's tensors, and all else.
 
     Where there is no neuron group on a process of its own, it leaves states as they are.
     """
 
-    def __init__(self, team: Team, net: DecoupledNet, whole: Mapping[int, Order]) -> None:
+    def __init__(self, role: Role, net: DecoupledNet, whole: Mapping[int, Order]) -> None:
         """`whole` has the orders that the optimisers of the own blocks have where all groups are together."""
-        self._team, self._whole = team, whole
-        block = net.blocks[team.own.start]
+        self._role, self._whole = role, whole
+        block = net.blocks[role.own.start]
         self._rows: Mapping[str, slice] = block.rows if isinstance(block, Slice) else {}
-        self._in_net = {f"blocks.{team.own.start}.{name}": rows for name, rows in self._rows.items()}
+        self._in_net = {f"blocks.{role.own.start}.{name}": rows for name, rows in self._rows.items()}
 
     def together(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """A state with the rows of all groups, on the first one's process; elsewhere as it was.
 
         Called on all their processes at once. Tensors that have the same name are parts of one.
         """
-        team = self._team
-        if team.groups == 1:
+        role = self._role
+        if role.groups == 1:
             return dict(state)
-        of_all: list[Any] | None = [None] * team.groups if team.place == 0 else None
-        torch.distributed.gather_object(_on_cpu(state), of_all, group=team.desk, group_dst=0)
+        of_all: list[Any] | None = [None] * role.groups if role.place == 0 else None
+        torch.distributed.gather_object(_on_cpu(state), of_all, group=role.desk, group_dst=0)
         united: dict[str, Any] = _united(of_all) if of_all else dict(state)
         return united
 
@@ -62,7 +62,7 @@ class Pieces:
     def own_optimizer(self, index: int, state: Mapping[str, Any], order: Order) -> dict[str, Any]:
         """What is the own part of a block's optimiser, out of the state of one that has all groups."""
         named = self.named(state, self._whole[index])
-        rows = self._rows if index == self._team.own.start else {}
+        rows = self._rows if index == self._role.own.start else {}
         here = {name for group in order for name in group}
         named["state"] = {
             name: {key: _rows(value, rows.get(name)) for key, value in values.items()}

@@ -16,10 +16,10 @@ from local_learning.rules.catalogue import RuleRow
 from local_learning.rules.engine import loss_name
 from local_learning.slices import Exchange, Slice
 from retrain.config import RetrainConfig
-from retrain.pipeline.crossing import Traffic
-from retrain.pipeline.links import Links
-from retrain.pipeline.siblings import Siblings
-from retrain.pipeline.team import Team, team_of, whole_team
+from retrain.pipeline.group_exchange import GroupExchange
+from retrain.pipeline.neighbours import Neighbours
+from retrain.pipeline.role import Role, role_of, whole_role
+from retrain.pipeline.transfers import Traffic
 from retrain.placing.measuring import seconds_here, subject_of
 from retrain.placing.placement import Placement, Stage, load_placement, place, place_groups, save_placement
 from tools.failures import RunFailed, known_cause
@@ -30,18 +30,18 @@ from tools.run.folder import Run
 from tools.run.launch import on_main
 from tools.run.plan import Spread
 from tools.run.signals import waiting_signals
-from tools.run.vigil import Vigil
+from tools.run.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
-class Crew:
+class ProcessSetup:
     """This process's part in it."""
 
-    team: Team
-    links: Links | None = None
+    role: Role
+    neighbours: Neighbours | None = None
     """To those with the blocks below and above, where other processes have these."""
     spread: Spread | None = None
-    vigil: Vigil | None = None
+    watchdog: Watchdog | None = None
     """Over these processes."""
     piece: Slice | None = None
     """What this process has of its first block, where it has one neuron group of it."""
@@ -51,42 +51,42 @@ class Crew:
     @property
     def pipes(self) -> int:
         """So many processes share the images of an evaluation."""
-        return self.links.pipes if self.links else self.team.copies
+        return self.neighbours.pipes if self.neighbours else self.role.copies
 
     def waiting(self) -> contextlib.AbstractContextManager[object]:
         """Entered where this process may wait for others."""
-        return self.vigil.waiting() if self.vigil else contextlib.nullcontext()
+        return self.watchdog.waiting() if self.watchdog else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Around all work in which processes wait for each other: who dies or hangs in it is named."""
-        if self.vigil is None:
+        if self.watchdog is None:
             yield
             return
-        with waiting_signals(), self.vigil:  # a launcher's SIGTERM is not to end who is about to say why
+        with waiting_signals(), self.watchdog:  # a launcher's SIGTERM is not to end who is about to say why
             try:
                 yield
             except (RuntimeError, RunFailed) as error:
                 # The loop may have said already what it means to have lost a process, but not which.
                 broken = error.__cause__ if isinstance(error, RunFailed) else error
                 if isinstance(broken, RuntimeError) and known_cause(broken, 2).startswith("lost"):
-                    self.vigil.explain(broken)
+                    self.watchdog.explain(broken)
                 raise
 
 
-def whole_crew(net: DecoupledNet, accelerator: Accelerator) -> Crew:
+def whole_setup(net: DecoupledNet, accelerator: Accelerator) -> ProcessSetup:
     """Every process has all blocks, and its rows of each batch."""
-    return Crew(whole_team(len(net.blocks), accelerator))
+    return ProcessSetup(whole_role(len(net.blocks), accelerator))
 
 
-def block_crew(
+def block_setup(
     net: DecoupledNet,
     config: RetrainConfig,
     network: str,
     data: Data,
     run: Run,
     accelerator: Accelerator,
-) -> Crew:
+) -> ProcessSetup:
     """Blocks on processes of their own, as the run's placement has it, which is made where there is none.
 
     `network` says in words which network it is.
@@ -95,15 +95,15 @@ def block_crew(
     on_main(accelerator, lambda: _settle_placement(path, net, config, network, data, run, accelerator))
     placement = load_placement(path)
     rank = accelerator.process_index
-    team = team_of(placement, accelerator)
-    assert team.control is not None
-    vigil = Vigil(
+    role = role_of(placement, accelerator)
+    assert role.control is not None
+    watchdog = Watchdog(
         describe=lambda rank: _role(placement, rank),
         last_good=lambda: _last_good(run),
         patience=config.pipeline.patience,
         early=len(net.blocks) + 2,  # in replay a block's first backward pass comes late, and may be compiled
     )
-    links = Links(
+    neighbours = Neighbours(
         placement,
         rank,
         config.recipe.batch_size,
@@ -111,25 +111,25 @@ def block_crew(
         queue=config.pipeline.queue,
         rounded=config.pipeline.transfer == "bf16",
         with_images=any(
-            block.head is not None and sees_images(block.objective) for block in net.blocks[team.own.stop :]
+            block.head is not None and sees_images(block.objective) for block in net.blocks[role.own.stop :]
         ),
-        vigil=vigil,
-        channels=_channels(net, team),
+        watchdog=watchdog,
+        channels=_channels(net, role),
         described=config.gluing.cache,  # stored variables come in another layout than those just found
     )
     measured = measuring_ranks(placement, config.rule_row)
     spread = Spread(
         measured={name: len(ranks) for name, ranks in measured.items()},
         here=frozenset(name for name, ranks in measured.items() if rank in ranks),
-        saves=team.speaks,
-        control=team.control,
+        saves=role.speaks,
+        control=role.control,
         apart=len(placement.stages) * config.pipeline.queue,
-        waiting=vigil.waiting,
+        waiting=watchdog.waiting,
     )
     piece = None
-    if team.groups > 1:
-        piece = _slice(net, team.own.start, team.place, data, Siblings(team, links.traffic))
-    return Crew(team, links, spread, vigil, piece, _words(placement))
+    if role.groups > 1:
+        piece = _slice(net, role.own.start, role.place, data, GroupExchange(role, neighbours.traffic))
+    return ProcessSetup(role, neighbours, spread, watchdog, piece, _words(placement))
 
 
 def measuring_ranks(placement: Placement, rule: RuleRow) -> dict[str, range]:
@@ -210,13 +210,13 @@ def _slice(net: DecoupledNet, index: int, place: int, data: Data, exchange: Exch
     return Slice(net.blocks[index], place, probe(below, features), exchange, first=len(below) + 1)
 
 
-def _channels(net: DecoupledNet, team: Team) -> slice | None:
+def _channels(net: DecoupledNet, role: Role) -> slice | None:
     """Which channels of its block's map a process has, if not all."""
-    heads = net.blocks[team.own.start].head
-    if team.groups == 1 or not isinstance(heads, GroupedHeads):
+    heads = net.blocks[role.own.start].head
+    if role.groups == 1 or not isinstance(heads, GroupedHeads):
         return None
-    start = sum(heads.sizes[: team.place])
-    return slice(start, start + heads.sizes[team.place])
+    start = sum(heads.sizes[: role.place])
+    return slice(start, start + heads.sizes[role.place])
 
 
 def _role(placement: Placement, rank: int) -> str:

@@ -10,7 +10,7 @@ from tools.run.launch import SILENCE
 
 
 @dataclass(frozen=True)
-class Team:
+class Role:
     """The processes that train the same blocks, each on its rows of every batch, or one neuron group each."""
 
     own: range
@@ -37,17 +37,17 @@ class Team:
 
     @property
     def speaks(self) -> bool:
-        """Whether this process answers for the team, where one does."""
+        """Whether this process answers for the role, where one does."""
         return self.copy == 0 and self.place == 0
 
 
-def whole_team(num_blocks: int, accelerator: Accelerator) -> Team:
+def whole_role(num_blocks: int, accelerator: Accelerator) -> Role:
     """Every process trains all blocks."""
-    return Team(range(num_blocks), accelerator.num_processes, accelerator.process_index)
+    return Role(range(num_blocks), accelerator.num_processes, accelerator.process_index)
 
 
-def team_of(placement: Placement, accelerator: Accelerator) -> Team:
-    """This process's team; called on all processes, as it makes the groups by which they talk."""
+def role_of(placement: Placement, accelerator: Accelerator) -> Role:
+    """This process's role; called on all processes, as it makes the groups by which they talk."""
     control = torch.distributed.new_group(backend="gloo", timeout=SILENCE)
     found = None
     for stage in placement.stages:
@@ -59,8 +59,8 @@ def team_of(placement: Placement, accelerator: Accelerator) -> Team:
             place = accelerator.process_index - stage.ranks.start
             if split:
                 own = stage.blocks if place == 0 else stage.blocks[:1]
-                found = Team(own, group=group, control=control, groups=stage.groups, place=place, desk=desk)
+                found = Role(own, group=group, control=control, groups=stage.groups, place=place, desk=desk)
             else:
-                found = Team(stage.blocks, stage.copies, place, group, control)
+                found = Role(stage.blocks, stage.copies, place, group, control)
     assert found is not None, "a placement has a stage for every process"
     return found

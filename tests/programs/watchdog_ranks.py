@@ -15,7 +15,7 @@ import torch.distributed
 from tools.failures import RunFailed
 from tools.options.command import main
 from tools.run.signals import waiting_signals
-from tools.run.vigil import Vigil
+from tools.run.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,21 @@ def run(config: Config) -> None:
     threads = set(threading.enumerate())
     with (
         waiting_signals(),
-        Vigil(
+        Watchdog(
             describe=lambda rank: f"block {rank + 1} of {ranks}",
             last_good=lambda: "the last checkpoint is step 10",
             patience=config.patience,
-        ) as vigil,
+        ) as watchdog,
     ):
         for step in range(config.steps):
-            vigil.note(step)
+            watchdog.note(step)
             time.sleep(0.05)
             if step == 8 and config.unlucky in (rank, ranks):
                 go_wrong(config.mishap, rank)
             try:
-                hand_on(vigil, rank, ranks)
+                hand_on(watchdog, rank, ranks)
             except RuntimeError as error:
-                raise RunFailed(vigil.explain(error, (rank - 1) % ranks)) from error
+                raise RunFailed(watchdog.explain(error, (rank - 1) % ranks)) from error
             (folder / f"step-{rank}").write_text(str(step))
     assert set(threading.enumerate()) == threads
     torch.distributed.destroy_process_group()
@@ -70,10 +70,10 @@ def go_wrong(mishap: str, rank: int) -> None:
         time.sleep(0.1)
 
 
-def hand_on(vigil: Vigil, rank: int, ranks: int) -> None:
+def hand_on(watchdog: Watchdog, rank: int, ranks: int) -> None:
     """Rank 0 begins; the round is over when the tensor is back there."""
     tensor = torch.zeros(4)
-    with vigil.waiting():
+    with watchdog.waiting():
         if rank == 0:
             torch.distributed.send(tensor, 1)
             torch.distributed.recv(tensor, ranks - 1)

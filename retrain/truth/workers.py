@@ -20,7 +20,7 @@ GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "GROUP_", "ROLE_", "TORC
 """How the variables begin by which a launcher makes processes into ranks."""
 
 
-class Crew:
+class Workers:
     """So many workers; leaving the context stops those that still work."""
 
     def __init__(self, config: TruthConfig, size: int, device: torch.device) -> None:

@@ -96,7 +96,7 @@ class Watched:
                 self._process.kill()
 
 
-class Vigil:
+class Watchdog:
     """Watches over all processes of torch's process group; all make one at the same time.
 
     `describe(rank)` says what a rank does in the run, `last_good()` what is kept; a thread asks both. The
@@ -126,7 +126,7 @@ class Vigil:
         self._talker.start()
         self._judge.start()
 
-    def __enter__(self) -> "Vigil":
+    def __enter__(self) -> "Watchdog":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
