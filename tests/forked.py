@@ -26,7 +26,7 @@ FORKS.set_forkserver_preload(["tests.warm"])
 
 
 class Script:
-    """A script that runs, on so many ranks; `finish` waits for its end, and what holds it makes one."""
+    """A script that runs, on so many ranks; none of them outlives the `with`."""
 
     def __init__(self, *words: str, ranks: int = 1, deadly: str = "", limit_file_bytes: int = 0) -> None:
         self.words = words
@@ -46,6 +46,7 @@ class Script:
 
     def __exit__(self, *about: object) -> None:
         self.kill()
+        self._folder.cleanup()
 
     def poll(self) -> int | None:
         """None while a rank runs, and then how the worst of them ended."""
@@ -75,7 +76,6 @@ class Script:
             running = [process.sentinel for process in self.ranks if process.exitcode is None]
             multiprocessing.connection.wait(running, max(0.0, deadline - time.monotonic()))
         out, error = map(Path.read_text, self._files)
-        self._folder.cleanup()
         return subprocess.CompletedProcess(self.words, code, out, error)
 
     def kill(self) -> None:
@@ -94,7 +94,8 @@ class Script:
 
 def run(script: str, *arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     """Run a script to its end."""
-    return Script(script, *arguments, ranks=ranks).finish()
+    with Script(script, *arguments, ranks=ranks) as process:
+        return process.finish()
 
 
 def run_up_to(name: str, script: str, *arguments: str, ranks: int = 1) -> None:
@@ -103,7 +104,8 @@ def run_up_to(name: str, script: str, *arguments: str, ranks: int = 1) -> None:
     With "<name>:<n>" it strikes when the file is opened to add to it for the n-th time. With one rank killed
     the machine is taken to be down.
     """
-    done = Script(script, *arguments, ranks=ranks, deadly=name).finish(down_with_one=True)
+    with Script(script, *arguments, ranks=ranks, deadly=name) as process:
+        done = process.finish(down_with_one=True)
     assert done.returncode == -signal.SIGKILL, f"not killed: {done}"
 
 

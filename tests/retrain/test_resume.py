@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.forked import Script, run
 from tests.script import (
     SMALL,
     chance,
     command,
     finish,
-    kill_all,
     ranks_of,
-    run,
     start,
     wait_for_step,
     wait_until,
@@ -29,17 +28,8 @@ SCRIPT = "retrain_model.py"
 # What could go wrong on the way back: dropout, BatchNorm, momentum, an average, checkpoints off the epoch.
 OPTIONS = [
     *SMALL,
-    *("--network", "vgg6a", "--width", "0.125", "--dropout", "0.3"),
-    *(
-        "--recipe.steps",
-        "300",
-        "--recipe.checkpoint-every",
-        "7",
-        "--recipe.ema",
-        "0.9",
-        "--recipe.lr",
-        "0.02",
-    ),
+    *("--network", "vgg6a", "--width", "0.125", "--dropout", "0.3", "--recipe.lr", "0.02"),
+    *("--recipe.steps", "150", "--recipe.checkpoint-every", "7", "--recipe.ema", "0.9"),
 ]
 
 pytestmark = pytest.mark.slow
@@ -68,19 +58,21 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder, ranks
 
 
+def assert_continues(folder: Path, whole: Path, ranks: int) -> None:
+    done = run(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    assert "continuing" in done.stdout
+    assert_same_run(whole, folder)
+
+
 def test_three_kills_at_random_moments_change_nothing(whole: tuple[Path, int], tmp_path: Path) -> None:
     expected, ranks = whole
     folder, random = tmp_path / "run", chance()
-    line = command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks)
-    for low, high in ((0, 0), (1, 40), (50, 80), (90, 150)):  # the first while it is still setting up
-        process = start(line)
-        wait_for_step(folder, random.randint(low, high), process)
-        time.sleep(random.random() * (0.2 if high else 6))
-        kill_all(process)
-    done = finish(start(line))
-    assert done.returncode == 0, done.stderr
-    assert "continuing" in done.stdout
-    assert_same_run(expected, folder)
+    for low, high in ((0, 0), (1, 20), (30, 50), (60, 90)):  # the first while it is still setting up
+        with Script(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks) as process:
+            wait_for_step(folder, random.randint(low, high), process)
+            time.sleep(random.random() * (0.1 if high else 0.5))
+    assert_continues(folder, expected, ranks)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -89,22 +81,17 @@ def test_a_signal_makes_a_checkpoint_and_the_run_goes_on(
 ) -> None:
     expected, ranks = whole
     folder = tmp_path / "run"
-    line = command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks)
-    process = start(line)
-    wait_for_step(folder, 10, process)
-    targets = ranks_of(process, SCRIPT) if ranks > 1 else [process]
-    assert len(targets) == ranks
-    for target in targets:
-        target.send_signal(signum)
-    done = finish(process)
+    with Script(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks) as process:
+        wait_for_step(folder, 10, process)
+        for rank in range(ranks):
+            process.strike(rank, signum)
+        done = process.finish()
     assert f"stopped by {signum.name} after step" in done.stderr
-    if ranks == 1:
-        assert done.returncode == code
-        assert "Traceback" not in done.stderr
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
     stopped_at = int(done.stderr.split("after step ")[1].split(";")[0])
     assert (folder / "checkpoints" / f"step-{stopped_at:08d}.pt").exists()
-    assert finish(start(line)).returncode == 0
-    assert_same_run(expected, folder)
+    assert_continues(folder, expected, ranks)
 
 
 def test_a_run_whose_launcher_is_killed_stops_by_itself_and_goes_on(
@@ -114,16 +101,13 @@ def test_a_run_whose_launcher_is_killed_stops_by_itself_and_goes_on(
     if ranks == 1:
         pytest.skip("one rank is tested as two are")
     folder = tmp_path / "run"
-    line = command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks)
-    process = start(line)
+    process = start(command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks))
     wait_for_step(folder, 10, process)
     orphans = ranks_of(process, SCRIPT)
     process.send_signal(signal.SIGKILL)
-    done = finish(start(line))  # waits for the orphans to let go of the run
-    assert done.returncode == 0, done.stderr
+    assert_continues(folder, expected, ranks)  # once the orphans let go of the run
     assert not any(orphan.is_running() for orphan in orphans)
     finish(process)
-    assert_same_run(expected, folder)
 
 
 def test_a_run_outlives_the_shell_that_started_it(whole: tuple[Path, int], tmp_path: Path) -> None:
@@ -160,16 +144,14 @@ def test_a_rank_that_dies_ends_the_run_with_a_message(whole: tuple[Path, int], t
     if ranks == 1:
         pytest.skip("needs two ranks")
     folder = tmp_path / "run"
-    line = command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks)
-    process = start(line)
+    process = start(command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks))
     wait_for_step(folder, 15, process)
     ranks_of(process, SCRIPT)[1].send_signal(signal.SIGKILL)
     done = finish(process, timeout=60)
     assert done.returncode != 0
     assert "lost contact with another process" in done.stderr
     assert "the last checkpoint is step" in done.stderr
-    assert finish(start(line)).returncode == 0
-    assert_same_run(expected, folder)
+    assert_continues(folder, expected, ranks)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(whole: tuple[Path, int], tmp_path: Path) -> None:
@@ -177,15 +159,13 @@ def test_a_full_disk_keeps_the_last_checkpoint(whole: tuple[Path, int], tmp_path
     if ranks > 1:
         pytest.skip("one rank writes")
     folder = tmp_path / "run"
-    line = command(SCRIPT, *OPTIONS, "--run", str(folder))
-    process = start(line)
-    wait_until(lambda: (folder / "checkpoints" / "step-00000007.json").exists(), process)
-    kill_all(process)
+    with Script(SCRIPT, *OPTIONS, "--run", str(folder)) as process:
+        wait_until(lambda: (folder / "checkpoints" / "step-00000007.json").exists(), process)
     before = sorted((folder / "checkpoints").glob("*.json"))
-    done = finish(start(line, limit_file_bytes=20_000))
+    with Script(SCRIPT, *OPTIONS, "--run", str(folder), limit_file_bytes=20_000) as process:
+        done = process.finish()
     assert done.returncode == 1
     assert "cannot write" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted((folder / "checkpoints").glob("*.json")) == before
-    assert finish(start(line)).returncode == 0
-    assert_same_run(expected, folder)
+    assert_continues(folder, expected, ranks)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -49,18 +50,23 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, i
     mishaps = [("stuck", 0), ("stuck", 1), ("error", 0), ("error", 1), ("late", RANKS)]
     struck = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
     folder = tmp_path_factory.mktemp("runs")
-    begun = {
-        (name, rank): Ranks(folder / f"{name}-{rank}", "--mishap", name, "--unlucky", str(rank))
-        for name, rank in mishaps
-    }
-    begun |= {(name, rank): Ranks(folder / f"{name}-{rank}") for name in struck for rank in range(RANKS)}
-    for name, signum in struck.items():
-        for rank in range(RANKS):
-            begun[name, rank].wait_for_step(60)  # some pulses later
-            begun[name, rank].strike(rank, signum)
-    yield begun
-    for run in begun.values():
-        run.kill()
+    with ExitStack() as stack:
+        begun = {
+            (name, rank): stack.enter_context(
+                Ranks(folder / f"{name}-{rank}", "--mishap", name, "--unlucky", str(rank))
+            )
+            for name, rank in mishaps
+        }
+        begun |= {
+            (name, rank): stack.enter_context(Ranks(folder / f"{name}-{rank}"))
+            for name in struck
+            for rank in range(RANKS)
+        }
+        for name, signum in struck.items():
+            for rank in range(RANKS):
+                begun[name, rank].wait_for_step(60)  # some pulses later
+                begun[name, rank].strike(rank, signum)
+        yield begun
 
 
 def step_of(folder: Path, rank: int) -> int:
@@ -110,19 +116,20 @@ def test_errors_of_its_own_are_told_once_and_nobody_is_blamed(runs: dict[tuple[s
 
 
 def test_stalls_and_orderly_ends_are_no_failures(tmp_path: Path) -> None:
-    runs = [Ranks(tmp_path / str(rank), "--steps", "16") for rank in range(RANKS)]
-    for rank, run in enumerate(runs):
-        run.wait_for_step(4)
-        run.strike(rank, signal.SIGSTOP)
-    time.sleep(3)
-    for rank, run in enumerate(runs):
-        assert step_of(run.folder, rank) < 15
-        run.strike(rank, signal.SIGCONT)
-    for run in runs:
-        codes = run.ends()
-        assert run.lines() == []
-        assert codes == [0, 0, 0]
-        assert [step_of(run.folder, rank) for rank in range(RANKS)] == [15, 15, 15]
+    with ExitStack() as stack:
+        runs = [stack.enter_context(Ranks(tmp_path / str(rank), "--steps", "16")) for rank in range(RANKS)]
+        for rank, run in enumerate(runs):
+            run.wait_for_step(4)
+            run.strike(rank, signal.SIGSTOP)
+        time.sleep(3)
+        for rank, run in enumerate(runs):
+            assert step_of(run.folder, rank) < 15
+            run.strike(rank, signal.SIGCONT)
+        for run in runs:
+            codes = run.ends()
+            assert run.lines() == []
+            assert codes == [0, 0, 0]
+            assert [step_of(run.folder, rank) for rank in range(RANKS)] == [15, 15, 15]
 
 
 def test_a_run_that_stops_as_a_whole_goes_on(tmp_path: Path) -> None:
