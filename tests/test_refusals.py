@@ -11,7 +11,7 @@ import pytest
 
 from tests.scripts import SCRIPTS, Option, config_of, options
 from tools.options.command import is_ours, main
-from tools.options.config import from_toml
+from tools.options.config import from_toml, message_of
 
 HUGE = str(10**12)
 
@@ -89,7 +89,7 @@ def refusal(script: str, option: Option, value: str) -> str:
     try:
         from_toml(config_of(script), f"[{table}]\n{text}" if table else text, source="file")
     except ValueError as error:
-        return str(error) if is_ours(error) else f"not ours: {error}"
+        return message_of(error) if is_ours(error) else f"not ours: {error}"
     return ""
 
 

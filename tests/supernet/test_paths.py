@@ -247,9 +247,9 @@ def test_a_run_of_before_goes_on_as_it_began() -> None:
 
 
 def test_networks_have_their_skips_last() -> None:
-    with pytest.raises(ValueError, match=r"--paths.canonical: .*skips last"):
+    with pytest.raises(ValueError, match=r"paths.canonical: .*skips last"):
         PathOptions(draw="networks", canonical=False)
-    with pytest.raises(ValueError, match=r"--paths.draw: unknown value 'nets'"):
+    with pytest.raises(ValueError, match=r"paths.draw: unknown value 'nets'"):
         PathOptions(draw="nets")
 
 
@@ -399,7 +399,7 @@ def test_layers_with_unequal_numbers_of_modules_are_refused() -> None:
     with pytest.raises(ValueError, match=r"every layer must have as many candidates; with skip .* 3, 4"):
         fair(skipping_space(), skip="op")
     macro = preset("nas_bench_macro", num_classes=5, image_size=8)
-    with pytest.raises(ValueError, match=r"without skip .* 2, 3 .*--paths.skip op"):
+    with pytest.raises(ValueError, match=r"without skip .* 2, 3 .*paths.skip op"):
         fair(macro, skip="left_out")
     few, many = skipping_space((*THREE[1:], Skip())), skipping_space()
     uneven = Space(few.stem, (few.layers[0], many.layers[1]), few.tail, num_classes=5, image_size=8)

@@ -86,7 +86,7 @@ def test_a_cut_of_one_count_is_the_same_cut_of_the_other(stem: tuple[Fixed, ...]
 def test_a_cut_in_the_stem_has_no_place_where_it_is_fused() -> None:
     for cuts in ((1,), (2,), (2, 4)):
         file = DecouplingFile(Decoupling(cuts, ("linear",) * len(cuts)), "own/010", 5)
-        with pytest.raises(ValueError, match=rf"its cut after {cuts[0]} .* give --stem unit too"):
+        with pytest.raises(ValueError, match=rf"its cut after {cuts[0]} .* give stem unit too"):
             recounted(file, 2, "fused")
 
 

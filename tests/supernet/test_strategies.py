@@ -247,7 +247,7 @@ def test_mixed_labels_are_mixed_gradients(name: str) -> None:
 
 
 def test_an_unknown_strategy_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"--strategy: unknown value 'gredy'; did you mean 'greedy'"):
+    with pytest.raises(ValueError, match=r"strategy: unknown value 'gredy'; did you mean 'greedy'"):
         make_strategy("gredy", small_net(), optimizer=sgd, seed=0)
 
 
@@ -265,20 +265,20 @@ def test_decoders_are_where_the_supernet_is_and_in_its_precision(name: str) -> N
 @pytest.mark.parametrize(
     ("kind", "values", "words"),
     [
-        (PathOptions, {"skip": "never"}, "--paths.skip"),
-        (PathOptions, {"shared_scale": "max"}, "--paths.shared-scale"),
-        (PathOptions, {"max_macs": -1}, "--paths.max-macs"),
-        (PathOptions, {"min_macs": 5, "max_macs": 5}, "--paths.max-macs: must be over --paths.min-macs"),
-        (PathOptions, {"bin_macs": 5}, "--paths.bin-macs"),
-        (LayerwiseOptions, {"partner": "random"}, "--layerwise.partner:"),
-        (LayerwiseOptions, {"partner_statistics": "none"}, "--layerwise.partner-statistics"),
-        (LayerwiseOptions, {"decoders": "both"}, "--layerwise.decoders"),
-        (LayerwiseOptions, {"decoder_gradient": "max"}, "--layerwise.decoder-gradient"),
-        (LayerwiseOptions, {"last_decoder": "none"}, "--layerwise.last-decoder"),
-        (LayerwiseOptions, {"stem": "thawed"}, "--layerwise.stem"),
-        (LayerwiseOptions, {"update": "never"}, "--layerwise.update"),
-        (ContrastOptions, {"temperature": 0}, "--contrast.temperature"),
-        (ContrastOptions, {"min_area": 0}, "--contrast.min-area"),
+        (PathOptions, {"skip": "never"}, "paths.skip"),
+        (PathOptions, {"shared_scale": "max"}, "paths.shared_scale"),
+        (PathOptions, {"max_macs": -1}, "paths.max_macs"),
+        (PathOptions, {"min_macs": 5, "max_macs": 5}, "paths.max_macs: must be over paths.min_macs"),
+        (PathOptions, {"bin_macs": 5}, "paths.bin_macs"),
+        (LayerwiseOptions, {"partner": "random"}, "layerwise.partner:"),
+        (LayerwiseOptions, {"partner_statistics": "none"}, "layerwise.partner_statistics"),
+        (LayerwiseOptions, {"decoders": "both"}, "layerwise.decoders"),
+        (LayerwiseOptions, {"decoder_gradient": "max"}, "layerwise.decoder_gradient"),
+        (LayerwiseOptions, {"last_decoder": "none"}, "layerwise.last_decoder"),
+        (LayerwiseOptions, {"stem": "thawed"}, "layerwise.stem"),
+        (LayerwiseOptions, {"update": "never"}, "layerwise.update"),
+        (ContrastOptions, {"temperature": 0}, "contrast.temperature"),
+        (ContrastOptions, {"min_area": 0}, "contrast.min_area"),
     ],
 )
 def test_options_out_of_range_are_named(kind: Any, values: dict[str, Any], words: str) -> None:

@@ -316,7 +316,7 @@ def test_the_classifiers_first_weights_change_no_others() -> None:
         "tail.fc.bias",
     }
     assert torch.equal(after, after_theirs)
-    with pytest.raises(ValueError, match=r"--classifier-init: unknown value 'keras'"):
+    with pytest.raises(ValueError, match=r"classifier_init: unknown value 'keras'"):
         Supernet(space, classifier_init="keras")
 
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from tools.chapters.together import KEPT, Command, run_together
 from tools.files.atomic import read_document, write_document
 from tools.files.provenance import sha256
+from tools.mistake import Mistake
 from tools.options.config import check_choice, suggest
 from tools.run.signals import waiting_signals
 
@@ -46,8 +47,8 @@ class ChaptersConfig:
 
     def __post_init__(self) -> None:
         if not self.run:
-            raise ValueError("--run: name a folder")
-        check_choice("--device", self.device, ("auto", "cpu", "cuda"))
+            raise Mistake("run", "name a folder")
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,16 @@ def read_chapters(config: ChaptersConfig) -> tuple[list[Chapter], str]:
         table = tomllib.loads(Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"--chapters: cannot read '{name}': {reason}") from None
+        raise Mistake("chapters", f"cannot read '{name}': {reason}") from None
     words = {"run": config.run, "data": config.data, "here": os.path.dirname(name) or "."}
     places = {key: shlex.quote(word) for key, word in words.items()}
     listed = table.get("chapters")
     if not isinstance(listed, list) or not listed or not set(table) <= {"chapters", "end"}:
-        raise ValueError(f"--chapters: '{name}' must have [[chapters]], and may have end, and nothing else")
+        raise Mistake("chapters", f"'{name}' must have [[chapters]], and may have end, and nothing else")
     if "{data}" in str(table) and not config.data:
-        raise ValueError(f"--data: name the folder of the images; the chapters of '{name}' need one")
+        raise Mistake("data", "name the folder of the images", f"the chapters of '{name}' need one")
     if config.data and "{data}" not in str(table):
-        raise ValueError(f"--data: the chapters of '{name}' take none; leave it out")
+        raise Mistake("data", f"the chapters of '{name}' take none", "leave it out")
     end = _filled(str(table.get("end", "")), name, places)
     return [_chapter(each, name, places) for each in listed], end
 
@@ -113,27 +114,26 @@ def _chapter(table: Any, source: str, places: Mapping[str, str]) -> Chapter:
     shape = {"title": str, "commands": list, "processes": int}
     whole = isinstance(table, dict) and {"title", "commands"} <= set(table) <= set(shape)
     if not whole or any(type(value) is not shape[key] for key, value in table.items()):
-        raise ValueError(
-            f"--chapters: '{source}': each of [[chapters]] has a title, a list of commands and, if it likes, "
-            "a number of processes"
+        raise Mistake(
+            "chapters",
+            f"'{source}': each of [[chapters]] has a title, a list of commands and, if it likes, "
+            "a number of processes",
         )
     if table.get("processes", 1) < 1:
-        raise ValueError(f"--chapters: '{source}': '{table['title']}' needs a process or more")
+        raise Mistake("chapters", f"'{source}': '{table['title']}' needs a process or more")
     commands = []
     for text in table["commands"]:
         filled = _filled(str(text), source, places)
         try:
             words = tuple(shlex.split(filled))
         except ValueError as error:
-            raise ValueError(f"--chapters: '{source}': cannot read the command '{text}': {error}") from None
+            raise Mistake("chapters", f"'{source}': cannot read the command '{text}': {error}") from None
         known = sorted(path.name for path in ROOT.glob("*.py"))
         if not words or words[0] not in known:
             hint = suggest(words[0] if words else "", known)
-            raise ValueError(f"--chapters: '{source}': '{text}' does not begin with a script of ours{hint}")
+            raise Mistake("chapters", f"'{source}': '{text}' does not begin with a script of ours{hint}")
         if "--run" not in words[:-1]:
-            raise ValueError(
-                f"--chapters: '{source}': '{text}' needs --run, by which it is known what is done"
-            )
+            raise Mistake("chapters", f"'{source}': '{text}' needs `run`, by which it is known what is done")
         commands.append(words)
     return Chapter(table["title"], tuple(commands), table.get("processes", 1))
 
@@ -143,7 +143,7 @@ def _filled(text: str, source: str, places: Mapping[str, str]) -> str:
         return text.format(**places)
     except (ValueError, KeyError, IndexError, AttributeError):
         known = ", ".join(f"{{{place}}}" for place in places)
-        raise ValueError(f"--chapters: '{source}': '{text}' has braces that are none of {known}") from None
+        raise Mistake("chapters", f"'{source}': '{text}' has braces that are none of {known}") from None
 
 
 def _done(file: Path) -> dict[str, Made]:
@@ -151,7 +151,7 @@ def _done(file: Path) -> dict[str, Made]:
     done: Any = read_document(file, "chapters", 1).get("commands") if file.exists() else {}
     made = done.values() if isinstance(done, dict) else [None]
     if not all(isinstance(each, dict) and {"files", "runs"} <= each.keys() for each in made):
-        raise ValueError(f"--run: {file} does not say which commands are done; remove it to do all again")
+        raise Mistake("run", f"{file} does not say which commands are done", "remove it to do all again")
     return dict(done)
 
 
@@ -160,7 +160,7 @@ def _file(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--run: cannot write in folder '{folder}': {error.strerror}") from None
+        raise Mistake("run", f"cannot write in folder '{folder}': {error.strerror}") from None
     return folder / DONE
 
 
@@ -172,10 +172,10 @@ def _is_done(command: Words, done: Mapping[str, Made], folder: str) -> bool:
         return False
     now = _made(command, folder)
     if made["runs"] != now["runs"]:
-        raise ValueError(
-            f"--run: '{place}' was made from runs that have changed since; remove it (and what was made "
-            f"from it) "
-            "to make it anew, or give a new folder"
+        raise Mistake(
+            "run",
+            f"'{place}' was made from runs that have changed since",
+            "remove it (and what was made from it) to make it anew, or give a new folder",
         )
     return bool(made["files"] == now["files"])
 

@@ -336,5 +336,5 @@ def test_a_line_has_no_negative_part(small: float, large: float, fixed: float, p
 
 
 def test_gluing_is_refused() -> None:
-    with pytest.raises(ValueError, match="--plan: there is no model of how fast --rule gluing is"):
+    with pytest.raises(ValueError, match="plan: there is no model of how fast rule gluing is"):
         forecast(costs_of([block(1.0)] * 2, "gluing"), one_each(2), FREE)

@@ -166,7 +166,7 @@ SHARING = [
 
 @pytest.mark.parametrize(("blocks", "ranks", "options", "says"), SHARING)
 def test_what_cannot_be_shared_is_said(blocks: int, ranks: int, options: dict[str, int], says: str) -> None:
-    with pytest.raises(ValueError, match=f"^--recipe.batch-size: {says}$"):
+    with pytest.raises(ValueError, match=f"^recipe.batch_size: {says}$"):
         place([1.0] * blocks, ranks, **options)  # type: ignore[arg-type]
 
 

@@ -236,9 +236,9 @@ def test_a_mistake_is_one_line(place: Path, tmp_path: Path, options: list[str], 
 
 def test_one_network_at_a_time() -> None:
     for options, says in (
-        ({"run_of": "x", "export": "y"}, "--export: cannot go with --run-of"),
-        ({"weights": "x", "export": "y"}, "--export: cannot go with --weights"),
-        ({"export": "y", "which": "last"}, "--which: chooses from the files of --run-of"),
+        ({"run_of": "x", "export": "y"}, "export: cannot go with run_of"),
+        ({"weights": "x", "export": "y"}, "export: cannot go with weights"),
+        ({"export": "y", "which": "last"}, "which: chooses from the files of run_of"),
     ):
         with pytest.raises(ValueError, match=f"^{says}"):
             PredictConfig(**options)  # type: ignore[arg-type]

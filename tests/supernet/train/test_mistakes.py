@@ -81,5 +81,5 @@ def test_what_a_strategy_leaves_untrained() -> None:
 
 
 def test_half_precision_with_a_scaled_loss_updates_at_once() -> None:
-    with pytest.raises(ValueError, match=r"--layerwise\.update: fp16"):
+    with pytest.raises(ValueError, match=r"layerwise\.update: fp16"):
         SupernetConfig(strategy="greedy", precision="fp16", layerwise=LayerwiseOptions(update="deferred"))

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tools.chapters.run import ChaptersConfig, _is_done, _made, read_chapters
+from tools.mistake import Mistake
+from tools.options.config import message_of
 
 TRAINING = (
     "retrain_model.py --network mlp --width 0.1 --data.name shapes --data.image-size 16 "
@@ -132,9 +134,9 @@ def test_what_was_made_from_something_else_is_not_taken_as_done(tmp_path: Path) 
 def refusal(folder: Path, text: str, **options: str) -> str:
     file = folder / "chapters.toml"
     file.write_text(text)
-    with pytest.raises(ValueError, match="--") as caught:
+    with pytest.raises(Mistake) as caught:
         read_chapters(ChaptersConfig(chapters=str(file), **options))
-    return str(caught.value)
+    return message_of(caught.value)
 
 
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_look_finds_a_jpeg_that_is_broken_within(progressive: bool, tmp_path: 
 
 def test_broken_images_are_all_named_at_once(photos: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"^--data\.root: 2 files below .* dog/3\.png .*owl/4\.jpg \(its"
+        ValueError, match=r"^data\.root: 2 files below .* dog/3\.png .*owl/4\.jpg \(its"
     ) as said:
         read(photos)
     assert "data.skip_broken" in str(said.value)

@@ -68,9 +68,9 @@ def test_what_is_registered_is_known_beside_ours() -> None:
     heads.check("head", "mine")
     heads.check("head", "mine", among=("other",))
     for name, among, says in (
-        ("mime", (), "did you mean 'mine'? --plugins FILE.py brings"),
-        ("plain", ("other",), "known: other, mine; --plugins FILE.py brings"),
-        ("x", (), "known: plain, deep, thin, mine; --plugins FILE.py brings"),
+        ("mime", (), "did you mean 'mine'? `plugins` FILE.py brings"),
+        ("plain", ("other",), "known: other, mine; `plugins` FILE.py brings"),
+        ("x", (), "known: plain, deep, thin, mine; `plugins` FILE.py brings"),
     ):
         with pytest.raises(Mistake) as caught:
             heads.check("head", name, among=among)
