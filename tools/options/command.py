@@ -11,7 +11,7 @@ from typing import NoReturn, TypeVar
 from tools.failures import Interrupted, RunFailed
 from tools.mistake import Mistake
 from tools.options import plugins
-from tools.options.config import flag, given, parse
+from tools.options.config import given, message_of, parse
 from tools.options.help import HELP, HELP_ALL
 
 Config = TypeVar("Config")
@@ -39,8 +39,7 @@ def main(
         if not is_ours(error):
             raise
         # Every process meets the same mistake; one on each machine says so.
-        said = error.worded(flag) if isinstance(error, Mistake) else str(error)
-        _leave(said, 2, speaks=os.environ.get("LOCAL_RANK", "0") == "0")
+        _leave(message_of(error), 2, speaks=os.environ.get("LOCAL_RANK", "0") == "0")
     except RunFailed as error:
         _leave(str(error), 1, speaks=not error.everyone or _rank() == 0)
     except MemoryError as error:

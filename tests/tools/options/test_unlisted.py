@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from tools.options.config import check_range, flatten, from_toml, parse, to_toml
+from tools.options.config import check_range, flatten, from_toml, message_of, parse, to_toml
 from tools.options.unlisted import unlisted
 from tools.run.folder import Run
 
@@ -25,7 +25,7 @@ class Whole:
     """How large it is."""
 
     def __post_init__(self) -> None:
-        check_range("--group.size", self.size, 1)
+        check_range("group.size", self.size, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +96,16 @@ def test_what_is_said_is_kept(tmp_path: Path) -> None:
 def test_they_are_checked_as_before(flags: list[str], says: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as refused:  # noqa: PT011  the text follows
         parsed(*flags)
-    assert says in str(refused.value)
+    assert says in message_of(refused.value)
     with pytest.raises(ValueError, match=r"unknown key 'group\.sizes'"):
         from_toml(Config, "[group]\nsizes = 4", source="text")
-    with pytest.raises(ValueError, match=r"text: --group\.size: 0 is out of range"):
+    with pytest.raises(ValueError, match=r"text: group\.size: 0 is out of range"):
         from_toml(Config, "[group]\nsize = 0", source="text")
 
 
 def test_no_help_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parsed("--help")
+        parsed("--help-all")
     text = capsys.readouterr().out
     assert "--group.place" in text
     assert "--group.size" not in text
@@ -127,5 +127,5 @@ def test_a_run_of_before_goes_on(tmp_path: Path) -> None:
     opened(BEFORE.replace("size = 3", "size = 5"), "--group.size", "5")
     opened(to_toml(parsed("--count", "2", "--group.place", "here")))
     for text in (BEFORE, to_toml(parsed("--count", "2", "--group.place", "here"))):
-        with pytest.raises(ValueError, match=r"--group.size \(was 3, is 4\)"):
+        with pytest.raises(ValueError, match=r"group.size \(was 3, is 4\)"):
             opened(text, "--group.size", "4")
