@@ -326,7 +326,7 @@ def test_what_cannot_be_read_or_should_not_be_written(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, local_learning.requests, local_learning.published\n"
+        "import sys, local_learning.cuts.requests, local_learning.published\n"
         "assert 'local_learning.decoupling' in sys.modules\n"
         "sys.exit(str({'torch', 'torchvision', 'timm', 'accelerate'} & set(sys.modules) or '') or 0)"
     )

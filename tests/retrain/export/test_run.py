@@ -374,7 +374,7 @@ def test_runs_that_are_not_ready(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_package_that_is_missing_is_named_with_its_cure(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # Python's own way of saying that it is not there
-    cure = re.escape(f"--formats onnx: needs {name}, which is not installed; pip install -e '.[export]'")
+    cure = re.escape(f"formats onnx: needs {name}, which is not installed; pip install -e '.[export]'")
     with pytest.raises(ValueError, match=f"^{cure}$"):
         check_packages()
 

@@ -264,7 +264,7 @@ REFUSED = {
 def test_what_timm_cannot_express_is_refused(tmp_path: Path, says: str) -> None:
     space = REFUSED[says]
     path, _ = of_space(tmp_path / "w.safetensors", space, first(space))
-    line = f"--formats timm: own/{first(space)} is no model of timm: {says}; take state, onnx or torch_export"
+    line = f"formats timm: own/{first(space)} is no model of timm: {says}; take state, onnx or torch_export"
     with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
         timm_model(restore(path))
 

@@ -159,7 +159,7 @@ SHARING = [
         3,
         4,
         {"batch_size": 32, "accumulate": 2, "apart": True},
-        "32 images in --recipe.accumulate 2 parts each and 3 blocks .*; 3 or 6 would do",
+        "32 images in recipe.accumulate 2 parts each and 3 blocks .*; 3 or 6 would do",
     ),
 ]
 

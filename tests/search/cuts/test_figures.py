@@ -163,6 +163,7 @@ def test_another_suffix_is_refused(tmp_path: Path) -> None:
 
 def test_figures_are_drawn_without_torch_and_without_pyplot() -> None:
     code = (
-        "import search.figures, sys; sys.exit(bool({'torch', 'matplotlib.pyplot'}.intersection(sys.modules)))"
+        "import search.cuts.figures, sys\n"
+        "sys.exit(bool({'torch', 'matplotlib.pyplot'}.intersection(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

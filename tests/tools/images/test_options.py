@@ -34,7 +34,7 @@ def test_a_mistake_names_its_option(options: dict[str, Any], message: str) -> No
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"loader": "disk"}, "--data.loader: unknown value 'disk'"), ({"workers": -1}, "--data.workers: -1")],
+    [({"loader": "disk"}, "data.loader: unknown value 'disk'"), ({"workers": -1}, "data.workers: -1")],
 )
 def test_places_are_checked_as_they_are_with_all_else(options: dict[str, Any], message: str) -> None:
     for cls in (PlaceOptions, DataConfig):
@@ -47,7 +47,7 @@ def test_places_are_the_same_options_as_of_a_training(capsys: pytest.CaptureFixt
     helps = []
     for cls in (PlaceOptions, DataConfig):
         with pytest.raises(SystemExit):
-            parse(cls, ["--help"], prog="x", description="")
+            parse(cls, ["--help-all"], prog="x", description="")
         helps.append(" ".join(capsys.readouterr().out.replace("│", " ").split()))
     for option in ("--root", "--download", "--loader", "--workers"):
         help_of = helps[0].partition(f" {option}")[2].partition("(default")[0]
@@ -70,6 +70,8 @@ def test_a_digit_is_never_mirrored() -> None:
 
 
 def test_the_options_are_read_without_torch_and_numpy() -> None:
-    code = "import sys, tools.data; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
+    code = (
+        "import sys, tools.images.options; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

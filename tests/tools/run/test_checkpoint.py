@@ -74,7 +74,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 5, STATE)
     code = (
         "import resource, sys, torch, pathlib\n"
-        "from tools.checkpoint import save_checkpoint\n"
+        "from tools.run.checkpoint import save_checkpoint\n"
         "from tools.failures import RunFailed\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try: save_checkpoint(pathlib.Path(sys.argv[1]), 9, {'weights': torch.zeros(1_000_000)})\n"
