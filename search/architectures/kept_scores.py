@@ -21,7 +21,7 @@ from tools.run.launch import on_main
 from tools.run.meters import MetricsLog, Progress
 from tools.run.signals import waiting_signals
 
-CHUNK = 64
+SCORED_TOGETHER = 64
 """Networks scored together; neighbours, which share most of their layers."""
 
 
@@ -35,18 +35,22 @@ def kept_scores(
     folder: Path,
     accelerator: Accelerator,
 ) -> dict[Architecture, float]:
-    """Of all networks; what the folder does not know is scored and added to its evaluations.jsonl."""
-    asked, run = list(networks), Run(folder)
-    told = [
-        on_main(accelerator, lambda: _known(run, net, weights, images, options, accelerator.mixed_precision))
+    """The scores of all networks; what the folder does not know is scored and added to its evaluations.jsonl.
+
+    Raises:
+        ValueError: if the scores in the folder are of other weights, other images or other statistics.
+    """
+    wanted, run = list(networks), Run(folder)
+    scored = [
+        on_main(accelerator, lambda: _read(run, net, weights, images, options, accelerator.mixed_precision))
     ]
     if accelerator.num_processes > 1:
-        broadcast_object_list(told)
-    known = {each.architecture: each.score for each in told[0] or ()}
-    missing = sorted(set(asked) - known.keys(), key=lambda each: each.choices)
+        broadcast_object_list(scored)
+    known = {network.architecture: network.score for network in scored[0] or ()}
+    missing = sorted(set(wanted) - known.keys(), key=lambda network: network.choices)
     if missing:
         known |= _score(net, missing, images, options, run, accelerator)
-    return {each: known[each] for each in asked}
+    return {network: known[network] for network in wanted}
 
 
 def _score(
@@ -57,6 +61,7 @@ def _score(
     run: Run,
     accelerator: Accelerator,
 ) -> dict[Architecture, float]:
+    """Score networks, and keep each few as soon as they are scored."""
     costs = {name: counted(net.space, name) for name in ("macs", "params")}
     main = accelerator.is_main_process
     log = MetricsLog(run.metrics_path) if main else None
@@ -73,15 +78,15 @@ def _score(
                 autocast=accelerator.autocast,
                 on_batch=lambda: wish.heed(f"{len(scores):,} of {len(missing):,} scores are made and kept"),
             )
-            for first in range(0, len(missing), CHUNK):
-                chunk = missing[first : first + CHUNK]
-                found = list(map(Scored, chunk, evaluator(chunk)))
+            for first in range(0, len(missing), SCORED_TOGETHER):
+                chunk = missing[first : first + SCORED_TOGETHER]
+                scored = list(map(Scored, chunk, evaluator(chunk)))
 
-                def keep(found: list[Scored] = found) -> None:
-                    append_evaluations(run.evaluations_path, found, costs)
+                def keep(scored: list[Scored] = scored) -> None:
+                    append_evaluations(run.evaluations_path, scored, costs)
 
                 on_main(accelerator, keep)
-                scores |= dict(found)
+                scores |= dict(scored)
                 pace = len(scores) / (time.perf_counter() - start)
                 if log:
                     log.append(len(scores), {"networks_per_second": pace})
@@ -95,7 +100,7 @@ def _score(
     return scores
 
 
-def _known(
+def _read(
     run: Run, net: Supernet, weights: Path, images: ScoringImages, options: ScoringOptions, precision: str
 ) -> list[Scored]:
     """What was scored before, by the same weights on the same images."""

@@ -1,14 +1,16 @@
 """The options of rank_report.py; free of torch."""
 
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from search.architectures.config import ScoringOptions
+from search.report.runs import labelled, mistake_of
 from supernet.train.config import check_shift_images
 from tools.images.options import MOST, DataConfig, PlaceOptions
-from tools.options.config import check_range, flag, flatten
+from tools.mistake import Mistake
+from tools.options.config import check_range, flatten
 from tools.options.shared import RunOptions
 
 BASELINES = {
@@ -20,6 +22,26 @@ BASELINES = {
 }
 """What every score is compared with, and what it is."""
 SOURCES = ("supernet", "scores", "losses")
+"""Options that name what gives scores."""
+
+
+@dataclass(frozen=True)
+class ScoreSource:
+    """Something that gives scores."""
+
+    option: str
+    """The option that names it."""
+    path: Path
+
+    @property
+    def is_supernet(self) -> bool:
+        """Whether networks are scored here with its weights; a file holds scores already."""
+        return self.option == "supernet"
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether its numbers are losses."""
+        return self.option == "losses"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,97 +109,55 @@ class RankReportConfig(RunOptions):
         check_shift_images("shift_images", self.shift_images)
         check_range("resamples", self.resamples, 100, 1_000_000)
         if self.networks == 1:
-            raise ValueError("--networks: a ranking needs two networks or more")
+            raise Mistake("networks", "a ranking needs two networks or more")
         if self.uncalibrated and self.scoring.statistics == "supernet":
-            raise ValueError("--uncalibrated: all are, with --scoring.statistics supernet; leave it out")
+            raise Mistake("uncalibrated", "all are, with `scoring.statistics` supernet", "leave it out")
 
     def check_sources(self) -> None:
-        """Refuse what gives nothing to tell, or tells half; not before all options are known."""
-        ranked = (*self.supernet, *self.scores, *self.losses)
-        told = self.search or self.cuts or self.trained
-        if self.truth and not ranked and not self.search:
-            raise ValueError("--supernet: there is nothing to compare the truth with; name one, or --scores")
-        if not (ranked or told):
-            raise ValueError("--supernet: name a supernet to rank by, or scores, or runs to tell of")
-        if ranked and not self.truth:
-            raise ValueError(
-                "--truth: name the truth to compare with: a table of accuracies, or a run of make_truth.py"
-            )
-        if self.truth and not self.supernet and not self.space:
-            raise ValueError("--space: name the space of the choices; no supernet says it")
-        if self.supernet and self.space:
-            raise ValueError("--space: the supernet says it; leave it out")
-        if self.supernet and self.image_size:
-            raise ValueError("--image-size: the supernet says it; leave it out")
+        """Refuse what gives nothing to tell, or only half of it; not before all options are known."""
+        self._check_ranking()
+        self._check_space()
         for option in ("space", "image_size", "truth_is_loss"):
             if getattr(self, option) and not self.truth:
-                raise ValueError(f"{flag(option)}: is about --truth; name one, or leave it out")
+                raise Mistake(option, "is about `truth`", "name one, or leave it out")
         if self.uncalibrated and not self.supernet:
-            raise ValueError("--uncalibrated: scores networks of a --supernet; name one, or leave it out")
+            raise Mistake("uncalibrated", "scores networks of a `supernet`", "name one, or leave it out")
         self.sources()
         for option in ("search", "cuts", "trained"):
-            _named(f"--{option}", getattr(self, option))
+            labelled(getattr(self, option), option)
+
+    def _check_ranking(self) -> None:
+        """Refuse scores without a truth, and a truth without scores."""
+        has_scores = bool(self.supernet or self.scores or self.losses)
+        if self.truth and not has_scores and not self.search:
+            raise Mistake("supernet", "there is nothing to compare the truth with", "name one, or `scores`")
+        if not (has_scores or self.search or self.cuts or self.trained):
+            raise Mistake("supernet", "name a supernet to rank by, or scores, or runs to tell of")
+        if has_scores and not self.truth:
+            raise Mistake(
+                "truth", "name the truth to compare with: a table of accuracies, or a run of make_truth.py"
+            )
+
+    def _check_space(self) -> None:
+        """Refuse a ranking in no space, or in one that is named twice."""
+        if self.truth and not self.supernet and not self.space:
+            raise Mistake("space", "name the space of the choices; no supernet says it")
+        for option in ("space", "image_size"):
+            if self.supernet and getattr(self, option):
+                raise Mistake(option, "the supernet says it", "leave it out")
 
     @property
     def space_size(self) -> int:
         """Side of the images for which the costs of a space that is named are counted."""
         return self.image_size or DataConfig(**flatten(self.data)).size
 
-    def sources(self) -> dict[str, tuple[str, Path]]:
-        """All that gives scores, by name: the option that says so, and where it is."""
+    def sources(self) -> dict[str, ScoreSource]:
+        """All that gives scores, by name."""
         options = [option for option in SOURCES for _ in getattr(self, option)]
         words = [word for option in SOURCES for word in getattr(self, option)]
-        found = _named("--supernet, --scores, --losses", words)
-        for name in found:
+        paths = labelled(words, *SOURCES)
+        for name in paths:
             if name in BASELINES:
-                raise ValueError(
-                    f"--supernet, --scores, --losses: '{name}' is a baseline's name; take another NAME="
-                )
-        return dict(zip(found, zip(options, found.values(), strict=True), strict=True))
-
-
-def names(*asked: str) -> dict[str, Path]:
-    """What each is called, and where it is: as it says itself, or by the ends of the paths that differ."""
-    split = [_split(word) for word in asked]
-    paths = [path for _, path in split]
-    found: dict[str, Path] = {}
-    for given, path in split:
-        name = given or _short(path, paths)
-        if name in found:
-            raise ValueError(f"two are called '{name}'; call one otherwise, as in NAME={path}")
-        found[name] = path
-    return found
-
-
-def _named(option: str, words: Sequence[str]) -> dict[str, Path]:
-    try:
-        return names(*words)
-    except ValueError as error:
-        raise ValueError(f"{option}: {error}") from None
-
-
-def _split(word: str) -> tuple[str, Path]:
-    """The name that a word gives, if it does, and the path."""
-    name, given, path = word.partition("=")
-    if not given or Path(word).exists():
-        name, path = "", word
-    if not path or (given and path != word and (not name or "/" in name or name in (".", ".."))):
-        raise ValueError(f"'{word}' is neither a path nor NAME=PATH")
-    return name, Path(path)
-
-
-def _short(path: Path, others: Sequence[Path]) -> str:
-    """The fewest last parts of a path that no other path ends in."""
-    parts = _told(path)
-    for count in range(1, len(parts) + 1):
-        end = parts[-count:]
-        if sum(_told(other)[-count:] == end for other in others) == 1:
-            return "/".join(end)
-    return "/".join(parts)
-
-
-def _told(path: Path) -> tuple[str, ...]:
-    """A path's parts from the root on, without a file's usual name where its folder says more."""
-    parts = path.absolute().resolve().parts[1:] if ".." in path.parts else path.absolute().parts[1:]
-    usual = ("weights.safetensors", "evaluations.jsonl", "truth.jsonl")
-    return parts[:-1] if parts[-1:] and parts[-1] in usual else parts
+                raise mistake_of(SOURCES, f"'{name}' is a baseline's name; take another NAME=")
+        pairs = zip(options, paths.values(), strict=True)
+        return dict(zip(paths, itertools.starmap(ScoreSource, pairs), strict=True))

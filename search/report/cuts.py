@@ -1,23 +1,29 @@
 """Trained decouplings of one network, best first, and what searches for cuts thought of them."""
 
 import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from scipy.special import log_softmax
 
-from search.records import Relaxation, load_relaxation
-from search.report.config import names
-from search.report.statistics import holm
-from search.report.words import SURE, comparisons, interval, p_value
+from search.records import Relaxation
+from search.report.cut_searches import CutSearch
+from search.report.statistics import SURE, holm
+from search.report.words import comparisons, interval, p_value
 from tools.chance import fewest
 from tools.files.jsonl import read_lines
+from tools.mistake import Mistake
 from tools.page.report import Part, Row, Table, Text
-from tools.ranking import kendall_tau
+from tools.ranking import Tau, kendall_tau
+
+FEWEST_CUTS = 4
+"""Decouplings into as many blocks that an order of them needs."""
 
 
-class _Cut(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class CutNetwork:
     """One way to cut one network."""
 
     network: str
@@ -27,15 +33,33 @@ class _Cut(NamedTuple):
     head_width: str
     stem: str
 
+    @property
+    def blocks(self) -> int:
+        return len(self.places) + 1
 
-def truth_of_cuts(name: str, path: Path, searched: tuple[str, ...]) -> list[Part]:
-    """Decouplings of one network by their accuracy, and what searches for cuts thought of them."""
-    found: dict[_Cut, list[float]] = {}
-    called: dict[_Cut, str] = {}
+
+@dataclass(frozen=True, kw_only=True)
+class CutTruth:
+    """What decouplings of a network are worth when each is trained."""
+
+    accuracies: Mapping[CutNetwork, Sequence[float]]
+    """One for each training."""
+    names: Mapping[CutNetwork, str]
+    """What the run of make_truth.py calls them."""
+
+    def mean(self, cut: CutNetwork) -> float:
+        """The mean accuracy of a decoupling."""
+        return statistics.fmean(self.accuracies[cut])
+
+
+def read_cut_truth(path: Path) -> CutTruth:
+    """What a run of make_truth.py with --decouplings found."""
+    accuracies: dict[CutNetwork, list[float]] = {}
+    names: dict[CutNetwork, str] = {}
     for line in read_lines(path / "truth.jsonl"):
         if "cuts" not in line:
-            raise ValueError(f"--trained: '{path}' is a truth of architectures; give it as --truth")
-        key = _Cut(
+            raise Mistake("trained", f"'{path}' is a truth of architectures; give it as `truth`")
+        cut = CutNetwork(
             network=str(line["network"]),
             places=tuple(line["cuts"]),
             heads=tuple(line["heads"]),
@@ -43,61 +67,80 @@ def truth_of_cuts(name: str, path: Path, searched: tuple[str, ...]) -> list[Part
             head_width=str(line.get("head_width", "paper")),
             stem=str(line.get("stem", "unit")),
         )
-        found.setdefault(key, []).append(float(line["accuracy"]))
-        called[key] = str(line.get("name", ""))
-    if not found:
+        accuracies.setdefault(cut, []).append(float(line["accuracy"]))
+        names[cut] = str(line.get("name", ""))
+    if not accuracies:
         raise ValueError("its truth.jsonl has no trainings")
-    thoughts = {
-        other: _thoughts(load_relaxation(where / "relaxation.json"), list(found))
-        for other, where in names(*searched).items()
-    }
-    thoughts = {other: each for other, each in thoughts.items() if each}
+    return CutTruth(accuracies=accuracies, names=names)
+
+
+def cut_truth_parts(name: str, path: Path, searches: Sequence[CutSearch]) -> list[Part]:
+    """Decouplings of one network by their accuracy, and what searches for cuts thought of them."""
+    truth = read_cut_truth(path)
+    thoughts = {search.name: _thoughts(search, list(truth.accuracies)) for search in searches}
+    thoughts = {searcher: by_cut for searcher, by_cut in thoughts.items() if by_cut}
+    return [_table(name, truth, thoughts), *map(Text, _sentences(truth, thoughts))]
+
+
+def _table(name: str, truth: CutTruth, thoughts: Mapping[str, Mapping[CutNetwork, float]]) -> Table:
     rows = []
-    for key, values in sorted(found.items(), key=lambda pair: -statistics.fmean(pair[1])):
+    for cut in sorted(truth.accuracies, key=lambda cut: -truth.mean(cut)):
+        values = truth.accuracies[cut]
         spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        cells = [called[key], key.network, str(len(key.places) + 1), ", ".join(map(str, key.places))]
-        cells += [", ".join(key.heads), key.groups, f"{100 * statistics.fmean(values):.2f}{spread} %"]
-        cells += [str(len(values)), *(f"{each[key]:.2f}" for each in thoughts.values())]
+        cells = [truth.names[cut], cut.network, str(cut.blocks), ", ".join(map(str, cut.places))]
+        cells += [", ".join(cut.heads), cut.groups, f"{100 * truth.mean(cut):.2f}{spread} %"]
+        cells += [str(len(values)), *(f"{by_cut[cut]:.2f}" for by_cut in thoughts.values())]
         rows.append(Row(cells))
     columns = ["", "network", "blocks", "cut after", "heads", "groups", "test top-1", "trainings"]
-    columns += [f"log p by {other}" for other in thoughts]
-    parts: list[Part] = [Table(columns, rows, f"{name}: which cut is better?")]
-    taus = [
-        (f"{other} orders the {len(same)} decouplings in {blocks} blocks", kendall_tau(thought, values))
-        for other, each in thoughts.items()
-        for blocks in sorted({len(key.places) + 1 for key in found})
-        for same in [[key for key in found if len(key.places) + 1 == blocks]]
-        for thought, values in [([each[key] for key in same], [statistics.fmean(found[key]) for key in same])]
-        if len(same) >= 4 and np.ptp(values) and np.ptp(thought)
-    ]
-    adjusted = holm([tau.p_value for _, tau in taus])
-    for (what, tau), p_holm in zip(taus, adjusted, strict=True):
-        said = f"{what} with tau {interval(tau._asdict())}"
+    columns += [f"log p by {searcher}" for searcher in thoughts]
+    return Table(columns, rows, f"{name}: which cut is better?")
+
+
+def _sentences(truth: CutTruth, thoughts: Mapping[str, Mapping[CutNetwork, float]]) -> Iterator[str]:
+    """How well searches order decouplings, each number of blocks for itself."""
+    taus = {
+        f"{searcher} orders the {tau.n} decouplings in {blocks} blocks": tau
+        for searcher, by_cut in thoughts.items()
+        for blocks, tau in _taus(truth, by_cut)
+    }
+    p_holm = holm([tau.p_value for tau in taus.values()])
+    for (orders, tau), adjusted in zip(taus.items(), p_holm, strict=True):
+        text = f"{orders} with tau {interval(tau)}"
         if tau.n < fewest(SURE / len(taus)):
-            parts.append(Text(f"{said}; {tau.n} are too few to tell that from chance."))
-            continue
-        told = "told" if p_holm < SURE else "not told"
-        by = f"{p_value(p_holm)}, {comparisons(len(taus))}"
-        parts.append(Text(f"{said}, {told} from chance ({by})."))
-    return parts
+            yield f"{text}; {tau.n} are too few to tell that from chance."
+        else:
+            verdict = "told" if adjusted < SURE else "not told"
+            yield f"{text}, {verdict} from chance ({p_value(adjusted)}, {comparisons(len(taus))})."
 
 
-def _thoughts(relaxation: Relaxation, keys: list[_Cut]) -> dict[_Cut, float]:
+def _taus(truth: CutTruth, thoughts: Mapping[CutNetwork, float]) -> Iterator[tuple[int, Tau]]:
+    """Tau of a search's thoughts by number of blocks, where there are enough decouplings that differ."""
+    for blocks in sorted({cut.blocks for cut in truth.accuracies}):
+        cuts = [cut for cut in truth.accuracies if cut.blocks == blocks]
+        scores, accuracies = [thoughts[cut] for cut in cuts], [truth.mean(cut) for cut in cuts]
+        if len(cuts) >= FEWEST_CUTS and np.ptp(accuracies) and np.ptp(scores):
+            yield blocks, kendall_tau(scores, accuracies)
+
+
+def _thoughts(search: CutSearch, cuts: Sequence[CutNetwork]) -> dict[CutNetwork, float]:
     """Nothing where the search was of another network or of other heads, or counted the stem otherwise."""
+    relaxation = search.relaxation
     layers = len(relaxation.alpha)
-    for key in keys:
-        strange = any(cut > layers for cut in key.places) or not set(key.heads) <= set(relaxation.head_kinds)
-        if strange or (key.network, key.stem) != (relaxation.network, relaxation.facts.get("stem", "unit")):
+    for cut in cuts:
+        strange = any(place > layers for place in cut.places) or not set(cut.heads) <= set(
+            relaxation.head_kinds
+        )
+        if strange or (cut.network, cut.stem) != (search.network, search.stem):
             return {}
-    return {key: _preference(relaxation, list(key.places), list(key.heads)) for key in keys}
+    return {cut: _preference(relaxation, cut) for cut in cuts}
 
 
-def _preference(relaxation: Relaxation, cuts_: list[int], heads: list[str]) -> float:
+def _preference(relaxation: Relaxation, cut: CutNetwork) -> float:
     """The log probability of a structure by alpha and beta: cut here, not there, and with these heads."""
     total = 0.0
-    chosen = dict(zip(cuts_, heads, strict=True))
+    heads = dict(zip(cut.places, cut.heads, strict=True))
     for layer, (alpha, beta) in enumerate(zip(relaxation.alpha, relaxation.beta, strict=True), start=1):
-        total += float(log_softmax(alpha)[0 if layer in chosen else 1])
-        if layer in chosen:
-            total += float(log_softmax(beta)[relaxation.head_kinds.index(chosen[layer])])
+        total += float(log_softmax(alpha)[0 if layer in heads else 1])
+        if layer in heads:
+            total += float(log_softmax(beta)[relaxation.head_kinds.index(heads[layer])])
     return total

@@ -9,95 +9,97 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from search.report.statistics import Ranked
+from search.report.statistics import Ranking, ScoredNetworks
 from search.report.words import number
 from tools.page.pictures import COLOURS, INK
-from tools.ranking import Numbers
+from tools.ranking import Numbers, Tau
 
 WIDTH = 3.3
 GREY = "#8A8A8A"
-UNITS = {"MACs": (1e6, "million MACs"), "params": (1e6, "million parameters"), "depth": (1, "layers")}
+COUNTED = {"MACs": (1e6, "million MACs"), "params": (1e6, "million parameters"), "depth": (1, "layers")}
+"""Scores that count something, and in which unit they are drawn."""
 MOST_POINTS = 400
 """More are drawn as a picture inside the drawing."""
 
 
-def colours(asked: Sequence[str]) -> dict[str, str]:
-    """One for each that is asked for, the same in all figures."""
-    return {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(asked)}
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """One for each name, the same in all figures."""
+    return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
 
 
-def tau_figure(found: Mapping[str, Any], asked: Sequence[str]) -> Figure:
+def tau_figure(ranking: Ranking) -> Figure:
     """Taus with their intervals, the range of chance, and the noise ceiling."""
-    names = [*(name for name in found["scores"] if name != "chance")]
-    names.sort(key=lambda name: found["scores"][name]["tau"]["value"])
+    taus = {name: score.tau for name, score in ranking.scores.items() if name != "chance"}
+    names = sorted(taus, key=lambda name: taus[name].value)
     figure = Figure(figsize=(WIDTH, 0.75 + 0.19 * len(names)), layout="constrained")
-    axes, paint = figure.subplots(), colours(asked)
-    chance = found["edge_of_chance"]
+    axes, paint = figure.subplots(), colours(ranking.subjects)
+    chance = ranking.edge_of_chance
     axes.axvspan(-chance, chance, color=GREY, alpha=0.25, lw=0)
     axes.axvline(0, color=GREY, lw=0.6)
-    for value, line in ((found["repeat_tau"], "--"), (found["noise_ceiling"], ":")):
+    for value, line in ((ranking.repeat_tau, "dashed"), (ranking.noise_ceiling, "dotted")):
         if value is not None:
             axes.axvline(value, color=INK, lw=0.8, ls=line)
     for place, name in enumerate(names):
-        tau, colour = found["scores"][name]["tau"], paint.get(name, GREY)
-        axes.plot([tau["low"], tau["high"]], [place, place], color=colour, lw=2, solid_capstyle="butt")
-        axes.plot(tau["value"], place, "o" if name in asked else "D", ms=4.5, color=colour, clip_on=False)
+        tau, colour = taus[name], paint.get(name, GREY)
+        axes.plot([tau.low, tau.high], [place, place], color=colour, lw=2, solid_capstyle="butt")
+        mark = "o" if name in ranking.subjects else "D"
+        axes.plot(tau.value, place, mark, ms=4.5, color=colour, clip_on=False)
         # In a column of their own: beside an interval they would stand on a name or on another row's line.
         where = axes.get_yaxis_transform()
-        axes.text(1.02, place, number(tau["value"]), va="center", color=INK, transform=where)
+        axes.text(1.02, place, number(tau.value), va="center", color=INK, transform=where)
     axes.set_yticks(range(len(names)), list(map(short, names)))
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
-        label.set_fontweight("bold" if name in asked else "normal")
-    low = min(-0.05, -chance, *(found["scores"][name]["tau"]["low"] for name in names))
+        label.set_fontweight("bold" if name in ranking.subjects else "normal")
+    low = min(-0.05, -chance, *(tau.low for tau in taus.values()))
     axes.set(xlim=(low - 0.03, 1.02), ylim=(-0.6, len(names) - 0.4), xlabel="Kendall's tau to the truth")
     axes.tick_params(axis="y", length=0)
     return figure
 
 
-def scatter_figure(ranked: Ranked, name: str, colour: str, tau: Mapping[str, float]) -> Figure:
+def scatter_figure(scored: ScoredNetworks, name: str, colour: str, tau: Tau) -> Figure:
     """Truth over score; ringed are the networks that no cheaper one beats."""
     figure = Figure(figsize=(WIDTH * 0.75, WIDTH * 0.66), layout="constrained")
-    sign = "negated " if name in ranked.negated else ""
-    unit, label = UNITS.get(name, (1, f"{sign}score by {short(name)}"))
-    axes, scores = figure.subplots(), ranked.scores[name] / unit
+    sign = "negated " if name in scored.negated else ""
+    unit, label = COUNTED.get(name, (1, f"{sign}score by {short(name)}"))
+    axes, scores = figure.subplots(), scored.scores[name] / unit
     few = min(5.0, max(1.6, 55 / len(scores) ** 0.5))
     style = {"ms": few, "alpha": 0.55 if few < 3 else 0.85, "rasterized": len(scores) > MOST_POINTS}
-    axes.plot(scores, ranked.mean, ".", color=colour, mew=0, **style)
-    best = true_front(ranked.mean, ranked.macs)
-    axes.plot(scores[best], ranked.mean[best], "o", ms=4, mfc="none", mec=INK, mew=0.8)
-    low = np.quantile(ranked.mean, 0.01)
-    if ranked.mean.max() - low < 0.5 * np.ptp(ranked.mean):  # a few hopeless ones would press the rest flat
-        axes.set_ylim(low - 0.05 * (ranked.mean.max() - low), None)
-    truth = "truth, negated" if "truth" in ranked.negated else "truth"
-    axes.set(xlabel=label, ylabel=truth, title=f"{short(name)}, tau {number(tau['value'])}")
+    axes.plot(scores, scored.mean, ".", color=colour, mew=0, **style)
+    best = true_front(scored.mean, scored.macs)
+    axes.plot(scores[best], scored.mean[best], "o", ms=4, mfc="none", mec=INK, mew=0.8)
+    low = np.quantile(scored.mean, 0.01)
+    if scored.mean.max() - low < 0.5 * np.ptp(scored.mean):  # a few hopeless ones would press the rest flat
+        axes.set_ylim(low - 0.05 * (scored.mean.max() - low), None)
+    truth = "truth, negated" if "truth" in scored.negated else "truth"
+    axes.set(xlabel=label, ylabel=truth, title=f"{short(name)}, tau {number(tau.value)}")
     return figure
 
 
 def true_front(truth: Numbers, macs: Numbers) -> list[int]:
     """The networks better than all that are as cheap, from the cheapest."""
-    best, found = -np.inf, []
+    best, front = -np.inf, []
     for index in np.lexsort((-truth, macs)):
         if truth[index] > best:
             best = truth[index]
-            found.append(int(index))
-    return found
+            front.append(int(index))
+    return front
 
 
-def regret_figure(ranked: Ranked, baseline: str) -> Figure:
+def regret_figure(scored: ScoredNetworks, baseline: str) -> Figure:
     """What is lost by training the k best by score alone and keeping the best of them."""
     figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
-    axes, paint, n = figure.subplots(), colours(ranked.asked), len(ranked.networks)
-    true = ranked.mean
-    for name in [*ranked.asked, *filter(None, [baseline])]:
-        scores = ranked.scores[name]
+    axes, paint, n = figure.subplots(), colours(scored.subjects), len(scored.networks)
+    true = scored.mean
+    for name in [*scored.subjects, *filter(None, [baseline])]:
+        scores = scored.scores[name]
         if np.ptp(scores) == 0:
             continue
         order = np.argsort(-scores, kind="stable")
         regret = true.max() - np.maximum.accumulate(true[order])
-        style: dict[str, Any] = {"lw": 1.5} if name in paint else {"lw": 1.2, "ls": "--"}
+        style: dict[str, Any] = {"lw": 1.5} if name in paint else {"lw": 1.2, "ls": "dashed"}
         style |= {"color": paint.get(name, GREY), "label": short(name)}
         axes.step(range(1, n + 1), regret, where="post", **style)
-    axes.plot(range(1, n + 1), expected_regret(true), color=INK, lw=0.8, ls=":", label="drawn by chance")
+    axes.plot(range(1, n + 1), expected_regret(true), color=INK, lw=0.8, ls="dotted", label="drawn by chance")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
@@ -108,7 +110,7 @@ def regret_figure(ranked: Ranked, baseline: str) -> Figure:
 
 
 def expected_regret(true: Numbers) -> Numbers:
-    """The mean of what is lost with so many drawn without replacement."""
+    """The mean of what is lost if k networks are drawn without replacement, for each k from 1."""
     n = len(true)
     ordered = np.sort(true)[::-1]
     left = np.ones(n)  # by k - 1: the chance that none of the better ones is among k
@@ -142,7 +144,7 @@ def matrix_figure(matrix: Numbers, names: Sequence[str]) -> Figure:
 
 
 def matrices_figure(matrices: Sequence[Numbers]) -> Figure:
-    """The same of all layers, without numbers but the mean of different modules."""
+    """How alike the modules of every layer are, without numbers but the mean of different modules."""
     columns = min(len(matrices), 5)
     rows = -(-len(matrices) // columns)
     figure = Figure(figsize=(0.62 * columns, 0.8 * rows), layout="constrained")
@@ -189,7 +191,7 @@ def courses_figure(
     *,
     steps: bool = False,
 ) -> Figure:
-    """Something over something, by run; with `steps` it stays until the next point."""
+    """One number over another, a line for each run; with `steps` it stays until the next point."""
     figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
     axes = figure.subplots()
     style: dict[str, Any] = {"ms": 2.5, "lw": 1.2, "drawstyle": "steps-post" if steps else "default"}
@@ -202,16 +204,16 @@ def courses_figure(
 
 
 def costs_figure(points: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str) -> Figure:
-    """What was scored, over what it costs; the best of each search is ringed."""
+    """Scores over costs, a cloud for each search, whose best is ringed."""
     figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
     axes = figure.subplots()
-    for place, (name, each) in enumerate(points.items()):
+    for place, (name, cloud) in enumerate(points.items()):
         colour = COLOURS[place % len(COLOURS)]
-        crowded = len(each) > MOST_POINTS
+        crowded = len(cloud) > MOST_POINTS
         axes.plot(
-            *zip(*each, strict=True), ".", ms=4, mew=0, color=colour, label=short(name), rasterized=crowded
+            *zip(*cloud, strict=True), ".", ms=4, mew=0, color=colour, label=short(name), rasterized=crowded
         )
-        axes.plot(*max(each, key=lambda point: point[1]), "o", ms=7, mfc="none", mec=INK, mew=0.9)
+        axes.plot(*max(cloud, key=lambda point: point[1]), "o", ms=7, mfc="none", mec=INK, mew=0.9)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     _legend(figure, axes)
     return figure

@@ -3,72 +3,61 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from matplotlib.figure import Figure
-
 from search.report.figures import colours, courses_figure, layers_figure, matrices_figure, matrix_figure
-from search.report.statistics import Ranked
-from search.report.supernets import Answers
+from search.report.statistics import ScoredNetworks
+from search.report.supernets import SupernetAnswers
 from search.report.words import number
 from supernet.space import Architecture
 from supernet.train.records import shift_line
+from supernet.train.shift import Shift
 from tools.page.pictures import house_style
 from tools.page.report import Drawing, Drawings, Part, Row, Section, Table, Text, drawing, picture
 from tools.ranking import tau_b
 from tools.similarity import off_diagonal_mean
 
+LIKENESS = {
+    "cosine": (
+        "outputs",
+        "mean cosine",
+        "of the modules' outputs; a shortcut that all share makes them alike",
+    ),
+    "without shortcut": ("branches", "mean cosine", "of what the modules add to their shortcut"),
+    "CKA": ("cka", "mean linear CKA", "of the outputs, which no rotation or scale changes"),
+}
+"""Ways in which modules are alike: the matrices of a shift, what their mean is called, and what it is of."""
 
-def trained_by(answers: Answers) -> str:
-    """By what it was trained, and how long."""
+Course = Sequence[tuple[int, float]]
+"""A number by step of a training."""
+
+
+def trained_by(answers: SupernetAnswers) -> str:
+    """By what a supernet was trained, and how long."""
     config = answers.config
     if config is None:
         return "unknown"
-    steps = answers.results.get("steps", config.recipe.steps)
+    steps = config.recipe.steps if answers.steps is None else answers.steps
     return f"{config.strategy} by {config.objective}, {steps:,} steps of {config.recipe.batch_size}"
 
 
-def budget(answers: Answers) -> str:
-    """The same, with its seconds and its seed."""
-    seconds = answers.results.get("training_seconds")
+def budget(answers: SupernetAnswers) -> str:
+    """By what a supernet was trained and how long, with its seconds and its seed."""
+    seconds = answers.training_seconds
     seed = f", seed {answers.config.seed}" if answers.config else ""
     return trained_by(answers) + (f" in {seconds:,.0f} s" if seconds else "") + seed
 
 
-def shift_section(answers: Mapping[str, Answers]) -> Section:
+def shift_section(supernets: Mapping[str, SupernetAnswers]) -> Section:
     """How differently modules of one layer see (LWSL, Figs. 2, 4 and 5)."""
-    told = {name: each for name, each in answers.items() if each.shift is not None}
-    paint = colours(list(answers))
-    if not told:
+    shifts = {name: answers.shift for name, answers in supernets.items() if answers.shift is not None}
+    if not shifts:
         return Section("Representation shift", [])
-    kinds = {
-        "cosine": (
-            "outputs",
-            "mean cosine",
-            "of the modules' outputs; a shortcut that all share makes them alike",
-        ),
-        "without shortcut": ("branches", "mean cosine", "of what the modules add to their shortcut"),
-        "CKA": ("cka", "mean linear CKA", "of the outputs, which no rotation or scale changes"),
-    }
-    lines, matrices, all_layers = [], [], []
+    matrices, all_layers = [], []
     with house_style():
-        for title, (kind, label, what) in kinds.items():
-            values = {
-                name: [float(off_diagonal_mean(matrix)) for matrix in getattr(each.shift, kind)]
-                for name, each in told.items()
-            }
-            lines.append(drawing(layers_figure(values, label, paint), f"{title}: {label} {what}, by layer."))
-        for name, each in told.items():
-            assert each.shift is not None
-            layer = each.space.layers[0]
-            names = [str(layer[choice]) for choice in layer.weighted]
-            for title, found in (("cosine", each.shift.outputs), ("CKA", each.shift.cka)):
-                mean = number(float(off_diagonal_mean(found[0])))
-                figure = matrix_figure(found[0].cpu().numpy(), names)
-                matrices.append(
-                    drawing(figure, f"{name}, {title} of the first layer's modules; mean {mean}.")
-                )
-                figure = matrices_figure([matrix.cpu().numpy() for matrix in found])
-                all_layers.append(drawing(figure, f"{name}, {title} in each layer, and its mean."))
+        lines = _likeness_by_layer(shifts, colours(list(supernets)))
+        for name, shift in shifts.items():
+            first, layers = _matrices(name, shift, supernets[name])
+            matrices += first
+            all_layers += layers
     parts: list[Part] = [
         Text(
             "How alike the modules of one layer are on the same input, the mean of the outputs below: the "
@@ -77,47 +66,74 @@ def shift_section(answers: Mapping[str, Answers]) -> Section:
         Drawings(lines),
         Drawings(matrices),
         Drawings(all_layers),
-        Drawings([_maps(name, each) for name, each in told.items() if each.maps]),
+        Drawings([_maps(name, supernets[name]) for name in shifts if supernets[name].maps]),
     ]
     return Section("Representation shift", parts)
 
 
-def _maps(name: str, answers: Answers) -> Drawing:
+def _likeness_by_layer(shifts: Mapping[str, Shift], paint: Mapping[str, str]) -> list[Drawing]:
+    """A drawing for each way in which modules are alike."""
+    drawings = []
+    for title, (kind, label, meaning) in LIKENESS.items():
+        values = {
+            name: [float(off_diagonal_mean(matrix)) for matrix in getattr(shift, kind)]
+            for name, shift in shifts.items()
+        }
+        figure = layers_figure(values, label, paint)
+        drawings.append(drawing(figure, f"{title}: {label} {meaning}, by layer."))
+    return drawings
+
+
+def _matrices(name: str, shift: Shift, answers: SupernetAnswers) -> tuple[list[Drawing], list[Drawing]]:
+    """How alike each two modules are: those of the first layer with numbers, those of all layers small."""
+    layer = answers.space.layers[0]
+    modules = [str(layer[choice]) for choice in layer.weighted]
+    first, layers = [], []
+    for title, matrices in (("cosine", shift.outputs), ("CKA", shift.cka)):
+        mean = number(float(off_diagonal_mean(matrices[0])))
+        figure = matrix_figure(matrices[0].cpu().numpy(), modules)
+        first.append(drawing(figure, f"{name}, {title} of the first layer's modules; mean {mean}."))
+        figure = matrices_figure([matrix.cpu().numpy() for matrix in matrices])
+        layers.append(drawing(figure, f"{name}, {title} in each layer, and its mean."))
+    return first, layers
+
+
+def _maps(name: str, answers: SupernetAnswers) -> Drawing:
     """What the first layer's modules make of one image."""
     layer = answers.space.layers[0]
-    low = min(float(each.min()) for each in answers.maps)
-    high = max(float(each.max()) for each in answers.maps)
+    low = min(float(shades.min()) for shades in answers.maps)
+    high = max(float(shades.max()) for shades in answers.maps)
     strip = [
-        (str(layer[choice]), picture(each.numpy(), low=low, high=high))
-        for choice, each in zip(layer.weighted, answers.maps, strict=True)
+        (str(layer[choice]), picture(shades.numpy(), low=low, high=high))
+        for choice, shades in zip(layer.weighted, answers.maps, strict=True)
     ]
     return Drawing(
         f"{name}: the first layer's modules on one validation image, mean over channels.", strip=strip
     )
 
 
-def memory_section(answers: Mapping[str, Answers]) -> Section:
+def memory_section(supernets: Mapping[str, SupernetAnswers]) -> Section:
     """What training keeps while each layer learns (LWSL, Fig. 6)."""
     values: dict[str, list[float]] = {}
-    for name, each in answers.items():
-        if each.measured is not None and each.config is not None:
-            values[name] = kept_by_layer(each.measured.saved_bytes, each.config.strategy)
+    for name, answers in supernets.items():
+        if answers.measured is not None and answers.config is not None:
+            values[name] = kept_by_layer(answers.measured.saved_bytes, answers.config.strategy)
     if not values:
         return Section("Memory", [])
     with house_style():
-        figure = layers_figure(values, "MiB per image", colours(list(answers)))
-        drawn = drawing(
+        figure = layers_figure(values, "MiB per image", colours(list(supernets)))
+        kept = drawing(
             figure,
             "Activations that are kept for the backward pass while a layer learns, for one image, "
             "without stem and tail, by the measured table of each run. End-to-end strategies "
             "keep all layers at once.",
         )
     rows = [
-        Row([name, trained_by(each), f"{each.results['saved_bytes_per_step'] / 2**20:,.0f}"])
-        for name, each in answers.items()
-        if each.results.get("saved_bytes_per_step")
+        Row([name, trained_by(answers), f"{answers.saved_bytes_per_step / 2**20:,.0f}"])
+        for name, answers in supernets.items()
+        if answers.saved_bytes_per_step
     ]
-    parts: list[Part] = [Drawings([drawn])]
+    parts: list[Part] = [Drawings([kept])]
     if rows:
         columns = ["supernet", "trained by", "MiB kept at the peak of a step"]
         parts.append(Table(columns, rows, "As measured during the training, whole batches."))
@@ -134,64 +150,47 @@ def kept_by_layer(saved_bytes: Sequence[Sequence[float]], strategy: str) -> list
     return [sum(sum(row) / len(row) for row in saved_bytes) / 2**20] * len(most)
 
 
-def course_section(ranked: Ranked, answers: Mapping[str, Answers]) -> Section:
+def course_section(scored: ScoredNetworks, supernets: Mapping[str, SupernetAnswers]) -> Section:
     """How likeness and ranking came about."""
-    paint = colours(list(answers))
+    paint = colours(list(supernets))
     likeness = {
-        name: [(line["step"], _likeness(line["outputs"])) for line in each.shift_course]
-        for name, each in answers.items()
-        if len(each.shift_course) > 1
+        name: answers.likeness_course
+        for name, answers in supernets.items()
+        if len(answers.likeness_course) > 1
     }
-    truth = dict(zip(ranked.networks, ranked.mean, strict=True))
-    taus = {}
-    for name, each in answers.items():
-        points = _taus(each, truth)
-        if points:
-            taus[name] = points
-    drawn: list[Drawing] = []
-
-    def add(figure: Figure, caption: str) -> None:
-        drawn.append(drawing(figure, caption))
-
+    truth = dict(zip(scored.networks, scored.mean, strict=True))
+    taus = {name: course for name, answers in supernets.items() if (course := _tau_course(answers, truth))}
+    drawings: list[Drawing] = []
     with house_style():
         if likeness:
-            add(
-                courses_figure(likeness, "step", "mean cosine", paint),
-                "Mean cosine between different modules of a layer, over layers, during the training.",
-            )
+            figure = courses_figure(likeness, "step", "mean cosine", paint)
+            caption = "Mean cosine between different modules of a layer, over layers, during the training."
+            drawings.append(drawing(figure, caption))
         if taus:
-            few = len(next(iter(answers[next(iter(taus))].course))[1])
-            add(
-                courses_figure(taus, "step", "tau", paint),
-                f"Tau of {few} networks by the supernet as it was at that step.",
-            )
-            both = {
-                name: [
-                    (dict(likeness[name])[step], tau) for step, tau in points if step in dict(likeness[name])
-                ]
-                for name, points in taus.items()
-                if name in likeness
-            }
-            both = {name: points for name, points in both.items() if points}
-            if both:
-                add(courses_figure(both, "mean cosine", "tau", paint), "Tau over likeness, step by step.")
-    return Section("How it came about", [Drawings(drawn)] if drawn else [])
+            few = len(supernets[next(iter(taus))].course[0][1])
+            figure = courses_figure(taus, "step", "tau", paint)
+            caption = f"Tau of {few} networks by the supernet as it was at that step."
+            drawings.append(drawing(figure, caption))
+        if both := _tau_over_likeness(taus, likeness):
+            figure = courses_figure(both, "mean cosine", "tau", paint)
+            drawings.append(drawing(figure, "Tau over likeness, step by step."))
+    return Section("How it came about", [Drawings(drawings)] if drawings else [])
 
 
-def told_of(answers: Answers, ranked: Ranked | None) -> dict[str, Any]:
-    """The numbers behind the figures, for files."""
-    truth = dict(zip(ranked.networks, ranked.mean, strict=True)) if ranked is not None else {}
-    told: dict[str, Any] = {"trained_by": trained_by(answers)}
+def supernet_data(answers: SupernetAnswers, scored: ScoredNetworks | None) -> dict[str, Any]:
+    """The numbers behind the figures, for report.json."""
+    truth = dict(zip(scored.networks, scored.mean, strict=True)) if scored is not None else {}
+    data: dict[str, Any] = {"trained_by": trained_by(answers)}
     if answers.shift is not None:
-        told["shift"] = shift_line(answers.shift)
+        data["shift"] = shift_line(answers.shift)
     if answers.measured is not None and answers.config is not None:
-        told["kept_mib_by_layer"] = kept_by_layer(answers.measured.saved_bytes, answers.config.strategy)
-    told["similarity_course"] = [[line["step"], _likeness(line["outputs"])] for line in answers.shift_course]
-    told["tau_course"] = [[step, tau] for step, tau in _taus(answers, truth)]
-    return told
+        data["kept_mib_by_layer"] = kept_by_layer(answers.measured.saved_bytes, answers.config.strategy)
+    data["similarity_course"] = [[step, likeness] for step, likeness in answers.likeness_course]
+    data["tau_course"] = [[step, tau] for step, tau in _tau_course(answers, truth)]
+    return data
 
 
-def _taus(answers: Answers, truth: Mapping[Architecture, float]) -> list[tuple[int, float]]:
+def _tau_course(answers: SupernetAnswers, truth: Mapping[Architecture, float]) -> Course:
     """Tau of a few networks by step, where their scores differ."""
     return [
         (step, tau_b(list(scores.values()), [truth[who] for who in scores]))
@@ -200,7 +199,14 @@ def _taus(answers: Answers, truth: Mapping[Architecture, float]) -> list[tuple[i
     ]
 
 
-def _likeness(matrices: Sequence[Sequence[Sequence[float]]]) -> float:
-    """The mean over layers, of the matrices in a line of shift.jsonl."""
-    layers = [float(off_diagonal_mean(torch.tensor(matrix, dtype=torch.float64))) for matrix in matrices]
-    return sum(layers) / len(layers)
+def _tau_over_likeness(
+    taus: Mapping[str, Course], likeness: Mapping[str, Course]
+) -> dict[str, list[tuple[float, float]]]:
+    """Likeness and tau of each step for which both are known, by supernet."""
+    both = {}
+    for name, course in taus.items():
+        known = dict(likeness.get(name, ()))
+        points = [(known[step], tau) for step, tau in course if step in known]
+        if points:
+            both[name] = points
+    return both

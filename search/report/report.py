@@ -1,20 +1,15 @@
 """The report of a ranking: which tables and figures, in which order, under which words."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from search.architectures.evaluations import said_of_noise
 from search.report.config import BASELINES
-from search.report.figures import (
-    colours,
-    regret_figure,
-    scatter_figure,
-    tau_figure,
-)
+from search.report.figures import GREY, colours, regret_figure, scatter_figure, tau_figure
 from search.report.modules import course_section, memory_section, shift_section, trained_by
-from search.report.statistics import PARTS, Ranked
-from search.report.supernets import Answers
-from search.report.words import COUNTS, comparisons, interval, judged, needed, number
+from search.report.statistics import PARTS, Ranking, Score, ScoredNetworks
+from search.report.supernets import Scores, SupernetAnswers
+from search.report.words import COUNTS, comparisons, interval, number
+from supernet.space import Architecture
 from tools.page.pictures import house_style
 from tools.page.report import Drawings, Part, Row, Section, Table, Text, drawing
 from tools.ranking import kendall_tau
@@ -30,156 +25,167 @@ SAID = {
 
 
 def ranking_sections(
-    ranked: Ranked, found: Mapping[str, Any], answers: Mapping[str, Answers]
+    scored: ScoredNetworks, ranking: Ranking, supernets: Mapping[str, SupernetAnswers]
 ) -> list[Section]:
-    """From the picture to remember to what is behind it."""
-    sections = [_overview(ranked, found, answers), _tables(ranked, found, answers), _scatters(ranked, found)]
-    if answers:
-        sections += [shift_section(answers), memory_section(answers), course_section(ranked, answers)]
+    """The sections of a ranking, from the picture to remember to what is behind it."""
+    sections = [
+        _overview(scored, ranking, supernets),
+        _numbers(scored, ranking, supernets),
+        _scatters(scored, ranking),
+    ]
+    if supernets:
+        sections += [shift_section(supernets), memory_section(supernets), course_section(scored, supernets)]
     return [section for section in sections if section.parts]
 
 
-def _overview(ranked: Ranked, found: Mapping[str, Any], answers: Mapping[str, Answers]) -> Section:
-    ceiling = "; dashed: one more training of each network; dotted: a perfect score" * (found["repeats"] > 1)
-    cheap = max(_counts(found), key=lambda name: float(found["scores"][name]["tau"]["value"]), default="")
+def _overview(scored: ScoredNetworks, ranking: Ranking, supernets: Mapping[str, SupernetAnswers]) -> Section:
+    ceiling = "; dashed: one more training of each network; dotted: a perfect score" * (ranking.repeats > 1)
+    cheap = max(_counts(ranking), key=lambda name: ranking.scores[name].tau.value, default="")
     grey = f" Grey: {cheap}, of the counts the one with the highest tau." if cheap else ""
     with house_style():
         taus = drawing(
-            tau_figure(found, found["asked"]),
+            tau_figure(ranking),
             "Agreement with the truth, with 95 % intervals. Discs: what was asked for; diamonds: "
             f"baselines that need no supernet (the additive fit needs truths of other networks). "
             f"Grey: chance{ceiling}.",
         )
         regret = drawing(
-            regret_figure(ranked, cheap),
+            regret_figure(scored, cheap),
             "If the k best by score are trained and the best of them is kept: how far it is behind the best "
-            f"network there is, in {_points(ranked)}.{grey}",
+            f"network there is, in {_unit(scored)}.{grey}",
         )
+    return Section("At a glance", [Text(_introduction(supernets)), Drawings([taus, regret])])
+
+
+def _introduction(supernets: Mapping[str, SupernetAnswers]) -> str:
+    """What the words of the report mean, and what the scores are."""
     words = (
         "Each network has a score, such as its accuracy with a supernet's shared weights, and a truth, its "
         "accuracy when trained alone. Kendall's tau is 1 where scores order networks as the truth does, 0 by "
         "chance, and -1 the wrong way round. An architecture has one digit for each layer: which of the "
-        "space's "
-        "operations stands there, from 0."
+        "space's operations stands there, from 0."
     )
-    strategies = [each.config.strategy for each in answers.values() if each.config]
-    said = [f"{name}: {SAID[name]}" for name in dict.fromkeys(strategies) if name in SAID]
-    if said:
-        words += " A supernet trains all of them at once, with shared weights. " + "; ".join(said) + "."
-    for name, each in answers.items():
-        mean = sum(each.scores.values()) / len(each.scores)
-        words += (
-            f" A score by {name} of {100 * mean:.1f} %, the mean, is {said_of_noise(mean, each.scored_on)}."
-        )
-    return Section("At a glance", [Text(words), Drawings([taus, regret])])
+    strategies = [answers.config.strategy for answers in supernets.values() if answers.config]
+    known = [f"{name}: {SAID[name]}" for name in dict.fromkeys(strategies) if name in SAID]
+    if known:
+        words += " A supernet trains all of them at once, with shared weights. " + "; ".join(known) + "."
+    for name, answers in supernets.items():
+        mean = sum(answers.scores.values()) / len(answers.scores)
+        noise = said_of_noise(mean, answers.scored_on)
+        words += f" A score by {name} of {100 * mean:.1f} %, the mean, is {noise}."
+    return words
 
 
-def _counts(found: Mapping[str, Any]) -> list[str]:
+def _counts(ranking: Ranking) -> list[str]:
     """The baselines that only count, as far as they tell networks apart."""
-    return [name for name in COUNTS if name in found["scores"]]
+    return [name for name in COUNTS if name in ranking.scores]
 
 
-def _points(ranked: Ranked) -> str:
+def _unit(scored: ScoredNetworks) -> str:
     """The unit of the truth, as far as its size tells."""
-    return "points of the truth" if ranked.truth.max() > 1 else "units of the truth"
+    return "points of the truth" if scored.truth.max() > 1 else "units of the truth"
 
 
-def _tables(ranked: Ranked, found: Mapping[str, Any], answers: Mapping[str, Answers]) -> Section:
-    columns = ["score", "tau [95 %]", "Spearman", "weighted tau", "tau given MACs"]
-    columns += [f"tau in true best {name}" for name in PARTS]
-    columns += [f"tau in predicted best {name}" for name in PARTS]
-    rows = []
-    for name, each in found["scores"].items():
-        cells = [name, interval(each["tau"])]
-        cells += [number(each[key]) for key in ("spearman", "weighted_tau", "partial_tau_given_macs")]
-        for key in ("tau_in_true_best", "tau_in_predicted_best"):
-            cells += [number(each[key][part]) for part in PARTS]
-        if name != "chance":
-            rows.append(Row(cells, _style(name, found)))
-    told = ", ".join(found["lower_is_better"])
-    negated = f" (negated, since lower was better: {told})" if told else ""
-    parts: list[Part] = [
-        Table(columns, rows, f"Kendall's tau-b; higher is better everywhere{negated}. Grey: baselines.")
-    ]
-    sizes = [str(size) for size in found["sizes"]]
-    columns = [
-        "score",
-        *(f"P@{k}" for k in sizes),
-        *(f"BR@{k}" for k in sizes),
-        *(f"regret@{k}" for k in sizes),
-    ]
-    rows = [
-        Row(
-            [
-                name,
-                *(number(each["precision_at"][k]) for k in sizes),
-                *(f"{each['best_rank_at'][k]:,}" for k in sizes),
-                *(f"{each['regret_at'][k]:.4g}" for k in sizes),
-            ],
-            _style(name, found),
-        )
-        for name, each in found["scores"].items()
-        if name != "chance"  # one order drawn by chance may be lucky
-    ]
-    caption = (
-        "P@k: which part of the k best by score is among the k best in truth. BR@k: the true rank of the "
-        "best of the k best by score. regret@k: how far that one is behind the best there is. Of the "
-        "latter two "
-        "lower is better."
-    )
-    parts.append(Table(columns, rows, caption))
-    if found["differences"]:
-        parts.append(_differences(found))
-    parts += _recalibrated(ranked, answers)
-    parts += _seeds(found, answers)
-    parts.append(Text("Baselines: " + "; ".join(f"{name}: {what}" for name, what in BASELINES.items()) + "."))
+def _numbers(scored: ScoredNetworks, ranking: Ranking, supernets: Mapping[str, SupernetAnswers]) -> Section:
+    parts: list[Part] = [_tau_table(ranking), _choice_table(ranking)]
+    if ranking.comparisons:
+        parts.append(_comparison_table(ranking))
+    parts += _recalibrated(scored, supernets)
+    parts += _seeds(ranking, supernets)
+    baselines = "; ".join(f"{name}: {meaning}" for name, meaning in BASELINES.items())
+    parts.append(Text(f"Baselines: {baselines}."))
     return Section("The numbers", parts)
 
 
-def _differences(found: Mapping[str, Any]) -> Table:
+def _score_rows(ranking: Ranking, cells: Callable[[Score], list[str]]) -> list[Row]:
+    """A row for each score; baselines are light."""
+    return [
+        Row([name, *cells(score)], "" if name in ranking.subjects else "light")
+        for name, score in ranking.scores.items()
+        if name != "chance"  # one order drawn by chance may be lucky
+    ]
+
+
+def _tau_table(ranking: Ranking) -> Table:
+    """Tau of each score, and its kin."""
+
+    def cells(score: Score) -> list[str]:
+        whole = [number(score.spearman), number(score.weighted_tau), number(score.partial_tau_given_macs)]
+        parts = [number(taus[name]) for taus in best(score) for name in PARTS]
+        return [interval(score.tau), *whole, *parts]
+
+    def best(score: Score) -> tuple[Mapping[str, float | None], ...]:
+        return score.tau_in_true_best, score.tau_in_predicted_best
+
+    columns = ["score", "tau [95 %]", "Spearman", "weighted tau", "tau given MACs"]
+    columns += [f"tau in {of} best {name}" for of in ("true", "predicted") for name in PARTS]
+    losses = ", ".join(ranking.lower_is_better)
+    negated = f" (negated, since lower was better: {losses})" if losses else ""
+    caption = f"Kendall's tau-b; higher is better everywhere{negated}. Grey: baselines."
+    return Table(columns, _score_rows(ranking, cells), caption)
+
+
+def _choice_table(ranking: Ranking) -> Table:
+    """What one gets by choosing the k best by score."""
+    sizes = ranking.sizes
+
+    def cells(score: Score) -> list[str]:
+        return [
+            *(number(score.precision_at[k]) for k in sizes),
+            *(f"{score.best_rank_at[k]:,}" for k in sizes),
+            *(f"{score.regret_at[k]:.4g}" for k in sizes),
+        ]
+
+    columns = ["score", *(f"{name}@{k}" for name in ("P", "BR", "regret") for k in sizes)]
+    caption = (
+        "P@k: which part of the k best by score is among the k best in truth. BR@k: the true rank of the "
+        "best of the k best by score. regret@k: how far that one is behind the best there is. Of the latter "
+        "two lower is better."
+    )
+    return Table(columns, _score_rows(ranking, cells), caption)
+
+
+def _comparison_table(ranking: Ranking) -> Table:
     """What is told apart, by p values of each difference alone and adjusted for all."""
-    pairs = found["differences"]
-    enough = found["networks"] >= needed(found)
+    enough = ranking.networks >= ranking.needed
     words = {"above": "higher", "below": "lower", "not told from": "not told apart"}
     rows = [
         Row(
             [
-                f"{pair['one']} less {pair['other']}",
-                interval(pair),
-                number(pair["p_value"], 3),
-                number(pair["p_holm"], 3),
-                words[judged(pair)] if enough else "too few networks",
+                f"{comparison.one} less {comparison.other}",
+                interval(comparison.difference),
+                number(comparison.difference.p_value, 3),
+                number(comparison.p_holm, 3),
+                words[comparison.verdict] if enough else "too few networks",
             ]
         )
-        for pair in pairs
+        for comparison in ranking.comparisons
     ]
+    count = len(ranking.comparisons)
     return Table(
-        ["difference of taus", "value [95 %]", "p", f"p, Holm of {len(pairs)}", ""],
+        ["difference of taus", "value [95 %]", "p", f"p, Holm of {count}", ""],
         rows,
         "Paired: both scores of the same networks. The interval and the first p value are of one difference "
         "alone: it leaves 0 out where that is below .05. Told apart is what is below .05 after Holm's "
-        f"adjustment for {comparisons(len(pairs))}, so an interval without 0 may go with 'not told apart'.",
+        f"adjustment for {comparisons(count)}, so an interval without 0 may go with 'not told apart'.",
     )
 
 
-def _style(name: str, found: Mapping[str, Any]) -> str:
-    return "" if name in found["asked"] else "light"
-
-
-def _recalibrated(ranked: Ranked, answers: Mapping[str, Answers]) -> list[Table]:
-    """With statistics of each network's own, and with those that training left."""
-    rows, known = [], dict(zip(ranked.networks, ranked.mean, strict=True))
-    for name, each in answers.items():
-        if each.uncalibrated:
-            few = list(each.uncalibrated)
-            truth = [known[who] for who in few]
-            cells = [name, str(len(few))]
-            for scores in (each.scores, each.uncalibrated):
-                values = [scores[who] for who in few]
-                told = len(set(values)) > 1 and len(set(truth)) > 1
-                cells.append(interval(kendall_tau(values, truth)._asdict()) if told else "-")
-                cells.append(f"{100 * sum(values) / len(values):.1f} %")
-            rows.append(Row(cells))
+def _recalibrated(scored: ScoredNetworks, supernets: Mapping[str, SupernetAnswers]) -> list[Table]:
+    """Scores with statistics of each network's own beside those with what training left."""
+    truth = dict(zip(scored.networks, scored.mean, strict=True))
+    rows = [
+        Row(
+            [
+                name,
+                str(len(answers.uncalibrated)),
+                *_tau_and_mean(answers.scores, list(answers.uncalibrated), truth),
+                *_tau_and_mean(answers.uncalibrated, list(answers.uncalibrated), truth),
+            ]
+        )
+        for name, answers in supernets.items()
+        if answers.uncalibrated
+    ]
     if not rows:
         return []
     columns = [
@@ -193,12 +199,20 @@ def _recalibrated(ranked: Ranked, answers: Mapping[str, Answers]) -> list[Table]
     return [Table(columns, rows, "What BatchNorm statistics of each network's own do.")]
 
 
-def _seeds(found: Mapping[str, Any], answers: Mapping[str, Answers]) -> list[Table]:
+def _tau_and_mean(scores: Scores, few: list[Architecture], truth: Mapping[Architecture, float]) -> list[str]:
+    """Tau of some networks, where it can be told, and their mean score."""
+    values, true = [scores[who] for who in few], [truth[who] for who in few]
+    tells = len(set(values)) > 1 and len(set(true)) > 1
+    tau = interval(kendall_tau(values, true)) if tells else "-"
+    return [tau, f"{100 * sum(values) / len(values):.1f} %"]
+
+
+def _seeds(ranking: Ranking, supernets: Mapping[str, SupernetAnswers]) -> list[Table]:
     """Several supernets of one strategy: how much a tau varies between seeds."""
     groups: dict[str, list[float]] = {}
-    for name, each in answers.items():
-        if name in found["scores"]:
-            groups.setdefault(trained_by(each), []).append(found["scores"][name]["tau"]["value"])
+    for name, answers in supernets.items():
+        if name in ranking.scores:
+            groups.setdefault(trained_by(answers), []).append(ranking.scores[name].tau.value)
     rows = []
     for how, taus in groups.items():
         if len(taus) > 1:
@@ -209,16 +223,16 @@ def _seeds(found: Mapping[str, Any], answers: Mapping[str, Answers]) -> list[Tab
     return [Table(columns, rows, "Between supernets of one strategy and length.")] if rows else []
 
 
-def _scatters(ranked: Ranked, found: Mapping[str, Any]) -> Section:
-    paint = colours(ranked.asked)
+def _scatters(scored: ScoredNetworks, ranking: Ranking) -> Section:
+    paint = colours(scored.subjects)
     with house_style():
-        drawn = [
+        drawings = [
             drawing(
-                scatter_figure(ranked, name, paint.get(name, "#8A8A8A"), found["scores"][name]["tau"]),
+                scatter_figure(scored, name, paint.get(name, GREY), ranking.scores[name].tau),
                 f"{name}: each network's truth over its score; ringed: no network with fewer MACs has a "
                 f"higher truth.",
             )
-            for name in [*ranked.asked, *_counts(found)]
-            if name in found["scores"]
+            for name in [*scored.subjects, *_counts(ranking)]
+            if name in ranking.scores
         ]
-    return Section("Score against truth", [Drawings(drawn)])
+    return Section("Score against truth", [Drawings(drawings)])

@@ -1,5 +1,6 @@
 """Scores of networks against their truth, as numbers: what report.json says of a ranking."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,9 +11,11 @@ import numpy as np
 
 from supernet.layers import Projection, Skip
 from supernet.space import Architecture, Space
-from tools.chance import edge_of_chance, null_deviation
+from tools.chance import edge_of_chance, fewest, null_deviation
 from tools.ranking import (
+    Difference,
     Numbers,
+    Tau,
     additive_scores,
     best_rank_at,
     noise_ceiling,
@@ -29,150 +32,288 @@ from tools.ranking import (
 from tools.seeding import numpy_stream
 
 PARTS = {"tenth": 0.1, "quarter": 0.25, "half": 0.5}
-FEWEST = 5
+FEWEST_IN_PART = 5
 """Networks that a part must have for a tau in it."""
+SURE = 0.05
+"""What has a p value below this, adjusted for the number of comparisons, is told apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranked:
-    """Networks with their truth and all that is said of them, by name."""
+class ScoredNetworks:
+    """Networks with their truth and all their scores, by the scores' names."""
 
     networks: Sequence[Architecture]
     truth: Numbers
     """A row for each repeat; higher is better."""
     macs: Numbers
     scores: Mapping[str, Numbers]
-    """Those asked for, then the baselines; higher is better."""
-    asked: Sequence[str]
+    """Those that the report is about, then the baselines; higher is better."""
+    subjects: Sequence[str]
+    """The names of the scores that the report is about."""
     negated: frozenset[str] = frozenset()
-    """Those asked for, and "truth", of which lower is better where they come from."""
+    """Those of the subjects, and "truth", of which lower is better where they come from."""
 
     @property
     def mean(self) -> Numbers:
-        """The truth."""
+        """The truth: the mean over its repeats."""
         mean: Numbers = self.truth.mean(axis=0)
         return mean
 
 
-def gather(
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How well one score orders the networks; None stands where there is no such number."""
+
+    tau: Tau
+    tau_p_holm: float | None
+    """The p value of tau, adjusted for the number of subjects; a baseline has none."""
+    tau_by_repeat: Sequence[float]
+    """Tau against each repeat of the truth alone."""
+    spearman: float | None
+    weighted_tau: float | None
+    partial_tau_given_macs: float | None
+    tau_in_true_best: Mapping[str, float | None]
+    """Tau in each of PARTS, the best by the truth."""
+    tau_in_predicted_best: Mapping[str, float | None]
+    """Tau in each of PARTS, the best by this score."""
+    precision_at: Mapping[int, float]
+    """By k: which part of the k best by score is among the k best in truth."""
+    best_rank_at: Mapping[int, int]
+    """By k: the true rank of the best of the k best by score."""
+    regret_at: Mapping[int, float]
+    """By k: how far that one is behind the best there is."""
+
+    def as_data(self) -> dict[str, Any]:
+        """The same for files."""
+        data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("precision_at", "best_rank_at", "regret_at"):
+            data[name] = {str(k): value for k, value in data[name].items()}
+        p_holm = data.pop("tau_p_holm")
+        last = {} if p_holm is None else {"tau_p_holm": p_holm}
+        return {**data, "tau": self.tau._asdict(), "tau_by_repeat": list(self.tau_by_repeat), **last}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How much higher the tau of one score is than that of another."""
+
+    one: str
+    other: str
+    difference: Difference
+    comparisons: int
+    """How many there are in the ranking."""
+    p_holm: float
+    """The p value, adjusted for that number."""
+
+    @property
+    def verdict(self) -> str:
+        """Whether one is "above", "below" or "not told from" the other."""
+        if self.p_holm >= SURE:
+            return "not told from"
+        return "above" if self.difference.value > 0 else "below"
+
+    def turned(self) -> "Comparison":
+        """The same, of the other less the one."""
+        value, low, high = (-self.difference.value, -self.difference.high, -self.difference.low)
+        difference = self.difference._replace(value=value, low=low, high=high)
+        return dataclasses.replace(self, one=self.other, other=self.one, difference=difference)
+
+    def as_data(self) -> dict[str, Any]:
+        """The same for files."""
+        data = {"one": self.one, "other": self.other, **self.difference._asdict()}
+        return {**data, "comparisons": self.comparisons, "p_holm": self.p_holm}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """All that is reported of a ranking; None stands where there is no such number."""
+
+    networks: int
+    subjects: Sequence[str]
+    """The names of the scores that the report is about; the others are baselines."""
+    repeats: int
+    """Trainings of each network in the truth."""
+    null_deviation: float
+    edge_of_chance: float
+    """A tau beyond which chance goes in 5 of 100 rankings."""
+    repeat_tau: float | None
+    noise_ceiling: float | None
+    lower_is_better: Sequence[str]
+    """The names of what was negated."""
+    sizes: Sequence[int]
+    """The k at which the best few are looked at."""
+    scores: Mapping[str, Score]
+    """By name, as far as they tell networks apart."""
+    orders_nothing: Sequence[str]
+    """The names of the scores that are the same of all networks."""
+    comparisons: Sequence[Comparison]
+
+    @property
+    def needed(self) -> int:
+        """How many networks there must be before any of the comparisons can tell two scores apart."""
+        return fewest(SURE / max(1, len(self.comparisons)), paired=True)
+
+    @property
+    def telling_subjects(self) -> list[str]:
+        """Those of the subjects that tell networks apart."""
+        return [name for name in self.subjects if name in self.scores]
+
+    def comparison(self, one: str, other: str) -> Comparison:
+        """The comparison of two scores, as one less the other."""
+        for comparison in self.comparisons:
+            if (comparison.one, comparison.other) == (one, other):
+                return comparison
+            if (comparison.one, comparison.other) == (other, one):
+                return comparison.turned()
+        raise AssertionError(f"{one} and {other} were not compared")
+
+    def as_data(self) -> dict[str, Any]:
+        """The same for files, by the names that report.json has."""
+        return {
+            "networks": self.networks,
+            "asked": list(self.subjects),
+            "repeats": self.repeats,
+            "null_deviation": self.null_deviation,
+            "edge_of_chance": self.edge_of_chance,
+            "repeat_tau": self.repeat_tau,
+            "noise_ceiling": self.noise_ceiling,
+            "lower_is_better": list(self.lower_is_better),
+            "sizes": list(self.sizes),
+            "scores": {name: score.as_data() for name, score in self.scores.items()},
+            "orders_nothing": list(self.orders_nothing),
+            "differences": [comparison.as_data() for comparison in self.comparisons],
+        }
+
+
+def with_baselines(
     space: Space,
     networks: Sequence[Architecture],
     truth: Numbers,
-    asked: Mapping[str, Numbers],
+    subjects: Mapping[str, Numbers],
     *,
     seed: int,
     negated: Iterable[str] = (),
-) -> Ranked:
-    """With the baselines."""
-    macs = np.array([space.macs(each) for each in networks], float)
-    choices = np.array([each.choices for each in networks])
+) -> ScoredNetworks:
+    """The scores that a report is about, with the baselines beside them."""
+    macs = np.array([space.macs(network) for network in networks], float)
+    choices = np.array([network.choices for network in networks])
     baselines = {
         "MACs": macs,
-        "params": np.array([space.params(each) for each in networks], float),
-        "depth": np.array([_depth(space, each) for each in networks], float),
+        "params": np.array([space.params(network) for network in networks], float),
+        "depth": np.array([_depth(space, network) for network in networks], float),
         "additive fit": additive_scores(choices, truth.mean(axis=0), seed=seed),
         "chance": numpy_stream(seed, "chance").permutation(len(networks)).astype(float),
     }
-    return Ranked(
+    return ScoredNetworks(
         networks=networks,
         truth=truth,
         macs=macs,
-        scores={**asked, **baselines},
-        asked=list(asked),
+        scores={**subjects, **baselines},
+        subjects=list(subjects),
         negated=frozenset(negated),
     )
 
 
-def statistics(ranked: Ranked, *, resamples: int, seed: int) -> dict[str, Any]:
-    """All that is reported of the ranking."""
-    n = len(ranked.networks)
-    telling = {name: each for name, each in ranked.scores.items() if np.ptp(each) > 0}
+def rank(scored: ScoredNetworks, *, resamples: int, seed: int) -> Ranking:
+    """Every score against the truth, and the scores against each other."""
+    n = len(scored.networks)
+    telling = {name: scores for name, scores in scored.scores.items() if np.ptp(scores) > 0}
     names = list(telling)
-    wanted = [
+    pairs = [
         (one, other)
         for one, other in itertools.combinations(range(len(names)), 2)
-        if _is_asked(names[one], names[other], ranked.asked)
+        if _is_compared(names[one], names[other], scored.subjects)
     ]
     taus, differences = rank_all(
-        list(telling.values()), ranked.truth, resamples=resamples, seed=seed, pairs=wanted
+        list(telling.values()), scored.truth, resamples=resamples, seed=seed, pairs=pairs
     )
-    pairs = [
-        {"one": names[one], "other": names[other], **found._asdict(), "comparisons": len(wanted)}
-        for (one, other), found in differences.items()
-    ]
-    for pair, adjusted in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
-        pair["p_holm"] = adjusted
-    asked = [number for number, name in enumerate(names) if name in ranked.asked]
-    against_chance = holm([taus[number].p_value for number in asked])
+    by_name = dict(zip(names, taus, strict=True))
+    subjects = [name for name in names if name in scored.subjects]
+    p_holm = dict(zip(subjects, holm([by_name[name].p_value for name in subjects]), strict=True))
     sizes = sorted({k for k in (1, 10, round(n / 10), round(n / 4)) if 0 < k < n})
-    scores = {
-        name: {
-            "tau": tau._asdict(),
-            "tau_by_repeat": [tau_b(telling[name], row) for row in ranked.truth],
-            **_others(telling[name], ranked, sizes),
-        }
-        for name, tau in zip(names, taus, strict=True)
-    }
-    for number, adjusted in zip(asked, against_chance, strict=True):
-        scores[names[number]]["tau_p_holm"] = adjusted
-    again, ceiling = repeat_tau(ranked.truth), noise_ceiling(ranked.truth, seed=seed)
-    return {
-        "networks": n,
-        "asked": list(ranked.asked),
-        "repeats": len(ranked.truth),
-        "null_deviation": null_deviation(n),
-        "edge_of_chance": edge_of_chance(n),
-        "repeat_tau": _plain(again),
-        "noise_ceiling": _plain(ceiling),
-        "lower_is_better": sorted(ranked.negated),
-        "sizes": sizes,
-        "scores": scores,
-        "orders_nothing": [name for name in ranked.scores if name not in telling],
-        "differences": pairs,
-    }
+    return Ranking(
+        networks=n,
+        subjects=scored.subjects,
+        repeats=len(scored.truth),
+        null_deviation=null_deviation(n),
+        edge_of_chance=edge_of_chance(n),
+        repeat_tau=_or_none(repeat_tau(scored.truth)),
+        noise_ceiling=_or_none(noise_ceiling(scored.truth, seed=seed)),
+        lower_is_better=sorted(scored.negated),
+        sizes=sizes,
+        scores={
+            name: _score(telling[name], scored, tau=tau, tau_p_holm=p_holm.get(name), sizes=sizes)
+            for name, tau in by_name.items()
+        },
+        orders_nothing=[name for name in scored.scores if name not in telling],
+        comparisons=_comparisons(names, differences),
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted for being the smallest of several, by Holm's steps."""
+    """P values adjusted for being the smallest of several, by Holm's steps."""
     count, highest = len(p_values), 0.0
     adjusted = [0.0] * count
-    for rank, index in enumerate(sorted(range(count), key=lambda index: p_values[index])):
-        highest = max(highest, min(1.0, (count - rank) * p_values[index]))
+    for place, index in enumerate(sorted(range(count), key=lambda index: p_values[index])):
+        highest = max(highest, min(1.0, (count - place) * p_values[index]))
         adjusted[index] = highest
     return adjusted
 
 
-def _others(scores: Numbers, ranked: Ranked, sizes: Sequence[int]) -> dict[str, Any]:
-    true = ranked.mean
-    found = {
-        "spearman": spearman(scores, true),
-        "weighted_tau": weighted_tau(scores, true),
-        "partial_tau_given_macs": partial_tau(scores, true, ranked.macs),
-        "tau_in_true_best": {name: _within(scores, true, part, "truth") for name, part in PARTS.items()},
-        "tau_in_predicted_best": {
-            name: _within(scores, true, part, "scores") for name, part in PARTS.items()
-        },
-        "precision_at": {str(k): precision_at(scores, true, k) for k in sizes},
-        "best_rank_at": {str(k): best_rank_at(scores, true, k) for k in sizes},
-        "regret_at": {str(k): regret_at(scores, true, k) for k in sizes},
+def _comparisons(names: Sequence[str], differences: Mapping[tuple[int, int], Difference]) -> list[Comparison]:
+    p_holm = holm([difference.p_value for difference in differences.values()])
+    return [
+        Comparison(
+            one=names[one],
+            other=names[other],
+            difference=difference,
+            comparisons=len(differences),
+            p_holm=adjusted,
+        )
+        for ((one, other), difference), adjusted in zip(differences.items(), p_holm, strict=True)
+    ]
+
+
+def _score(
+    scores: Numbers,
+    scored: ScoredNetworks,
+    *,
+    tau: Tau,
+    tau_p_holm: float | None,
+    sizes: Sequence[int],
+) -> Score:
+    true = scored.mean
+    return Score(
+        tau=tau,
+        tau_p_holm=tau_p_holm,
+        tau_by_repeat=[tau_b(scores, row) for row in scored.truth],
+        spearman=_or_none(spearman(scores, true)),
+        weighted_tau=_or_none(weighted_tau(scores, true)),
+        partial_tau_given_macs=_or_none(partial_tau(scores, true, scored.macs)),
+        tau_in_true_best=_taus_within(scores, true, of="truth"),
+        tau_in_predicted_best=_taus_within(scores, true, of="scores"),
+        precision_at={k: precision_at(scores, true, k) for k in sizes},
+        best_rank_at={k: best_rank_at(scores, true, k) for k in sizes},
+        regret_at={k: regret_at(scores, true, k) for k in sizes},
+    )
+
+
+def _taus_within(scores: Numbers, true: Numbers, *, of: str) -> dict[str, float | None]:
+    """Tau in each of PARTS that has enough networks."""
+    return {
+        name: _or_none(tau_within(scores, true, part, of=of)) if part * len(true) >= FEWEST_IN_PART else None
+        for name, part in PARTS.items()
     }
-    return {name: _plain(value) for name, value in found.items()}
 
 
-def _within(scores: Numbers, true: Numbers, part: float, of: str) -> float:
-    return tau_within(scores, true, part, of=of) if part * len(true) >= FEWEST else math.nan
-
-
-def _plain(value: Any) -> Any:
+def _or_none(value: float) -> float | None:
     """JSON knows no NaN: null stands for it."""
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if math.isnan(value) else value
 
 
-def _is_asked(one: str, other: str, asked: Sequence[str]) -> bool:
-    """Whether a pair is worth a test: two that are asked for, or one of them and a baseline."""
-    return (one in asked or other in asked) and "chance" not in (one, other)
+def _is_compared(one: str, other: str, subjects: Sequence[str]) -> bool:
+    """Whether a pair is worth a test: two subjects, or one and a baseline."""
+    return (one in subjects or other in subjects) and "chance" not in (one, other)
 
 
 def _depth(space: Space, architecture: Architecture) -> int:

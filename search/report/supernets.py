@@ -1,7 +1,7 @@
 """What a report asks of a supernet: scores, what recalibration does, its course, its modules' likeness."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from search.architectures.images import scoring_images
+from search.architectures.config import ScoringOptions
+from search.architectures.images import ScoringImages, scoring_images
 from search.architectures.kept_scores import kept_scores
 from search.report.config import RankReportConfig
 from supernet.network.storage import load_supernet, snapshots, supernet_notes, weights_file
@@ -24,6 +25,7 @@ from tools.layout import use_channels_last
 from tools.options.config import of_run
 from tools.run.folder import Run
 from tools.run.meters import read_metrics
+from tools.similarity import off_diagonal_mean
 
 SHIFT_BATCH = 250
 """Images on which modules are compared at once; what does not fill a batch is left out, but for the first."""
@@ -32,23 +34,26 @@ Scores = dict[Architecture, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
-    """Of one supernet."""
+class SupernetAnswers:
+    """What a report asked of one supernet, and what is known of its training."""
 
     space: Space
     config: SupernetConfig | None
     """How it was trained, where its weights say so."""
-    results: dict[str, Any]
-    """What its training wrote at its end, where the run is there."""
+    steps: int | None
+    """The length of its training, where its run is there; so the next two."""
+    training_seconds: float | None
+    saved_bytes_per_step: float | None
+    """What autograd kept at the peak of a training step."""
     scores: Scores
     uncalibrated: Scores
-    """By the statistics that training left, of the first few."""
-    course: list[tuple[int, Scores]]
-    """Of a few networks by the weights of each step that was kept."""
+    """Scores of the first few networks with the BatchNorm statistics that training left."""
+    course: Sequence[tuple[int, Scores]]
+    """Scores of a few networks by the weights of each step that was kept."""
     shift: Shift | None
-    shift_course: list[dict[str, Any]]
-    """Lines that its training wrote of it."""
-    maps: list[Tensor]
+    likeness_course: Sequence[tuple[int, float]]
+    """The mean cosine between modules of a layer, by step of the training."""
+    maps: Sequence[Tensor]
     """What each module of the first layer makes of one image, as the mean over channels."""
     measured: Measured | None
     scored_on: int
@@ -57,52 +62,57 @@ class Answers:
     """Whether these are known to be apart from those of the training."""
 
 
-def ask(
+def ask_supernet(
     name: str,
     path: Path,
     networks: Sequence[Architecture],
     config: RankReportConfig,
     run: Run,
     accelerator: Accelerator,
-) -> Answers:
+) -> SupernetAnswers:
     """Score what is not scored yet, in a folder of the report's run, and compare the modules."""
     folder = run.path / "scores" / name
-    net = _ready(path, config, accelerator)
-    images = _images(path, net, config, accelerator)
+    net = _loaded(path, config, accelerator)
+    images = _images(path, net, config.scoring, config, accelerator)
 
-    def scores(part: str, weights: Path, asked: Sequence[Architecture], options: RankReportConfig) -> Scores:
+    def scores(part: str, few: Sequence[Architecture], *, weights: Path = path) -> Scores:
+        scored = net if weights == path else _loaded(weights, config, accelerator)
+        place = folder / part
         return kept_scores(
-            net if weights == path else _ready(weights, config, accelerator),
-            weights,
-            asked,
-            images if options is config else _images(path, net, options, accelerator),
-            options.scoring,
-            folder=folder / part,
-            accelerator=accelerator,
+            scored, weights, few, images, config.scoring, folder=place, accelerator=accelerator
         )
 
-    left = _with_statistics_of_training(config)
     course = [
-        (step, scores(f"step-{step:08d}", weights, networks[: config.snapshots], config))
+        (step, scores(f"step-{step:08d}", networks[: config.snapshots], weights=weights))
         for step, weights in (snapshots(path) if config.snapshots else ())
     ]
-    shift, maps = _compared(path, net, config, accelerator)
+    shift, maps = _compared_modules(path, net, config, accelerator)
+    of_all = scores("", networks)
+    uncalibrated = Scores()
+    if config.uncalibrated:
+        options = _without_calibration(config.scoring.validation_images, config.scoring.batch)
+        uncalibrated = kept_scores(
+            net,
+            path,
+            networks[: config.uncalibrated],
+            _images(path, net, options, config, accelerator),
+            options,
+            folder=folder / "uncalibrated",
+            accelerator=accelerator,
+        )
     home = weights_file(path).parent
-    notes = supernet_notes(path)
-    text = notes.get("config")
-    return Answers(
+    text, results = supernet_notes(path).get("config"), _results(home)
+    return SupernetAnswers(
         space=net.space,
         config=of_run(SupernetConfig, text, source=str(path)) if text else None,
-        results=read_document(home / "results.json", "results", 1)
-        if (home / "results.json").exists()
-        else {},
-        scores=scores("", path, networks, config),
-        uncalibrated=scores("uncalibrated", path, networks[: config.uncalibrated], left)
-        if config.uncalibrated
-        else {},
+        steps=results.get("steps"),
+        training_seconds=results.get("training_seconds"),
+        saved_bytes_per_step=results.get("saved_bytes_per_step"),
+        scores=of_all,
+        uncalibrated=uncalibrated,
         course=course,
         shift=shift,
-        shift_course=read_metrics(home / "shift.jsonl") if (home / "shift.jsonl").exists() else [],
+        likeness_course=_likeness_course(home / "shift.jsonl"),
         maps=maps,
         measured=load_measured(home / "costs.json") if (home / "costs.json").exists() else None,
         scored_on=images.num_validation,
@@ -110,40 +120,37 @@ def ask(
     )
 
 
-def _ready(path: Path, config: RankReportConfig, accelerator: Accelerator) -> Supernet:
-    net = load_supernet(path)
+def _loaded(weights: Path, config: RankReportConfig, accelerator: Accelerator) -> Supernet:
+    net = load_supernet(weights)
     net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
     use_channels_last(net)
     return net
 
 
-def _images(path: Path, net: Supernet, config: RankReportConfig, accelerator: Accelerator) -> Any:
+def _images(
+    path: Path, net: Supernet, options: ScoringOptions, config: RankReportConfig, accelerator: Accelerator
+) -> ScoringImages:
     return scoring_images(
-        path, net.space, config.scoring, data=config.data, seed=config.seed, device=accelerator.device
+        path, net.space, options, data=config.data, seed=config.seed, device=accelerator.device
     )
 
 
-def _with_statistics_of_training(config: RankReportConfig, images: int = -1) -> RankReportConfig:
-    """The same images, or so many, and no calibration."""
-    options = type(config.scoring)(
-        statistics="supernet",
-        validation_images=config.scoring.validation_images if images < 0 else images,
-        batch=config.scoring.batch if images < 0 else SHIFT_BATCH,
-    )
-    return replace(config, scoring=options, uncalibrated=0)
+def _without_calibration(validation_images: int, batch: int) -> ScoringOptions:
+    """Scoring with the BatchNorm statistics that training left."""
+    return ScoringOptions(statistics="supernet", validation_images=validation_images, batch=batch)
 
 
 @torch.no_grad()
-def _compared(
+def _compared_modules(
     path: Path, net: Supernet, config: RankReportConfig, accelerator: Accelerator
 ) -> tuple[Shift | None, list[Tensor]]:
     """The shift of every layer, and one image's maps; of supernets with one split on the same images."""
     if not config.shift_images:
         return None, []
-    found = _images(path, net, _with_statistics_of_training(config, config.shift_images), accelerator)
-    if found.num_validation < 4:
+    images = _images(path, net, _without_calibration(config.shift_images, SHIFT_BATCH), config, accelerator)
+    if images.num_validation < 4:
         return None, []
-    parts = [batch.images.to(next(net.parameters()).dtype) for batch in found.validation]
+    parts = [batch.images.to(next(net.parameters()).dtype) for batch in images.validation]
     whole = [part for part in parts if len(part) == len(parts[0])]
     shift = representation_shift(net, whole)
     with frozen_statistics(net.train()):
@@ -152,3 +159,21 @@ def _compared(
         maps = [net.candidate(0, choice)(features)[0].float().mean(0).cpu() for choice in layer.weighted]
     net.eval()
     return shift, maps
+
+
+def _results(home: Path) -> dict[str, Any]:
+    """What the supernet's training wrote at its end, where its run is there."""
+    file = home / "results.json"
+    return read_document(file, "results", 1) if file.exists() else {}
+
+
+def _likeness_course(file: Path) -> list[tuple[int, float]]:
+    """What the supernet's training wrote of its modules' likeness, where its run is there."""
+    lines = read_metrics(file) if file.exists() else []
+    return [(line["step"], _likeness(line["outputs"])) for line in lines]
+
+
+def _likeness(matrices: Sequence[Sequence[Sequence[float]]]) -> float:
+    """The mean over layers of the cosines between different modules, as shift.jsonl has them."""
+    layers = [float(off_diagonal_mean(torch.tensor(matrix, dtype=torch.float64))) for matrix in matrices]
+    return sum(layers) / len(layers)

@@ -2,15 +2,19 @@
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from scipy.stats import chi2
 
 from supernet.space import Architecture, Space
 from tools.files.jsonl import read_lines
+from tools.mistake import Mistake
 from tools.ranking import Numbers
 
 FILES = ("truth.jsonl", "evaluations.jsonl")
@@ -18,17 +22,23 @@ FILES = ("truth.jsonl", "evaluations.jsonl")
 VALUES = ("test_acc", "accuracies", "accuracy", "mean_acc", "acc", "score")
 """What numbers are called, the most telling first."""
 WHO = ("choices", "architecture", "arch")
+"""What the column of the architecture is called."""
 
 
-class Table(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class NetworkTable:
     """Numbers of different networks, by canonical architecture."""
 
-    values: dict[Architecture, tuple[float, ...]]
-    """What is said of each, more than once where it was measured more than once."""
+    space: Space
+    """The space of the networks."""
+    values: Mapping[Architecture, tuple[float, ...]]
+    """More than one number where a network was measured more than once."""
     rows: int
     """Architectures in the file."""
     column: str
     """What the numbers are called there."""
+    lower: bool = False
+    """The lower a number is, the better."""
 
     @property
     def merged(self) -> int:
@@ -37,20 +47,37 @@ class Table(NamedTuple):
 
     def repeats(self, networks: Iterable[Architecture]) -> Numbers:
         """A row for each repeat, as many as all networks have."""
-        rows = [self.values[each] for each in networks]
+        rows = [self.values[network] for network in networks]
         least = min(map(len, rows))
         return np.array([row[:least] for row in rows]).T
 
     def most_repeats(self, networks: Iterable[Architecture]) -> int:
         """How many repeats some network has."""
-        return max(len(self.values[each]) for each in networks)
+        return max(len(self.values[network]) for network in networks)
 
 
-def read_table(path: Path, space: Space, *, option: str, lower: bool = False) -> Table:
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where a network stands among others in a table."""
+
+    value: float
+    rank: int
+    among: int
+    """The networks that are ranked."""
+    best: float
+    mean: float
+    error: float
+    """The standard error of such a value, as trainings of one network differ; nan with one of each."""
+
+
+def read_table(path: Path, space: Space, *, option: str, lower: bool = False) -> NetworkTable:
     """Read a file, or that of a run's folder; torn lines of .jsonl are passed over.
 
     Architectures that are one network count once; what differs between them counts as another repeat. Where
     lower is better, numbers may also be called "loss".
+
+    Raises:
+        Mistake: about `option`, which names the path, if no table can be read there.
     """
     file = table_file(path, option)
     try:
@@ -61,28 +88,69 @@ def read_table(path: Path, space: Space, *, option: str, lower: bool = False) ->
             architecture = _architecture(who, space)
             rows.setdefault(architecture, []).extend(_numbers(entry, column, who))
     except OSError as error:
-        raise ValueError(f"{option}: cannot read '{file}': {error.strerror}") from None
+        raise Mistake(option, f"cannot read '{file}': {error.strerror}") from None
     except (ValueError, RecursionError, csv.Error) as error:
-        raise ValueError(f"{option}: '{file}': {error}") from None
-    found: dict[Architecture, list[tuple[float, ...]]] = {}
+        raise Mistake(option, f"'{file}': {error}") from None
+    by_network: dict[Architecture, list[tuple[float, ...]]] = {}
     for architecture, numbers in rows.items():
-        said = found.setdefault(space.canonical(architecture), [])
-        if tuple(numbers) not in said:
-            said.append(tuple(numbers))
-    values = {who: tuple(number for row in said for number in row) for who, said in found.items()}
-    return Table(values, len(rows), column)
+        repeats = by_network.setdefault(space.canonical(architecture), [])
+        if tuple(numbers) not in repeats:
+            repeats.append(tuple(numbers))
+    values = {who: tuple(number for row in repeats for number in row) for who, repeats in by_network.items()}
+    return NetworkTable(space=space, values=values, rows=len(rows), column=column, lower=lower)
 
 
 def table_file(path: Path, option: str) -> Path:
-    """The file itself, or that of a run's folder."""
+    """The file with the numbers: the one that is named, or that of a run's folder."""
     if path.is_dir():
         for name in FILES:
             if (path / name).exists():
                 return path / name
-        raise ValueError(f"{option}: folder '{path}' holds neither {' nor '.join(FILES)}")
+        raise Mistake(option, f"folder '{path}' holds neither {' nor '.join(FILES)}")
     if not path.is_file():
-        raise ValueError(f"{option}: there is no file '{path}'")
+        raise Mistake(option, f"there is no file '{path}'")
     return path
+
+
+def standing(
+    table: NetworkTable, architecture: Architecture, limits: Mapping[str, float] | None = None
+) -> Standing | None:
+    """What a table says of a network among those within limits on `macs` and `params`; None if nothing."""
+    space, means = table.space, {who: float(np.mean(values)) for who, values in table.values.items()}
+    who = space.canonical(architecture)
+    if who not in means:
+        return None
+    costs = {"macs": space.macs, "params": space.params}
+    kept = {name: most for name, most in (limits or {}).items() if name in costs}
+    others = [
+        mean
+        for other, mean in means.items()
+        if all(costs[name](other) <= most for name, most in kept.items())
+    ]
+    value = means[who]
+    return Standing(
+        value=value,
+        rank=1 + sum(other < value if table.lower else other > value for other in others),
+        among=len(others),
+        best=min(others) if table.lower else max(others),
+        mean=float(np.mean(others)),
+        error=_error_of_mean(table, len(table.values[who])),
+    )
+
+
+def _error_of_mean(table: NetworkTable, repeats: int) -> float:
+    """The standard error of the mean of so many trainings of a network; nan where no network has two."""
+    trainings = [values for values in table.values.values() if len(values) > 1]
+    if not trainings:
+        return math.nan
+    # The median, as a few networks that hardly train vary a hundred times as much as all others.
+    within = [np.var(values, ddof=1) / _median_share(len(values) - 1) for values in trainings]
+    return math.sqrt(float(np.median(within)) / repeats)
+
+
+def _median_share(degrees: int) -> float:
+    """The median of a variance's estimates, in units of the variance."""
+    return float(chi2.median(degrees)) / degrees
 
 
 def _entries(file: Path) -> Iterator[tuple[Any, Mapping[str, Any]]]:
@@ -130,28 +198,28 @@ def _keys(entry: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _numbers(entry: Mapping[str, Any], column: str, who: object) -> list[float]:
-    found: list[float] = []
+    numbers: list[float] = []
     for key in _keys(entry, column):
         value = entry[key]
-        for each in value if isinstance(value, list) else [value]:
+        for item in value if isinstance(value, list) else [value]:
             try:
-                number = float(each)
+                number = float(item)
             except (TypeError, ValueError):
-                number = float("nan")
-            if not np.isfinite(number) or isinstance(each, bool):
-                raise ValueError(f"{key} of {who} is {each!r}; it must be a finite number")
-            found.append(number)
-    return found
+                number = math.nan
+            if not math.isfinite(number) or isinstance(item, bool):
+                raise ValueError(f"{key} of {who} is {item!r}; it must be a finite number")
+            numbers.append(number)
+    return numbers
 
 
 def _architecture(who: object, space: Space) -> Architecture:
     if isinstance(who, str) and re.fullmatch(r"[\[(].*[\])]", who.strip()):
         who = [word.strip() for word in who.strip()[1:-1].split(",") if word.strip()]
     if isinstance(who, list):
-        if not all(type(each) is int or (isinstance(each, str) and each.isdecimal()) for each in who):
+        if not all(type(item) is int or (isinstance(item, str) and item.isdecimal()) for item in who):
             raise ValueError(f"choices must be whole numbers, not {who}")
-        found = Architecture(tuple(map(int, who)))
+        architecture = Architecture(tuple(map(int, who)))
     else:
-        found = Architecture.parse(str(who).strip())
-    space.validate(found)
-    return found
+        architecture = Architecture.parse(str(who).strip())
+    space.validate(architecture)
+    return architecture
