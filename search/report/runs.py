@@ -46,14 +46,15 @@ def faults_of(option: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise Mistake(option, f"cannot read '{error.filename}': {error.strerror}") from error
-    except ValueError as error:
-        if isinstance(error, Mistake) and error.option == option:
+    except Mistake as mistake:
+        if mistake.option == option:
             raise
-        where = "" if str(path) in str(error) else f"'{path}' is not whole, or was changed: "
-        raise Mistake(option, f"{where}{error}") from error
+        raise _of_run(option, path, mistake.worded(lambda other: f"`{other}`")) from mistake
+    except ValueError as error:
+        raise _of_run(option, path, str(error)) from error
     except (LookupError, TypeError, AttributeError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise Mistake(option, f"'{path}' is not whole, or was changed: {problem}") from error
+        raise _of_run(option, path, str(problem)) from error
 
 
 def finished_results(path: Path, *, option: str, script: str, key: str) -> Mapping[str, Any]:
@@ -65,6 +66,13 @@ def finished_results(path: Path, *, option: str, script: str, key: str) -> Mappi
     if key not in results:
         raise Mistake(option, f"'{path}' is not a run of {script}")
     return results
+
+
+def _of_run(option: str, path: Path, problem: str) -> Mistake:
+    """A problem with a run, which is named unless the problem names it."""
+    return Mistake(
+        option, problem if str(path) in problem else f"'{path}' is not whole, or was changed: {problem}"
+    )
 
 
 def _label_and_path(word: str, options: Sequence[str]) -> tuple[str, Path]:

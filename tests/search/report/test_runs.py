@@ -61,7 +61,7 @@ def test_what_is_wrong_with_a_run_is_told_of_its_option_and_its_path(tmp_path: P
     begin = f"--cuts: '{tmp_path}' is not whole, or was changed: "
     assert worded(KeyError("best")) == f"{begin}'best' is missing"
     assert worded(ValueError("it is empty")) == f"{begin}it is empty"
-    assert worded(Mistake("choices", "has 3")) == f"{begin}choices: has 3"
+    assert worded(Mistake("choices", "has 3")) == f"{begin}--choices: has 3"
     assert worded(ValueError(f"{tmp_path}/a: torn")) == f"--cuts: {tmp_path}/a: torn"
     assert worded(Mistake("cuts", "is no run")) == "--cuts: is no run"
     with pytest.raises(Mistake) as mistake, faults_of("cuts", tmp_path):
