@@ -6,8 +6,8 @@ Examples:
   python demo.py --chapters configs/path/chapters-cifar10-cpu.toml --data DIR --run runs/cifar10
 """
 
-from tools.chapters.run import ChaptersConfig, tell
+from tools.chapters.run import ChaptersConfig, run_chapters
 from tools.options.command import main
 
 if __name__ == "__main__":
-    main(ChaptersConfig, tell, __doc__, bare=True)
+    main(ChaptersConfig, run_chapters, __doc__, bare=True)

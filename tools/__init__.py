@@ -1,1 +1,1 @@
-"""The ground floor: torch and files, nothing of this field's networks."""
+"""This package holds general tools for torch, files and runs; it knows nothing of this field's networks."""

@@ -1,7 +1,7 @@
-"""BatchNorm over the whole batch when several processes each hold a part of it.
+"""This module computes BatchNorm over a whole batch of which several processes each hold a part.
 
-torch's SyncBatchNorm does this on GPUs only. Here the functional itself is intercepted, so that it works on
-any device and for every layer that ends in `F.batch_norm`, and the network's modules stay what they are.
+torch's SyncBatchNorm does this on GPUs only. Here `F.batch_norm` itself is intercepted. So it works on any
+device and for every layer that ends in that function, and the network's modules are not replaced.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ from torch.overrides import TorchFunctionMode
 
 
 class SharedBatchNorm(TorchFunctionMode):
-    """Inside this context, training-mode batch norm takes its statistics from all processes' parts.
+    """Inside this context, BatchNorm in training mode takes its statistics over the parts of all processes.
 
-    With a group, from the parts of its processes.
+    With a group, it takes them over the parts of the group's processes.
     """
 
     active = 0
-    """Contexts that are open; for layers that take such statistics without the functional."""
+    """This many contexts are open; layers that compute statistics without the functional look at it."""
 
     def __init__(self, group: torch.distributed.ProcessGroup | None = None) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class SharedBatchNorm(TorchFunctionMode):
 
 
 def statistics_are_shared() -> bool:
-    """Whether a `SharedBatchNorm` is in force."""
+    """Return whether a `SharedBatchNorm` context is open."""
     return SharedBatchNorm.active > 0
 
 
@@ -78,7 +78,7 @@ def _batch_norm(
 
 def _statistics(input: Tensor, group: torch.distributed.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel over all ranks, each of which holds an equal part."""
-    wide = input.to(torch.promote_types(input.dtype, torch.float32))  # statistics in half precision are none
+    wide = input.to(torch.promote_types(input.dtype, torch.float32))  # half precision is too coarse
     variance, mean = torch.var_mean(wide, _all_but_channels(input), correction=0)
     parts = [
         torch.empty(2, *mean.shape, dtype=torch.float64, device=mean.device)
@@ -132,13 +132,13 @@ class _Normalise(torch.autograd.Function):
 
 @contextlib.contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside this context BatchNorm still normalises by the batch, but its running statistics stay."""
+    """Inside this context, BatchNorm normalises by the batch but leaves its running statistics unchanged."""
     # In training mode the flag decides this and nothing else, in torch's layers and in timm's.
-    tracking = [each for each in module.modules() if getattr(each, "track_running_stats", False)]
-    for each in tracking:
-        each.track_running_stats = False  # type: ignore[assignment]
+    tracking = [layer for layer in module.modules() if getattr(layer, "track_running_stats", False)]
+    for layer in tracking:
+        layer.track_running_stats = False  # type: ignore[assignment]
     try:
         yield
     finally:
-        for each in tracking:
-            each.track_running_stats = True  # type: ignore[assignment]
+        for layer in tracking:
+            layer.track_running_stats = True  # type: ignore[assignment]

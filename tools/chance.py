@@ -1,15 +1,16 @@
-"""How far from 0 chance takes a tau, or the difference of two: p values, and intervals that agree with them.
+"""This module computes p values of taus and of their differences, and the intervals that match them.
 
-An interval leaves 0 out exactly where the p value is below 1 - level: both are read off one distribution.
+An interval leaves 0 out exactly where the p value is below 1 - level, since both come from one distribution.
 
-Up to FEW networks that distribution is made of the data, all of it where it is small. For a tau the truth is
-given to the networks in every order, which is exact where scores and truth have nothing to do with each
-other, ties or not. For the difference of two taus each network's ranks in the two lists change places or
-stay. The hypothesis is that the two lists could change names at any network without any difference. The
-ranks of a list depend on each other a little, so simulations hold the test to its level too.
+For up to FEW networks that distribution is made from the data, and in full where there are few enough cases.
+For a tau, the truth is given to the networks in every order. This is exact where scores and truth are
+unrelated, with or without ties. For the difference of two taus, each network's ranks in the two lists are
+swapped or kept. The hypothesis is that swapping the two lists' names at any network makes no difference. The
+ranks within a list depend on each other slightly, so simulations also check that the test keeps its level.
 
-With more networks the spread is the jackknife's, each network left out in turn, and the distribution
-Student's. That needs no list to be like another, and asks only whether the two numbers are the same.
+For more networks the standard error comes from the jackknife, which leaves out each network in turn, and
+Student's distribution is used. This does not assume that the lists are alike; it only tests whether the two
+numbers are equal.
 """
 
 import functools
@@ -28,17 +29,17 @@ Numbers = NDArray[np.float64]
 Rows = TypeVar("Rows", bound=NDArray[Any])
 
 FEW = 30
-"""Up to so many networks chance is played through."""
+"""Up to this many networks, the distribution of chance is computed from permutations of the data."""
 DRAWS = 10_000
-"""Most orders, or exchanges, that are played through; where there are more, so many are drawn."""
+"""At most this many orders or swaps are computed; where there are more, this many are drawn at random."""
 BLOCK = 512
-"""Networks whose pairs with all others are looked at together."""
+"""This many networks are compared with all others at a time."""
 CLOSE = 1e-9
-"""Numbers nearer than this differ by rounding."""
+"""Numbers that differ by less than this differ only by rounding."""
 
 
 class Tested(NamedTuple):
-    """A number, its interval, and the chance of one as far from 0 where 0 is the truth."""
+    """A `Tested` is a number, its interval, and the probability of one as far from 0 if the truth is 0."""
 
     value: float
     low: float
@@ -49,37 +50,37 @@ class Tested(NamedTuple):
 def by_order(
     values: Sequence[float], lists: Sequence[Numbers], true: Numbers, *, level: float, draws: int, seed: int
 ) -> list[Tested]:
-    """Taus of few networks against those of the truth in other orders.
+    """Test the taus of few networks against the taus of the truth in other orders.
 
-    An interval keeps its width on the scale of Fisher's z, where that of a tau hardly depends on the tau. The
-    scale ends at a tau of n / (n - 1): few networks in perfect order do not show a perfect score.
+    An interval keeps its width on Fisher's z scale, where the width hardly depends on tau. The scale ends at
+    a tau of n / (n - 1), because few networks in perfect order do not prove a perfect score.
     """
     within = 1 - 1 / len(true)
 
     def scale(tau: float) -> float:
         return math.atanh(within * tau)
 
-    found = []
+    results = []
     for value, null in zip(values, _taus_by_order(lists, true, draws, seed), strict=True):
         p_value, edge = _against(value, null, level)
         low, high = (math.tanh(scale(value) + side * scale(edge)) / within for side in (-1, 1))
-        found.append(Tested(value, max(low, -1.0), min(high, 1.0), p_value))
-    return found
+        results.append(Tested(value, max(low, -1.0), min(high, 1.0), p_value))
+    return results
 
 
 def by_exchange(
     value: float, one: Numbers, other: Numbers, true: Numbers, *, level: float, draws: int, seed: int
 ) -> Tested:
-    """The difference of two taus of few networks against those after exchanges of ranks."""
+    """Test the difference of two taus of few networks against the differences after swaps of ranks."""
     p_value, edge = _against(value, _differences_by_exchange(one, other, true, draws, seed), level)
     return Tested(value, max(value - edge, -2.0), min(value + edge, 2.0), p_value)
 
 
 def by_jackknife(value: float, left_out: Numbers, *, level: float, limit: float) -> Tested:
-    """A number of many networks by what it is without each of them; it lies within ± limit."""
+    """Test a number of many networks by its values without each of them; it lies within ± limit."""
     count = len(left_out)
     error = math.sqrt((count - 1) * float(np.var(left_out)))
-    if error < CLOSE:  # such as perfect against reversed: no network makes a difference
+    if error < CLOSE:  # such as a perfect and a reversed order: no network makes a difference
         return Tested(value, value, value, 1.0 if abs(value) < CLOSE else 0.0)
     edge = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
     p_value = float(2 * stats.t.sf(abs(value) / error, count - 1))
@@ -87,7 +88,7 @@ def by_jackknife(value: float, left_out: Numbers, *, level: float, limit: float)
 
 
 def taus_left_out(scores: Numbers, true: Numbers) -> Numbers:
-    """Tau-b without each network in turn."""
+    """Return tau-b without each network in turn."""
     agreeing = np.concatenate(
         [
             (_signs(scores[start : start + BLOCK], scores) * _signs(true[start : start + BLOCK], true)).sum(1)
@@ -95,12 +96,12 @@ def taus_left_out(scores: Numbers, true: Numbers) -> Numbers:
         ]
     )
     apart, true_apart = _told_apart(scores), _told_apart(true)
-    up, one, other = (each.sum() - 2 * each for each in (agreeing, apart, true_apart))
+    up, one, other = (pairs.sum() - 2 * pairs for pairs in (agreeing, apart, true_apart))
     return _tau(up, one, other)
 
 
 def edge_of_chance(n: int, level: float = 0.95) -> float:
-    """Within ± this are the taus of independent lists of n without ties, but for one part in 1 - level."""
+    """Return the bound of chance: independent lists of n without ties have a tau within it, at this level."""
     if n > FEW:
         return float(stats.norm.ppf((1 + level) / 2)) * null_deviation(n)
     ordered = np.arange(float(n))
@@ -108,12 +109,12 @@ def edge_of_chance(n: int, level: float = 0.95) -> float:
 
 
 def null_deviation(n: int) -> float:
-    """The standard deviation of tau between independent lists of n without ties."""
+    """Return the standard deviation of tau between independent lists of n without ties."""
     return math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))
 
 
 def fewest(p_value: float, *, paired: bool = False) -> int:
-    """How many networks there must be for a p value below this one, of a tau or of a difference, to exist."""
+    """Return how many networks it takes for a tau's, or a difference's, p value to fall below this one."""
 
     def least(n: int) -> float:
         return 2.0 ** (1 - n) if paired else 2 / math.factorial(n)
@@ -121,11 +122,11 @@ def fewest(p_value: float, *, paired: bool = False) -> int:
     return next(n for n in itertools.count(2) if least(n) < p_value)
 
 
-# ---- behind them ---------------------------------------------------------------------------------------
+# ---- helpers -------------------------------------------------------------------------------------------
 
 
 def _against(value: float, null: Numbers, level: float) -> tuple[float, float]:
-    """The part of a distribution as far from 0, and the greatest distance that is not too far."""
+    """Return the part of a distribution as far from 0 as a value, and the greatest usual distance."""
     far, count = np.abs(null), len(null)
     p_value = int(np.count_nonzero(far >= abs(value) - CLOSE)) / count
     place = int(np.argmax(np.arange(1, count + 1) / count >= 1 - level))
@@ -134,7 +135,7 @@ def _against(value: float, null: Numbers, level: float) -> tuple[float, float]:
 
 
 def _taus_by_order(lists: Sequence[Numbers], true: Numbers, draws: int, seed: int) -> Numbers:
-    """Of each list, a row of taus to the truth in other orders, the given one among them."""
+    """Return, for each list, its taus to the truth in other orders, the given order among them."""
     n = len(true)
     if math.factorial(n) <= draws:
         orders = np.array(list(itertools.permutations(range(n))))
@@ -149,9 +150,9 @@ def _taus_by_order(lists: Sequence[Numbers], true: Numbers, draws: int, seed: in
 
 
 def _differences_by_exchange(one: Numbers, other: Numbers, true: Numbers, draws: int, seed: int) -> Numbers:
-    """Differences of taus after a part of the networks has exchanged its ranks in the two lists.
+    """Return the differences of taus after some networks have swapped their ranks in the two lists.
 
-    Pairs of either list are a quadratic form in which of both ranks each network has.
+    The pairs of either list are a quadratic form in the choice between each network's two ranks.
     """
     ranks = np.concatenate([stats.rankdata(one), stats.rankdata(other)])
     signs = _signs(ranks, ranks).astype(float)
@@ -168,33 +169,33 @@ def _differences_by_exchange(one: Numbers, other: Numbers, true: Numbers, draws:
 
 @functools.lru_cache(maxsize=1)
 def _exchanges(n: int, draws: int, seed: int) -> Numbers:
-    """Which networks exchange their ranks: 0 or 1 for each, a row for each way, none among them."""
+    """Return which networks swap their ranks: a row of 0 and 1 for each way, no swap at all among them."""
     if 2**n <= draws:
         return np.array(list(itertools.product((0.0, 1.0), repeat=n)))
     return _with_the_given(np.zeros(n), lambda rng: rng.integers(0, 2, (draws, n)).astype(float), seed)
 
 
 def _with_the_given(given: Rows, drawn: Callable[[np.random.Generator], Rows], seed: int) -> Rows:
-    """Rows of chance, the first of which is what there is: so no p value is below what a draw can tell."""
+    """Return drawn rows with the given one first, so that no p value is below what the draws can show."""
     rows = drawn(numpy_stream(seed, "chance"))
     rows[0] = given
     return rows
 
 
 def _tau(agreeing: Numbers, apart: Numbers, true_apart: Numbers) -> Numbers:
-    """Tau-b from sums over pairs; of what orders nothing it is 0."""
+    """Return tau-b from sums over pairs; a list whose values are all equal has a tau of 0."""
     product = np.broadcast_to(np.asarray(apart * true_apart, float), np.shape(agreeing))
     tau: Numbers = np.divide(agreeing, np.sqrt(product), out=np.zeros(product.shape), where=product > 0)
     return tau
 
 
 def _signs(some: Numbers, values: Numbers) -> NDArray[np.int8]:
-    """Which of all networks each of some is above (1), beside (0) or below (-1)."""
+    """Return 1, 0 or -1 for each of `some` against each of `values`: above, equal or below."""
     above = (some[:, None] > values).astype(np.int8)
     return above - (some[:, None] < values).astype(np.int8)
 
 
 def _told_apart(values: Numbers) -> Numbers:
-    """From how many others each network differs."""
+    """Return how many other networks each network differs from."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (len(values) - counts[places]).astype(float)

@@ -1,9 +1,9 @@
-"""What a module costs: parameters, multiply-accumulates, and the activations that autograd keeps.
+"""This module counts a network's parameters, its multiply-accumulates and the activations autograd keeps.
 
-One MAC is one multiply-accumulate of a convolution, a linear layer, a matrix product or attention;
-normalisation, activations, pooling and everything else count zero, as in the papers' tables (which say
-FLOPs). Counting looks at the operators that really run, so it needs no rule per module, and an operator
-that it does not know is an error: a cost silently too low would let a search pick the wrong network.
+One MAC is one multiply-accumulate of a convolution, a linear layer, a matrix product or attention.
+Normalisation, activations, pooling and everything else count zero, as in the papers' tables (which say
+FLOPs). Counting looks at the operators that really run, so it needs no rule per module. An unknown operator
+is an error, because a cost that is silently too low would let a search pick the wrong network.
 """
 
 import math
@@ -19,24 +19,28 @@ from torch.utils.flop_counter import flop_registry
 
 
 def count_params(module: nn.Module) -> int:
-    """The number of parameter elements; a parameter used in two places counts once."""
+    """Return the number of parameter elements; a parameter that is used in two places counts once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_macs(module: nn.Module, input_shape: Sequence[int]) -> int:
-    """Multiply-accumulates of one forward pass in evaluation mode.
+    """Return the multiply-accumulates of one forward pass in evaluation mode.
 
-    `input_shape` is one example without the batch, e.g. (3, 32, 32); four numbers are a complete shape
-    with the batch. The module is left as it was: modes, BatchNorm statistics and random state.
+    The module is left as it was: its modes, BatchNorm statistics and random state do not change.
+
+    Arguments:
+        module: The module whose operators are counted.
+        input_shape: The shape of one example without the batch, such as (3, 32, 32). Four numbers are a
+            complete shape with the batch.
 
     Raises:
-        ValueError: for an operator whose cost is not known.
+        ValueError: The module runs an operator of unknown cost.
     """
     shape = tuple(input_shape) if len(input_shape) == 4 else (1, *input_shape)
     reference = next((t for t in _tensors(module) if t.is_floating_point()), torch.empty(0))
     counter = _MacCounter()
     with (
-        torch.inference_mode(False),  # there, convolutions are called by names that the counter does not know
+        torch.inference_mode(False),  # it gives convolutions names that the counter does not know
         torch.random.fork_rng(_random_devices(reference.device)),
         _evaluation(module),
         _no_fused_encoder(),
@@ -49,14 +53,18 @@ def count_macs(module: nn.Module, input_shape: Sequence[int]) -> int:
 
 
 def saved_activation_bytes(fn: Callable[[], object], *, leaves: bool = False) -> int:
-    """The bytes that autograd keeps alive for the backward passes inside `fn`, at their peak.
+    """Return the bytes that autograd keeps for the backward passes inside `fn`, at their peak.
 
-    Storages are counted once, however many operators save them or views of them, and in full: a view
-    keeps its whole storage alive. They count from when they are saved until the graph lets go of them,
-    so blocks that run forward and backward one after the other cost the largest, not the sum. Parameters,
-    and other leaves that require gradients, are not counted; with `leaves` the latter are, such as the input
-    of a block that is trained alone. Batch inputs and BatchNorm's buffers
-    are, because the graph holds them as well. What `torch.utils.checkpoint` recomputes is out of sight.
+    Each storage is counted once and in full, however many operators save it or views of it, because a view
+    keeps its whole storage alive. It counts from the moment it is saved until the graph releases it. So
+    blocks that run forward and backward one after the other cost as much as the largest, not the sum. Batch
+    inputs and BatchNorm's buffers are counted, because the graph holds them as well. Parameters and other
+    leaves are not. What `torch.utils.checkpoint` recomputes is not seen.
+
+    Arguments:
+        fn: The function that runs forward and backward passes.
+        leaves: Whether to count other leaves that require gradients, such as the input of a block that is
+            trained alone.
     """
     ledger = _Ledger(leaves)
     with saved_tensors_hooks(ledger.save, _Saved.unpack):
@@ -68,7 +76,7 @@ def saved_activation_bytes(fn: Callable[[], object], *, leaves: bool = False) ->
 
 
 def _sdpa_macs(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> int:
-    """Scores and their product with the values; a causal mask is computed in full and counted so."""
+    """Count the scores and their product with the values; causal masks are computed, and counted, in full."""
     per_score = query.shape[-1] + value.shape[-1]
     return math.prod(query.shape[:-1]) * key.shape[-2] * per_score
 
@@ -159,16 +167,16 @@ def _macs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any)
 
 @contextmanager
 def _evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every submodule is in the mode that it was in before."""
-    modes = [(each, each.training) for each in module.modules()]
+    """Put a module in evaluation mode for a while; afterwards every submodule has its old mode again."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
         yield
     finally:
         # Two steps: a module may do more than set a flag in `train`, and its children may differ from it.
         module.train(modes[0][1])
-        for each, training in modes:
-            each.training = training
+        for submodule, training in modes:
+            submodule.training = training
 
 
 @contextmanager
@@ -195,7 +203,7 @@ def _random_devices(device: torch.device) -> list[torch.device]:
 
 
 class _Ledger:
-    """Storages that autograd holds, with how many saved tensors lie in each."""
+    """A record of the storages that autograd holds, with the number of saved tensors in each."""
 
     def __init__(self, leaves: bool) -> None:
         self._leaves = leaves
@@ -222,10 +230,10 @@ class _Ledger:
 
 
 class _Saved:
-    """Lives exactly as long as autograd holds the tensor: its end is the release."""
+    """A saved tensor that lives exactly as long as autograd holds it, so that its end marks the release."""
 
     def __init__(self, tensor: Tensor, ledger: _Ledger | None) -> None:
-        # Detached, or an operator's own output would keep that operator, and so this object, alive.
+        # Without detach, an operator's own output would keep that operator, and so this object, alive.
         self._tensor = tensor.detach()
         self._ledger = ledger
         if ledger is not None:
@@ -240,9 +248,10 @@ class _Saved:
 
 
 def _is_parameter(tensor: Tensor, leaves: bool) -> bool:
-    """A parameter, frozen or not, or a view of one, such as the transposed weight of a linear layer.
+    """Return whether a tensor is a parameter or a view of one, such as a linear layer's transposed weight.
 
-    Any leaf that requires a gradient is taken for one, unless `leaves` says that such are something else.
+    Any leaf that requires a gradient counts as a parameter, unless `leaves` says that leaves are something
+    else.
     """
     owner = tensor if tensor._base is None else tensor._base
     return isinstance(owner, nn.Parameter) or (owner.is_leaf and owner.requires_grad and not leaves)

@@ -1,4 +1,4 @@
-"""Means over all images of a split, by exact counts, whatever the number of processes."""
+"""This module computes exact means over all images of a split, whatever the number of processes."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -12,7 +12,10 @@ from tools.images.batches import Batch
 def exact_means(
     network: nn.Module, count: Callable[[Batch], Mapping[str, Tensor]], batches: Iterable[Batch]
 ) -> dict[str, float]:
-    """What `count` finds in each batch, summed in eval mode over all processes and divided by "images"."""
+    """Return the means over all images of the sums that `count` returns for each batch.
+
+    The sums are taken in evaluation mode over all processes, and divided by the sum named "images".
+    """
     training = network.training
     network.eval()
     totals: dict[str, Tensor] = {}

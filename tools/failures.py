@@ -1,15 +1,15 @@
-"""How a run ends when it does not end well.
+"""This module defines how a run ends when it does not end well.
 
-A user's mistake is a ValueError. What happens to a run under way is one of these two.
+A user's mistake is a ValueError. A run that has begun ends with one of the two exceptions below.
 """
 
 from tools.options.config import flag
 
 
 class RunFailed(Exception):
-    """The run cannot go on; the message says why and what to do. Exit code 1.
+    """A `RunFailed` ends a run that cannot go on; its message says why and what to do. The exit code is 1.
 
-    `everyone` says that all processes of the run raise the same, so that one of them may speak for all.
+    `everyone` says that all processes of the run raise the same failure, so that one may report it for all.
     """
 
     def __init__(self, message: str, *, everyone: bool = False) -> None:
@@ -18,7 +18,7 @@ class RunFailed(Exception):
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop, and all its processes did so in good order. Exit code 128 + signal."""
+    """An `Interrupted` ends a run that stopped in order after a signal; the exit code is 128 + signal."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -29,9 +29,9 @@ SMALLER = f"lower {flag('recipe.batch_size')}, or in retraining raise {flag('rec
 
 
 def known_cause(error: RuntimeError, num_processes: int, *, smaller: str = SMALLER) -> str:
-    """What a torch error most likely means to the user; empty where that is not known.
+    """Return what a torch error most likely means to the user, or an empty text where that is not known.
 
-    `smaller` is what needs less memory.
+    `smaller` is the advice to give where memory runs out.
     """
     text = str(error).lower()
     reason = (str(error).splitlines() or [""])[0][:200]

@@ -1,4 +1,4 @@
-"""A recipe's optimiser and schedule, from torch and timm."""
+"""This module makes a recipe's optimiser and schedule, from torch and timm."""
 
 import bisect
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from tools.options.recipes import Recipe
 
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The recipe's optimiser over the parameters that are to be trained."""
+    """Make the recipe's optimiser for the parameters that are trained."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [{"params": trained, "weight_decay": recipe.weight_decay}]
     if not recipe.decay_all:
@@ -36,9 +36,9 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give SGD its momentum buffers, of zeros, before the first step.
+    """Give SGD momentum buffers of zeros before the first step.
 
-    Where a step leaves weights without a gradient, the fused kernel does not bear some buffers missing.
+    The fused kernel fails if some buffers are missing, as they would be where weights got no gradient.
     """
     for group in optimizer.param_groups:
         if isinstance(optimizer, torch.optim.SGD) and group["momentum"]:
@@ -49,7 +49,7 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, num_steps: int) -> Scheduler:
-    """The recipe's schedule; `step_update(t)` sets the rate for step t, a pure function of t."""
+    """Make the recipe's schedule, whose `step_update(t)` sets the learning rate of step t from t alone."""
     warmup = round(recipe.warmup * num_steps)
     if recipe.schedule == "cosine":
         return CosineLRScheduler(
@@ -65,7 +65,7 @@ def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, num_steps: i
 
 
 class StepSchedule(Scheduler):
-    """timm's scheduler with a factor of its own for each milestone, as the papers print them."""
+    """A `StepSchedule` is a timm scheduler with one factor for each milestone, as the papers print them."""
 
     def __init__(
         self,

@@ -1,11 +1,11 @@
-"""How well one list of scores orders what another, the truth, says; with intervals, and what chance would do.
+"""This module measures how well scores order networks by their truth, with intervals and p values.
 
-Everywhere the higher number is the better one, in scores and in truth. What is the other way round (a loss,
-a latency) must be negated by whoever knows it.
+In scores and in truth alike, the higher number is the better one. A number for which lower is better (a loss,
+a latency) must be negated by the caller.
 
-What chance would do is said by `tools.chance`, for the networks: a network brings its own truth along, so
-that the noise of its trainings is in the spread between networks. To count that of repeats as well would tell
-of a truth noisier than it is.
+`tools.chance` computes the effect of chance over networks. Each network brings its own truth, so the noise of
+its trainings is already part of the spread between networks. Counting the spread of repeated trainings as
+well would count this noise twice.
 """
 
 import itertools
@@ -33,7 +33,7 @@ Numbers = NDArray[np.float64]
 
 
 class Tau(NamedTuple):
-    """Kendall's tau-b, its interval, and the chance that independent lists give one as far from 0."""
+    """A `Tau` is Kendall's tau-b, its interval, and the chance of one as far from 0 in independent lists."""
 
     value: float
     low: float
@@ -43,7 +43,7 @@ class Tau(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How much higher one tau is than another, its interval, and the chance of that if they were equal."""
+    """A `Difference` is one tau minus another, its interval, and the chance of it if they were equal."""
 
     value: float
     low: float
@@ -60,10 +60,16 @@ def kendall_tau(
     resamples: int = DRAWS,
     seed: int = 0,
 ) -> Tau:
-    """Tau-b of scores against the truth, or against the mean of its rows where it has several.
+    """Return tau-b of scores against the truth, or against the mean of the truth's rows where it has several.
 
-    The interval leaves 0 out exactly where the p value is below 1 - level. `resamples` and `seed` are of
-    what is drawn for few networks: see `tools.chance`.
+    The interval leaves 0 out exactly where the p value is below 1 - level.
+
+    Arguments:
+        scores: A score for each network.
+        truth: The true value of each network, or a row of them for each repeat.
+        level: The confidence level of the interval.
+        resamples: The most permutations that are computed for few networks; see `tools.chance`.
+        seed: The seed of the permutations that are drawn for few networks.
     """
     return rank_all([scores], truth, level=level, resamples=resamples, seed=seed)[0][0]
 
@@ -77,7 +83,7 @@ def compare(
     resamples: int = DRAWS,
     seed: int = 0,
 ) -> Difference:
-    """Tau of one list less tau of another, both on the same networks."""
+    """Return the tau of one list minus the tau of another, both on the same networks."""
     return rank_all([one, other], truth, level=level, resamples=resamples, seed=seed)[1][0, 1]
 
 
@@ -90,7 +96,7 @@ def rank_all(
     seed: int = 0,
     pairs: Iterable[tuple[int, int]] | None = None,
 ) -> tuple[list[Tau], dict[tuple[int, int], Difference]]:
-    """Tau of every list, and for each two, or those of `pairs`, how much higher that of the first is."""
+    """Return the tau of every list, and the differences for all pairs of lists, or for those in `pairs`."""
     check_range("level", level, 0, 1, open_low=True)
     checked = [_checked(scores, truth) for scores in lists]
     given, mean = [scores for scores, _ in checked], checked[0][1].mean(axis=0)
@@ -100,7 +106,9 @@ def rank_all(
         taus = by_order(values, given, mean, level=level, **options)
     else:
         left = [taus_left_out(scores, mean) for scores in given]
-        taus = [by_jackknife(*each, level=level, limit=1) for each in zip(values, left, strict=True)]
+        taus = [
+            by_jackknife(tau, others, level=level, limit=1) for tau, others in zip(values, left, strict=True)
+        ]
 
     def difference(one: int, other: int) -> Tested:
         value = values[one] - values[other]
@@ -108,27 +116,27 @@ def rank_all(
             return by_exchange(value, given[one], given[other], mean, level=level, **options)
         return by_jackknife(value, left[one] - left[other], level=level, limit=2)
 
-    asked = itertools.combinations(range(len(given)), 2) if pairs is None else pairs
-    return [Tau(*each, n) for each in taus], {pair: Difference(*difference(*pair), n) for pair in asked}
+    wanted = itertools.combinations(range(len(given)), 2) if pairs is None else pairs
+    return [Tau(*tau, n) for tau in taus], {pair: Difference(*difference(*pair), n) for pair in wanted}
 
 
 def tau_b(scores: ArrayLike, truth: ArrayLike) -> float:
-    """Kendall's tau-b alone."""
+    """Return Kendall's tau-b alone."""
     return float(stats.kendalltau(scores, truth).statistic)
 
 
 def spearman(scores: ArrayLike, truth: ArrayLike) -> float:
-    """The correlation of ranks, ties at their mean rank."""
+    """Return Spearman's correlation of ranks; ties have their mean rank."""
     return float(stats.spearmanr(scores, truth).statistic)
 
 
 def weighted_tau(scores: ArrayLike, truth: ArrayLike) -> float:
-    """Tau in which the top of the truth counts most: a pair weighs 1/r + 1/s, its true ranks from 1."""
+    """Return the tau in which a pair of true ranks r and s, from 1, weighs 1/r + 1/s: the top counts most."""
     return float(stats.weightedtau(truth, scores, rank=None).statistic)
 
 
 def partial_tau(scores: ArrayLike, truth: ArrayLike, given: ArrayLike) -> float:
-    """What scores say of the truth beyond what something else, such as MACs, says already."""
+    """Return how well scores order the truth beyond what something else, such as MACs, already says."""
     both, left, right = tau_b(scores, truth), tau_b(scores, given), tau_b(truth, given)
     if any(math.isclose(abs(tau), 1) for tau in (left, right)):
         return math.nan
@@ -136,7 +144,7 @@ def partial_tau(scores: ArrayLike, truth: ArrayLike, given: ArrayLike) -> float:
 
 
 def tau_within(scores: ArrayLike, truth: ArrayLike, part: float, *, of: str = "truth") -> float:
-    """Tau among the best part of the networks, by the truth or by the scores; ties at the edge are in."""
+    """Return tau among the best part of the networks, by truth or by scores, with all ties at the edge."""
     check_range("part", part, 0, 1, open_low=True)
     given, true = np.asarray(scores, float), np.asarray(truth, float)
     by = true if of == "truth" else given
@@ -145,24 +153,24 @@ def tau_within(scores: ArrayLike, truth: ArrayLike, part: float, *, of: str = "t
 
 
 def precision_at(scores: ArrayLike, truth: ArrayLike, k: int) -> float:
-    """Which part of the k best by score is among the k best in truth; of equals the first counts."""
+    """Return which share of the k best by score is among the k best in truth; of equals, the first counts."""
     return len(set(_best(scores, k)) & set(_best(truth, k))) / k
 
 
 def best_rank_at(scores: ArrayLike, truth: ArrayLike, k: int) -> int:
-    """The true rank, from 1, of the best of the k best by score."""
+    """Return the true rank, from 1, of the best network among the k best by score."""
     true = np.asarray(truth, float)
     return int(1 + np.count_nonzero(true > true[_best(scores, k)].max()))
 
 
 def regret_at(scores: ArrayLike, truth: ArrayLike, k: int) -> float:
-    """How much better the best network is than the best of the k best by score, in units of the truth."""
+    """Return how far the best of the k best by score is below the best network, in units of the truth."""
     true = np.asarray(truth, float)
     return float(true.max() - true[_best(scores, k)].max())
 
 
 def repeat_tau(repeats: ArrayLike) -> float:
-    """The mean tau of each repeat of the truth against the mean of the others, as one more would."""
+    """Return the mean tau of each repeat of the truth against the mean of the others."""
     rows = np.atleast_2d(np.asarray(repeats, float))
     if len(rows) < 2:
         return math.nan
@@ -171,7 +179,7 @@ def repeat_tau(repeats: ArrayLike) -> float:
 
 
 def noise_ceiling(repeats: ArrayLike, *, draws: int = 20, seed: int = 0) -> float:
-    """What a perfect score would reach: tau of the truth's mean and itself with its own noise once more."""
+    """Return what a perfect score would reach: the tau of the truth's mean to itself with its noise added."""
     rows = np.atleast_2d(np.asarray(repeats, float))
     if len(rows) < 2:
         return math.nan
@@ -183,9 +191,9 @@ def noise_ceiling(repeats: ArrayLike, *, draws: int = 20, seed: int = 0) -> floa
 def additive_scores(
     choices: ArrayLike, truth: ArrayLike, *, folds: int = 10, ridge: float = 1e-3, seed: int = 0
 ) -> Numbers:
-    """What a sum over layers of the worth of each choice, fitted to the others, says of each network.
+    """Return scores from a sum over layers of the fitted worth of each choice.
 
-    Each network is scored by a fit in which it had no part.
+    Each network is scored by a fit to the other networks.
     """
     table, true = np.asarray(choices), np.asarray(truth, float)
     columns = [column == choice for column in table.T for choice in np.unique(column)]
@@ -201,11 +209,11 @@ def additive_scores(
     return scores
 
 
-# ---- behind them ---------------------------------------------------------------------------------------
+# ---- helpers -------------------------------------------------------------------------------------------
 
 
 def _checked(scores: ArrayLike, truth: ArrayLike) -> tuple[Numbers, Numbers]:
-    """Both as arrays, the truth with a row for each repeat; lists that order nothing are refused."""
+    """Return both as arrays, the truth with a row for each repeat; refuse lists that order nothing."""
     given, repeats = np.asarray(scores, float), np.atleast_2d(np.asarray(truth, float))
     if given.ndim != 1 or repeats.ndim != 2 or repeats.shape[1] != len(given):
         raise ValueError(

@@ -1,9 +1,9 @@
-"""Convolution and BatchNorm whose second derivatives are as fast as their first.
+"""This module makes the second derivatives of convolution and BatchNorm as fast as their first ones.
 
-torch differentiates a convolution's backward pass group by group and over transposed copies, and BatchNorm's
-by dozens of elementary operators. Inside `FastSecondOrder` both are the functions of this module: the same
-first-order kernels, and second derivatives that are made of those kernels again. Third derivatives are not
-there.
+torch differentiates a convolution's backward pass group by group with transposed copies, and BatchNorm's with
+dozens of elementary operators. Inside `FastSecondOrder`, both are the functions of this module. They use the
+same first-order kernels, and their second derivatives are made of those kernels too. Third derivatives are
+not available.
 
 Shapes: x, y, gx, gy (B, C, H, W) or (B, C); cotangents of gx, gw, ... are called ggx, ggw, ...
 """
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 
 class FastSecondOrder(TorchFunctionMode):
-    """Inside this context convolutions and training-mode BatchNorms are those of this module."""
+    """Inside this context, convolutions and BatchNorms in training mode are computed by this module."""
 
     def __torch_function__(
         self,
@@ -35,7 +35,7 @@ class FastSecondOrder(TorchFunctionMode):
             return _conv2d(*args, **kwargs)
         if func is F.batch_norm:
             return _batch_norm(*args, **kwargs)
-        if func is F.hardsigmoid:  # of which torch has no second derivative
+        if func is F.hardsigmoid:  # torch has no second derivative of it
             return F.relu6(args[0] + 3) / 6
         return func(*args, **kwargs)
 
@@ -208,7 +208,7 @@ class _BatchNormBackward(torch.autograd.Function):
         product = _channel_sum(ggx * gy) / count - own_level * level - own_slope * slope
         to_weight = count * rstd * product
         scale = weight * rstd
-        # What S says of x^ is `toward` gy and `own` ggx; x^ and r say it of x.
+        # S depends on x^ through `toward` gy and `own` ggx; x^ and r carry this over to x.
         toward, own = ggw - scale * own_slope, -scale * slope
         rising = toward * slope + own * own_slope + scale * product
         falling = toward * level + own * own_level

@@ -1,1 +1,1 @@
-"""Several scripts run one after the other as one piece of work."""
+"""This package runs several scripts one after the other as one piece of work."""

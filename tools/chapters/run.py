@@ -1,7 +1,7 @@
-"""Several scripts one after the other, as one piece of work that goes on where it was cut.
+"""This module runs several scripts in order as one piece of work, which can be stopped and continued.
 
-A TOML file lists chapters, each with commands of the scripts in the project's root; what they leave for each
-other are the files of their runs. Free of torch.
+A TOML file lists chapters. Each chapter has commands of the scripts in the project's root, and later commands
+read the files that earlier ones left in their runs. This module is free of torch.
 """
 
 import os
@@ -23,27 +23,27 @@ from tools.run.signals import waiting_signals
 
 ROOT = Path(__file__).resolve().parents[2]
 DONE = "chapters.json"
-"""In the folder: which commands came to a good end, and from what."""
+"""This file in the folder records the commands that ended well, and what they were made from."""
 
 Words = tuple[str, ...]
 Made = dict[str, dict[str, str]]
-"""Sums of the "files" that a command names, and of the results of the "runs" it names."""
+"""Checksums of the "files" that a command names, and of the results of the "runs" that it names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChaptersConfig:
-    """Which chapters, and where."""
+    """The options say which chapters to run, and where."""
 
     USUAL: ClassVar[tuple[str, ...]] = ("run", "chapters", "data", "device")
 
     run: str = "runs/demo"
-    """Folder for the runs of all chapters; starting again goes on where they ended."""
+    """Keep the runs of all chapters in this folder; a second start goes on where the first one ended."""
     chapters: str = "configs/demo/chapters.toml"
-    """TOML file that lists the chapters: title, commands, and processes of each command."""
+    """Read the chapters from this TOML file, which gives each a title, commands and a number of processes."""
     device: str = "auto"
-    """auto (a GPU where there is one), cpu or cuda."""
+    """Compute on cpu, cuda or auto, which takes cuda where there is a GPU."""
     data: str = ""
-    """Folder of the images, for chapters that need one."""
+    """Read images from this folder, for chapters that need one."""
 
     def __post_init__(self) -> None:
         if not self.run:
@@ -53,29 +53,29 @@ class ChaptersConfig:
 
 @dataclass(frozen=True)
 class Chapter:
-    """Commands that need nothing of each other, and run at the same time."""
+    """A `Chapter` is a set of commands that do not depend on each other and run at the same time."""
 
     title: str
     commands: tuple[Words, ...]
-    """Each a script and its options."""
+    """Each command is a script and its options."""
     processes: int = 1
-    """Of each command; fewer where there are fewer GPUs."""
+    """Each command runs on this many processes, or on fewer where there are fewer GPUs."""
 
 
-def tell(config: ChaptersConfig) -> None:
-    """Run what is not done yet, and say at the end what there is to look at."""
+def run_chapters(config: ChaptersConfig) -> None:
+    """Run every command that is not done yet, and print at the end what there is to look at."""
     chapters, end = read_chapters(config)
     file = _file(Path(config.run))
     done = _done(file)
     begun = time.monotonic()
     with waiting_signals() as wish:
         for number, chapter in enumerate(chapters, start=1):
-            left = [each for each in chapter.commands if not _is_done(each, done, config.run)]
+            left = [command for command in chapter.commands if not _is_done(command, done, config.run)]
             before = "" if left else ": done before"
             print(f"[{number}/{len(chapters)}] {chapter.title}{before}", flush=True)
             if left:
                 wish.heed(KEPT)
-                made = {shlex.join(each): _made(each, config.run) for each in left}
+                made = {shlex.join(command): _made(command, config.run) for command in left}
                 run_together(_commands(chapter, left, config.device), wish)
                 done |= made
                 write_document(file, "chapters", 1, {"commands": done})
@@ -84,10 +84,10 @@ def tell(config: ChaptersConfig) -> None:
 
 
 def read_chapters(config: ChaptersConfig) -> tuple[list[Chapter], str]:
-    """The chapters, and what to say at the end.
+    """Return the chapters of the file that the options name, and the line to print at the end.
 
     Raises:
-        ValueError: in one line, where the file is not what it should be.
+            ValueError: The file is not as it should be; the message is one line.
     """
     name = config.chapters
     if not os.path.exists(name) and (ROOT / name).exists():
@@ -99,15 +99,15 @@ def read_chapters(config: ChaptersConfig) -> tuple[list[Chapter], str]:
         raise Mistake("chapters", f"cannot read '{name}': {reason}") from None
     words = {"run": config.run, "data": config.data, "here": os.path.dirname(name) or "."}
     places = {key: shlex.quote(word) for key, word in words.items()}
-    listed = table.get("chapters")
-    if not isinstance(listed, list) or not listed or not set(table) <= {"chapters", "end"}:
+    entries = table.get("chapters")
+    if not isinstance(entries, list) or not entries or not set(table) <= {"chapters", "end"}:
         raise Mistake("chapters", f"'{name}' must have [[chapters]], and may have end, and nothing else")
     if "{data}" in str(table) and not config.data:
         raise Mistake("data", "name the folder of the images", f"the chapters of '{name}' need one")
     if config.data and "{data}" not in str(table):
         raise Mistake("data", f"the chapters of '{name}' take none", "leave it out")
     end = _filled(str(table.get("end", "")), name, places)
-    return [_chapter(each, name, places) for each in listed], end
+    return [_chapter(entry, name, places) for entry in entries], end
 
 
 def _chapter(table: Any, source: str, places: Mapping[str, str]) -> Chapter:
@@ -147,16 +147,16 @@ def _filled(text: str, source: str, places: Mapping[str, str]) -> str:
 
 
 def _done(file: Path) -> dict[str, Made]:
-    """The commands that came to a good end, each with what it was made from."""
+    """Return the commands that ended well, each with what it was made from."""
     done: Any = read_document(file, "chapters", 1).get("commands") if file.exists() else {}
     made = done.values() if isinstance(done, dict) else [None]
-    if not all(isinstance(each, dict) and {"files", "runs"} <= each.keys() for each in made):
+    if not all(isinstance(entry, dict) and {"files", "runs"} <= entry.keys() for entry in made):
         raise Mistake("run", f"{file} does not say which commands are done", "remove it to do all again")
     return dict(done)
 
 
 def _file(folder: Path) -> Path:
-    """Where it is noted what is done; the folder is made."""
+    """Make the folder, and return the file in it that records what is done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -165,7 +165,7 @@ def _file(folder: Path) -> Path:
 
 
 def _is_done(command: Words, done: Mapping[str, Made], folder: str) -> bool:
-    """Whether it came to a good end, its run is still there, and what it was made from is the same."""
+    """Return whether a command ended well, its run is still there, and its inputs have not changed."""
     made = done.get(shlex.join(command))
     place = _option(command, "--run")
     if made is None or not (Path(place) / "config.toml").exists():
@@ -181,8 +181,8 @@ def _is_done(command: Words, done: Mapping[str, Made], folder: str) -> bool:
 
 
 def _made(command: Words, folder: str) -> Made:
-    """Sums of what a command is made from: files it names, and results of the runs of earlier chapters."""
-    found: Made = {"files": {}, "runs": {}}
+    """Return checksums of a command's inputs: files that it names, and results of earlier chapters' runs."""
+    sums: Made = {"files": {}, "runs": {}}
     own = _option(command, "--run")
     for word in command[1:]:
         path = Path(word)
@@ -192,8 +192,8 @@ def _made(command: Words, folder: str) -> Made:
         else:
             kind = "files"
         if path.is_file():
-            found[kind][word] = sha256(path)
-    return found
+            sums[kind][word] = sha256(path)
+    return sums
 
 
 def _option(command: Words, option: str) -> str:
@@ -201,18 +201,18 @@ def _option(command: Words, option: str) -> str:
 
 
 def _commands(chapter: Chapter, left: Sequence[Words], device: str) -> list[Command]:
-    """The commands as they are started here."""
+    """Return the commands as they are started on this machine."""
     several, gpus = len(left) > 1, _gpus(device) if chapter.processes > 1 or len(left) > 1 else 0
     processes = min(chapter.processes, gpus or chapter.processes)
-    found = []
+    commands = []
     for place, command in enumerate(left):
         script = [os.path.relpath(ROOT / command[0]), *command[1:], "--device", device]
         launcher = []
         if processes > 1:
             launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-            # Said, so that it does not say that it assumes them.
+            # Given explicitly, because the launcher otherwise prints that it assumes these values.
             launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-            # Any free port: another launch may be under way on this machine.
+            # Take any free port: another launch may be running on this machine.
             launcher += ["--main_process_port", "0"]
         variables = {}
         if several and processes == 1 and gpus > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
@@ -220,8 +220,8 @@ def _commands(chapter: Chapter, left: Sequence[Words], device: str) -> list[Comm
         shown = ["accelerate", "launch", *launcher[2:]] if launcher else ["python"]
         print(f"    {shlex.join([*shown, *script])}", flush=True)
         name = os.path.basename(_option(command, "--run")) + ": " if several else ""
-        found.append(Command([sys.executable, *launcher, *script], command[0], name, variables))
-    return found
+        commands.append(Command([sys.executable, *launcher, *script], command[0], name, variables))
+    return commands
 
 
 def _gpus(device: str) -> int:

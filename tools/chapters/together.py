@@ -1,5 +1,4 @@
-"""Processes that run at the same time: what they say is handed on, and all end when one fails or a "
-"signal comes."""
+"""This module runs processes at the same time, passes on what they print, and stops all when one fails."""
 
 import contextlib
 import os
@@ -16,67 +15,69 @@ from tools.failures import Interrupted, RunFailed
 from tools.run.signals import Wish
 
 PATIENCE_S = 120.0
-"""For those that were asked to stop; a checkpoint of a large network takes a while."""
+"""A process that was asked to stop has these seconds; the checkpoint of a large network takes a while."""
 LAST_WORDS_S = 5.0
-"""For what is still in the pipe of a process that has ended; another may hold it open."""
+"""An ended process's output is read for these seconds, as another process may hold its pipe open."""
 KEPT = "what was saved is kept"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command line, and how it is spoken of."""
+    """A `Command` is a command line with the names under which its messages are shown."""
 
     words: Sequence[str]
     script: str
-    """What its own messages begin with."""
+    """The command's own messages begin with this name."""
     name: str = ""
-    """Before each line that it says."""
+    """Each line that the command prints is shown after this prefix."""
     variables: Mapping[str, str] = field(default_factory=dict)
-    """Of its environment, beside ours."""
+    """These environment variables are set for the command, besides our own."""
 
 
 def run_together(commands: Sequence[Command], wish: Wish) -> None:
-    """Run the commands to their ends.
+    """Run several commands at the same time until all have ended.
 
     Raises:
-        RunFailed: with the last that a command said, when it failed; the others were asked to stop.
-        Interrupted: when a stop was wished, and all did.
+        RunFailed: A command failed, and the others were asked to stop; the message holds its last line.
+        Interrupted: A stop was asked for, and all commands stopped.
     """
     speakers: list[_Speaker] = []
     before = _heed_hangup(wish)
     try:
         for command in commands:
             speakers.append(_Speaker(command))
-        while any(each.process.poll() is None for each in speakers):
-            if any(each.process.poll() or each.is_deaf for each in speakers) or wish.signum:
+        while any(speaker.process.poll() is None for speaker in speakers):
+            if any(speaker.process.poll() or speaker.is_deaf for speaker in speakers) or wish.signum:
                 break
             time.sleep(0.05)
         _end(speakers, wish.signum or signal.SIGTERM)
-    except BaseException:  # asked twice, or no process more could be started: nobody is left behind
+    except BaseException:  # a second Ctrl-C, or a process that could not start: leave no process behind
         _kill(speakers)
-        for each in speakers:
-            each.join(LAST_WORDS_S)
+        for speaker in speakers:
+            speaker.join(LAST_WORDS_S)
         raise
     finally:
         signal.signal(signal.SIGHUP, before)
     deadline = time.monotonic() + LAST_WORDS_S
-    for each in speakers:
-        each.join(max(0.0, deadline - time.monotonic()))
+    for speaker in speakers:
+        speaker.join(max(0.0, deadline - time.monotonic()))
     if wish.signum:
         raise Interrupted(wish.signum, f"stopped; {KEPT}, and the same command continues")
-    if any(each.is_deaf for each in speakers):
-        raise RunFailed(f"nobody takes what is said any more; {KEPT}, and the same command continues")
-    for command, each in zip(commands, speakers, strict=True):
-        # Those that were ended for another's failure have nothing to tell.
-        code = each.process.returncode
+    if any(speaker.is_deaf for speaker in speakers):
+        raise RunFailed(f"nobody reads the output any more; {KEPT}, and the same command continues")
+    for command, speaker in zip(commands, speakers, strict=True):
+        # A command that was ended because another one failed has no message of its own.
+        code = speaker.process.returncode
         if code and code not in (-signal.SIGTERM, 128 + signal.SIGTERM):
-            raise RunFailed(f"{command.script} ended with {code}: {each.last or 'it said nothing'}. {KEPT}")
-    if any(each.process.returncode for each in speakers):
+            raise RunFailed(
+                f"{command.script} ended with {code}: {speaker.last or 'it said nothing'}. {KEPT}"
+            )
+    if any(speaker.process.returncode for speaker in speakers):
         raise RunFailed(f"{commands[0].script} was stopped; {KEPT}, and the same command continues")
 
 
 class _Speaker(threading.Thread):
-    """A process; prints what it says, line by line, and remembers what it said last of itself."""
+    """A thread that starts a process, prints its lines, and remembers the last line that its script wrote."""
 
     def __init__(self, command: Command) -> None:
         super().__init__(daemon=True)
@@ -92,18 +93,18 @@ class _Speaker(threading.Thread):
         self._command = command
         self.last = ""
         self.is_deaf = False
-        """Nobody listens to what is printed: it is read on, so that the process does not wait for ever."""
+        """Printing has failed; output is still read, so that the process does not wait forever."""
         self.start()
 
     def run(self) -> None:
         assert self.process.stdout is not None
-        with self.process.stdout as said:
-            for line in said:
+        with self.process.stdout as output:
+            for line in output:
                 self._hand_on(line.rstrip())
 
     def _hand_on(self, line: str) -> None:
         script = self._command.script
-        # A launcher says much behind what the script itself had to say.
+        # A launcher prints much after the script's own last message.
         if line and (line.startswith(script) or not self.last.startswith(script)):
             self.last = line.strip()
         try:
@@ -115,28 +116,28 @@ class _Speaker(threading.Thread):
 
 
 def _end(speakers: Sequence[_Speaker], signum: int) -> None:
-    """Ask those that still run to stop in good order, and wait until they have; then they are killed."""
-    for each in speakers:
-        if each.process.poll() is None:
+    """Ask the processes that still run to stop, wait for them, and kill those that do not."""
+    for speaker in speakers:
+        if speaker.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                each.process.send_signal(signum)
+                speaker.process.send_signal(signum)
     deadline = time.monotonic() + PATIENCE_S
-    for each in speakers:
+    for speaker in speakers:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            each.process.wait(max(0.0, deadline - time.monotonic()))
+            speaker.process.wait(max(0.0, deadline - time.monotonic()))
     _kill(speakers)
 
 
 def _kill(speakers: Sequence[_Speaker]) -> None:
-    for each in speakers:
-        if each.process.poll() is None:
+    for speaker in speakers:
+        if speaker.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(each.process.pid, signal.SIGKILL)
-            each.process.wait()
+                os.killpg(speaker.process.pid, signal.SIGKILL)
+            speaker.process.wait()
 
 
 def _heed_hangup(wish: Wish) -> Any:
-    """A terminal that is closed is a wish to stop, unless we were started to outlive it; what was before."""
+    """Treat a closed terminal as a request to stop, unless started to outlive it; return the old handler."""
     before = signal.getsignal(signal.SIGHUP)
 
     def note(signum: int, frame: FrameType | None) -> None:

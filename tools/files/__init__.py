@@ -1,1 +1,1 @@
-"""Files that are written whole, and notes of where they come from."""
+"""This package writes files that are always whole, and records where results come from."""

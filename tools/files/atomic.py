@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and JSON documents that say what they are."""
+"""This module writes files either completely or not at all, and JSON documents that name their format."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ from tools.mistake import Mistake
 
 
 def write_bytes(path: Path, *data: bytes | memoryview) -> None:
-    """Write a file in one step: `path` holds what it held before, or all of `data`, whatever happens.
+    """Write a file in one step: whatever happens, `path` holds either its old content or all of `data`.
 
     A full disk ends the run with a message.
     """
@@ -38,13 +38,13 @@ def write_bytes(path: Path, *data: bytes | memoryview) -> None:
 
 
 def write_document(path: Path, kind: str, version: int, content: Mapping[str, Any]) -> None:
-    """Write a JSON document of one of our formats."""
+    """Write a JSON document in one of our formats."""
     document = {"format": f"cleave/{kind}", "version": version, **content}
     write_bytes(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_document(path: Path, kind: str, version: int) -> dict[str, Any]:
-    """Read a JSON document, insisting on its format and version."""
+    """Read a JSON document, and raise an error unless its format and version are the expected ones."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -57,10 +57,10 @@ def read_document(path: Path, kind: str, version: int) -> dict[str, Any]:
 
 
 def check_format(path: Path, document: object, kind: str, version: int) -> None:
-    """Refuse what is not of this format and version."""
-    said = document.get("format") if isinstance(document, dict) else None
-    if said != f"cleave/{kind}":
-        raise Mistake("", f"expected a file of format 'cleave/{kind}', found {said!r}", source=str(path))
+    """Raise an error unless a document has this format and version."""
+    actual = document.get("format") if isinstance(document, dict) else None
+    if actual != f"cleave/{kind}":
+        raise Mistake("", f"expected a file of format 'cleave/{kind}', found {actual!r}", source=str(path))
     assert isinstance(document, dict)
     if document.get("version") != version:
         what = f"version {document.get('version')!r} of cleave/{kind} is not known here, only {version}"

@@ -1,4 +1,4 @@
-"""Append-only files of one JSON object a line, which a kill can tear but not spoil."""
+"""This module reads and appends files of one JSON object a line; a killed process spoils one line at most."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from tools.failures import RunFailed
 
 
 class JsonLines:
-    """A file to add lines to."""
+    """A `JsonLines` is a file to which JSON objects are appended, one a line."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -20,12 +20,12 @@ class JsonLines:
         self._file.seek(0, 2)
         if self._file.tell():
             self._file.seek(-1, 2)
-            if self._file.read(1) != b"\n":  # torn by a kill: end it, so that the next one stands alone
+            if self._file.read(1) != b"\n":  # torn by a kill: end it, so that the next stands alone
                 self._file.write(b"\n")
 
     def write(self, *objects: Mapping[str, Any]) -> None:
-        """Add lines and hand them to the system at once."""
-        lines = b"".join(json.dumps(each).encode() + b"\n" for each in objects)
+        """Append objects as lines, and hand them to the system at once."""
+        lines = b"".join(json.dumps(entry).encode() + b"\n" for entry in objects)
         try:
             self._file.write(lines)
         except OSError as error:
@@ -40,7 +40,7 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file in their order; torn lines are passed over."""
+    """Read the objects of a file in order, passing over torn lines."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)

@@ -1,4 +1,4 @@
-"""Where results come from: the code's commit, versions, the machine."""
+"""This module records where results come from: the code's commit, the versions of packages, the machine."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "scipy")
 
 
 def provenance() -> dict[str, str]:
-    """Facts of here and now, by name."""
+    """Return the date, the code's commit, the versions of packages and the machine, by name."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     return {
         "date": date.today().isoformat(),
@@ -24,13 +24,13 @@ def provenance() -> dict[str, str]:
 
 
 def commit() -> str:
-    """That of the code, and whether it was changed since; of an installation its version."""
-    # An installation may lie inside somebody else's checkout.
+    """Return the code's commit and whether files changed since; for an installed package, its version."""
+    # An installed package may lie inside somebody else's checkout.
     top = _git("rev-parse", "--show-toplevel")
     if not top or Path(top).resolve() != HOUSE:
         return f"unknown: the code is not in a git checkout, but {_version()}"
-    found = _git("rev-parse", "--short=10", "HEAD")
-    return found + (", changed since" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    revision = _git("rev-parse", "--short=10", "HEAD")
+    return revision + (", changed since" if _git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def _version() -> str:
@@ -41,7 +41,7 @@ def _version() -> str:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """Return the processor's name, as far as the system gives it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():
@@ -51,7 +51,7 @@ def processor() -> str:
 
 
 def sha256(path: Path) -> str:
-    """What tells a file from others."""
+    """Return the SHA-256 digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,1 +1,1 @@
-"""Data sets: where images come from, how they become batches, and how they are varied."""
+"""This package reads data sets, makes batches of their images, and augments them."""

@@ -1,1 +1,1 @@
-"""What every script does with its options: parse, check, explain, and load a user's own parts."""
+"""This package parses, checks and explains the options of every script, and loads a user's own parts."""

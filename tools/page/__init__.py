@@ -1,1 +1,1 @@
-"""Reports as single HTML files, and how their figures look."""
+"""This package writes reports as single HTML files and sets the look of their figures."""

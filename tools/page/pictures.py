@@ -1,4 +1,4 @@
-"""How every figure of the house looks, and its way to a file."""
+"""This module sets the look of every figure and saves figures as files."""
 
 import io
 from collections.abc import Iterator
@@ -11,14 +11,17 @@ from matplotlib.figure import Figure
 
 from tools.files.atomic import write_bytes
 
-# Okabe and Ito's colours, which the colour-blind tell apart.
+# The colours of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#775500", "#56B4E9")
 PLAIN, INK = "#C8C8C8", "#303030"
 
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Matplotlib's own defaults whatever the user's are; text stays text, and the same data the same file."""
+    """Apply the style of all our figures inside this context, whatever the user's own settings are.
+
+    Text stays text, and the same data gives the same file.
+    """
     ours: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "cleave", "text.parse_math": False}
     ours |= {"axes.spines.right": False, "axes.spines.top": False, "axes.linewidth": 0.6, "font.size": 7}
     ours |= {"figure.constrained_layout.h_pad": 0.06}
@@ -29,7 +32,7 @@ def house_style() -> Iterator[None]:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as .svg or .png, whole or not at all."""
+    """Write a figure as an .svg or .png file, either completely or not at all."""
     kind = path.suffix.lower()
     if kind not in (".svg", ".png"):
         raise ValueError(f"{path}: a figure is .svg or .png")

@@ -1,6 +1,7 @@
-"""A report as one HTML file that needs nothing else: words, tables, drawings and small pictures.
+"""This module writes a report as one self-contained HTML file of text, tables, drawings and small pictures.
 
-The page's policy lets no script run and nothing be fetched, whatever is in the drawings of a run's folder.
+The page's security policy runs no script and fetches nothing, whatever the drawings in a run's folder
+contain.
 """
 
 import base64
@@ -21,12 +22,12 @@ from tools.files.atomic import write_bytes
 from tools.page.pictures import INK
 
 DOTS_PER_INCH = 112
-"""Of the page's pixels, so that the small type of a figure can be read."""
+"""A figure is drawn at this many of the page's pixels per inch, so that its small type can be read."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph."""
+    """A `Text` is a paragraph of a report."""
 
     text: str
     kind: str = "text"
@@ -34,7 +35,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Lines:
-    """Text whose lines stay as they are; under a title it is folded until somebody wants to read it."""
+    """A `Lines` is text whose line breaks are kept; with a title, it is folded until the reader opens it."""
 
     text: str
     title: str = ""
@@ -43,7 +44,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Row:
-    """Cells, in the table's own style or "light"."""
+    """A `Row` is a row of a table, in the table's own style or in the style "light"."""
 
     cells: Sequence[str]
     style: str = ""
@@ -51,33 +52,33 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns with names; the first is what a row is about."""
+    """A `Table` has named columns; the first column says what a row is about."""
 
     columns: Sequence[str]
     rows: Sequence[Row]
     caption: str = ""
     words: bool = False
-    """Cells are text, and may be broken into lines."""
+    """The cells are text, which may be broken into lines."""
     kind: str = "table"
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawing or a strip of pictures, and what it says."""
+    """A `Drawing` is a drawing or a strip of pictures, with a caption."""
 
     caption: str
     svg: str = ""
     strip: Sequence[tuple[str, str]] = ()
-    """Names, and pictures as `data:` addresses."""
+    """Each picture of the strip is a name and a `data:` address."""
 
 
 @dataclass(frozen=True)
 class Drawings:
-    """Some beside each other where there is room."""
+    """A `Drawings` places several drawings side by side where there is room."""
 
     figures: Sequence[Drawing]
     long: bool = False
-    """Each as wide as the page, where a narrow page can be moved sideways."""
+    """Each drawing is as wide as the page; on a narrow page the reader scrolls it sideways."""
     kind: str = "figures"
 
 
@@ -86,7 +87,7 @@ Part = Text | Lines | Table | Drawings
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what is under it."""
+    """A `Section` is a heading and the parts under it."""
 
     title: str
     parts: Sequence[Part]
@@ -94,17 +95,17 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """What a reader sees, from the top."""
+    """A `Report` is a whole page, from the title down."""
 
     title: str
     subtitle: str
     verdict: Sequence[str]
-    """The first sentence is the one to remember."""
+    """The verdict's first sentence is the one to remember."""
     sections: Sequence[Section] = field(default_factory=list)
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write the file, whole or not at all."""
+    """Write a report as an HTML file, either completely or not at all."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
     text = template.render(report=report)
@@ -119,14 +120,14 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def drawing(figure: Figure, caption: str) -> Drawing:
-    """A figure as it stands in a page: its ink is the page's, and it lies on the page's ground."""
+    """Return a figure as a drawing for a page: its lines take the page's text colour, its ground is clear."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return Drawing(caption, svg=inline(buffer.getvalue(), caption))
 
 
 def inline(svg: str, label: str = "") -> str:
-    """The drawing in an SVG file, in the page's ink and in its own size."""
+    """Return the drawing in an SVG file, in the page's text colour and in its own size."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for colour in (INK, "#000000", "#000", "black"):
@@ -138,12 +139,12 @@ def inline(svg: str, label: str = "") -> str:
     }
     for name, pixels in sizes.items():
         head = re.sub(rf'\b{name}="[\d.]+pt"', f'{name}="{pixels:.0f}"' * (name == "width"), head)
-    said = label.replace("&", "and").replace('"', "'").replace("<", "less than ")
-    return f'{head} role="img" aria-label="{said}"' + svg[svg.index(">") :]
+    description = label.replace("&", "and").replace('"', "'").replace("<", "less than ")
+    return f'{head} role="img" aria-label="{description}"' + svg[svg.index(">") :]
 
 
 def picture(values: ArrayLike, *, low: float, high: float) -> str:
-    """A matrix in shades of grey, as a `data:` address."""
+    """Return a matrix in shades of grey, as a `data:` address."""
     shades = np.clip((np.asarray(values, float) - low) / max(high - low, 1e-12), 0, 1)
     buffer = io.BytesIO()
     Image.fromarray((255 * shades).astype(np.uint8)).save(buffer, format="png", optimize=True)
@@ -151,12 +152,12 @@ def picture(values: ArrayLike, *, low: float, high: float) -> str:
 
 
 def facts(rows: Mapping[str, str], caption: str = "") -> Table:
-    """A table of names and what they are."""
+    """Return a table of names and their values."""
     return Table(("", ""), [Row((name, value)) for name, value in rows.items()], caption, words=True)
 
 
 def as_data(sections: Sequence[Section]) -> list[dict[str, Any]]:
-    """The tables of sections, with what they stand under."""
+    """Return the tables of some sections as plain data, each with the section that it stands in."""
     return [
         {"section": section.title, "caption": part.caption, "columns": list(part.columns), "rows": rows}
         for section in sections
@@ -167,7 +168,7 @@ def as_data(sections: Sequence[Section]) -> list[dict[str, Any]]:
 
 
 def _named_apart(svg: str, prefix: str) -> str:
-    """With names that no other drawing of the page has."""
+    """Return a drawing with names that no other drawing of the page has."""
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
     svg = re.sub(r'href="#', f'href="#{prefix}', svg)
     return re.sub(r"url\(#", f"url(#{prefix}", svg)

@@ -1,1 +1,1 @@
-"""What a run needs while it works: its folder, the loop, processes that agree, checkpoints, weights."""
+"""This package holds what a run needs: its folder, the training loop, checkpoints, weights and signals."""

@@ -103,4 +103,4 @@ def test_when_nobody_listens_it_ends(tmp_path: Path) -> None:
     line = f"PYTHONPATH=. {sys.executable} {tmp_path}/listened_to.py 2> {tmp_path}/said | head -n 3"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=100)
     assert len(done.stdout.splitlines()) == 3
-    assert "nobody takes what is said" in (tmp_path / "said").read_text()
+    assert "nobody reads the output" in (tmp_path / "said").read_text()
