@@ -1,10 +1,11 @@
-"""Augmentation of whole batches on the device that trains.
+"""This module augments whole batches of images on the device that trains.
 
-What happens to an image is drawn for the global batch from a stream of the step; a rank takes its rows, so
-results do not depend on the number of ranks. Crop, padding and flip are index arithmetic in one gather of
-bytes: images stay uint8 (N, H, W, 3) until they are cut, and the result is channels_last at no cost.
+What happens to an image is drawn for the global batch from a random stream of the step, and each rank takes
+its own rows. So results do not depend on the number of ranks. Crop, padding and flip are index arithmetic in
+one gather of bytes. Images stay uint8 (N, H, W, 3) until they are cut, and the result is channels_last at no
+extra cost.
 
-Shape suffixes: B images of this rank's batch, H and W rows and columns.
+Shape suffixes: B images of this rank's batch, H rows and W columns.
 """
 
 import math
@@ -19,12 +20,12 @@ from tools.images.options import DataConfig
 from tools.seeding import numpy_stream, torch_stream
 
 NUM_DRAWS = 6
-"""Numbers drawn per image: crop row, crop column, flip, cutout row, cutout column, angle."""
+"""Each image takes this many numbers: crop row, crop column, flip, cutout row, cutout column, angle."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What the options ask of this module."""
+    """A `Policy` holds the options that this module reads."""
 
     pad: int = 0
     reflect: bool = False
@@ -34,6 +35,7 @@ class Policy:
 
     @staticmethod
     def of(config: DataConfig) -> "Policy":
+        """Return the policy of some image options."""
         standard = config.augment == "standard"
         return Policy(
             pad=config.crop_pad if standard else 0,
@@ -45,16 +47,16 @@ class Policy:
 
 
 def draw(seed: int, step: int, batch_size: int) -> Tensor:
-    """Numbers in [0, 1) for every image of the global batch, (NUM_DRAWS, batch_size) on the CPU.
+    """Draw numbers in [0, 1) for every image of the global batch, (NUM_DRAWS, batch_size) on the CPU.
 
-    All are drawn whatever the policy, so that turning flips off does not move the crops.
+    All are drawn whatever the policy is, so that turning flips off does not move the crops.
     """
     generator = torch_stream(seed, "augment", step)
     return torch.rand(NUM_DRAWS, batch_size, generator=generator, dtype=torch.float64)
 
 
 class BatchAugment:
-    """Cuts, varies and normalises batches out of one array of images."""
+    """A `BatchAugment` crops, varies and normalises batches of images from one array."""
 
     def __init__(
         self, images: Tensor, policy: Policy, *, mean: Sequence[float], std: Sequence[float]
@@ -68,7 +70,12 @@ class BatchAugment:
         self._normalise = Normalise(self._width, mean=mean, std=std, device=images.device)
 
     def __call__(self, indices: Tensor, drawn: Tensor) -> Tensor:
-        """The augmented images (B, 3, H, W) of `indices` (on the device); `drawn` is their part of `draw`."""
+        """Return the augmented images (B, 3, H, W).
+
+        Arguments:
+            indices: The images' places in the array, on the device.
+            drawn: The part of `draw` that belongs to these images.
+        """
         policy = self._policy
         places = torch.tensor([2 * policy.pad + 1, 2 * policy.pad + 1, 2, self._height, self._width])
         whole = (drawn[:5] * places[:, None]).floor().long()
@@ -84,7 +91,7 @@ class BatchAugment:
         return images
 
     def _crop(self, indices: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
-        """Bytes (B, H, W, 3) cut at (top, left), which may lie outside, and mirrored."""
+        """Cut bytes (B, H, W, 3) at (top, left), which may lie outside the image, and mirror them."""
         height, width = self._height, self._width
         rows_BH = top[:, None] + self._rows
         columns_BW = left[:, None] + torch.where(
@@ -104,7 +111,7 @@ class BatchAugment:
         return cut.view(-1, height, width, num_channels)
 
     def _inside_rows(self, rows_BH: Tensor, columns_BW: Tensor) -> tuple[Tensor, Tensor] | None:
-        """1 where there is an image and 0 where there is zero padding; None if there is none."""
+        """Return 1 where there is an image and 0 where there is padding, or None without zero padding."""
         if not self._policy.pad or self._policy.reflect:
             return None
         return (
@@ -113,26 +120,26 @@ class BatchAugment:
         )
 
     def _fold(self, places: Tensor, length: int) -> Tensor:
-        """Places outside brought inside: reflected about the edge pixel, or the edge itself."""
+        """Move places outside to the inside: reflect them about the edge pixel, or take the edge itself."""
         if not self._policy.reflect:
             return places.clamp(0, length - 1)
         return (length - 1 - (length - 1 - places.abs()).abs()).abs()
 
     def _outside(self, centre: Tensor, axis: Tensor) -> Tensor:
-        """Where an axis is not cut out; as in the paper, a cutout may reach over the border."""
+        """Return where an axis is not cut out; as in the paper, a cutout may reach over the border."""
         start = centre[:, None] - self._policy.cutout // 2
         return (axis < start) | (axis >= start + self._policy.cutout)
 
 
 class Normalise:
-    """uint8 (B, H, W, 3) to float32 (B, 3, H, W) of mean 0 and deviation 1, channels_last in memory."""
+    """A `Normalise` turns bytes (B, H, W, 3) into channels_last floats (B, 3, H, W), mean 0, deviation 1."""
 
     def __init__(
         self, width: int, *, mean: Sequence[float], std: Sequence[float], device: torch.device
     ) -> None:
         shift, scale = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
         self.black = (-shift / scale).float().to(device)
-        # A whole line at once: an inner dimension of 3 would not be vectorised.
+        # A whole line at once, because an inner dimension of 3 would not be vectorised.
         self._scale = (1 / (255 * scale)).float().repeat(width).to(device)
         self._shift = self.black.repeat(width)
 
@@ -145,7 +152,7 @@ class Normalise:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Hand a tensor over without waiting for the device."""
+    """Copy a tensor to a device without waiting for the device."""
     if device.type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
@@ -154,10 +161,11 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 def mix(
     images: Tensor, labels: Tensor, num_classes: int, config: DataConfig, *, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """Mixup or CutMix between neighbours 2k and 2k + 1, and the probabilities to aim at.
+    """Apply mixup or CutMix to neighbours 2k and 2k + 1, and return images and target probabilities.
 
-    The order of the images is random already, so neighbours are as good as random partners, and unlike
-    those they are on the same rank however many ranks there are. The draws are the step's, as in the papers.
+    The order of the images is random already, so neighbours are as good as random partners. Unlike random
+    partners, they are on the same rank, however many ranks there are. One draw serves the whole step, as in
+    the papers.
     """
     assert len(labels) % 2 == 0
     rng = numpy_stream(seed, "mix", step)
@@ -185,7 +193,7 @@ def _interval(centre: float, length: int, part: float) -> tuple[int, int]:
 
 
 def _rotate(images: Tensor, angles: Tensor, *, fill: Tensor) -> Tensor:
-    """Turn each image about its centre, nearest pixel, black outside: torchvision's default rotation."""
+    """Turn each image about its centre, as torchvision does by default: nearest pixel, black outside."""
     cosine, sine, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
     height, width = images.shape[2:]
     turns = torch.stack(
@@ -193,6 +201,6 @@ def _rotate(images: Tensor, angles: Tensor, *, fill: Tensor) -> Tensor:
     ).view(-1, 2, 3)
     grid = F.affine_grid(turns, list(images.shape), align_corners=False)
     black = fill[:, None, None]
-    # grid_sample fills with zeros: move black there and back.
+    # grid_sample fills with zeros, so shift black to 0 and back.
     turned = F.grid_sample(images - black, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return (turned + black).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""What a batch is, which images are in it, and which of them belong to a rank."""
+"""This module defines a batch, the order of the training images, and which of them belong to a rank."""
 
 from typing import NamedTuple
 
@@ -10,31 +10,32 @@ from tools.seeding import torch_stream
 
 
 class Batch(NamedTuple):
-    """One rank's part of one step."""
+    """A `Batch` is one rank's part of one step's images."""
 
     images: Tensor
-    """Float32 (B, C, H, W), channels_last in memory."""
+    """The images are float32 (B, C, H, W), channels_last in memory."""
     targets: Tensor
-    """Class numbers (B,), or with mixup or CutMix probabilities (B, classes)."""
+    """The targets are class numbers (B,), or probabilities (B, classes) with mixup or CutMix."""
     indices: Tensor
-    """Where in their split the images are (B,)."""
+    """The indices are the images' places in their split (B,)."""
 
 
 class Share(NamedTuple):
-    """A rank among its world."""
+    """A `Share` is a rank and the number of ranks among which batches are shared."""
 
     rank: int = 0
     world_size: int = 1
 
     def rows(self, count: int) -> slice:
-        """This rank's part of `count` rows; the parts of all ranks together are all rows, once each."""
+        """Return this rank's part of `count` rows; the parts of all ranks cover all rows exactly once."""
         return slice(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
 
 class TrainingOrder:
-    """An endless order of images: one permutation per epoch, laid end to end and cut into full batches.
+    """A `TrainingOrder` is an endless order of images, cut into full batches.
 
-    The images of a step are a pure function of (seed, step).
+    It is made of one permutation per epoch, laid end to end. The images of a step are a pure function of the
+    seed and the step.
     """
 
     def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
@@ -43,7 +44,7 @@ class TrainingOrder:
         self._permutations: dict[int, Tensor] = {}
 
     def indices(self, step: int) -> Tensor:
-        """The images of one global batch."""
+        """Return the places of one global batch's images."""
         start, stop = step * self.batch_size, (step + 1) * self.batch_size
         first, last = start // self.num_images, (stop - 1) // self.num_images
         epochs = torch.cat([self._permutation(epoch) for epoch in range(first, last + 1)])
@@ -58,7 +59,7 @@ class TrainingOrder:
 
 
 def check_shared(batch_size: int, processes: int, *, parts: int = 1) -> None:
-    """Refuse a batch that the processes cannot share evenly, each in so many parts."""
+    """Refuse a batch that the processes cannot share evenly, where each runs its share in so many parts."""
     if batch_size % (parts * processes):
         among = f" in `recipe.accumulate` {parts} parts each" if parts > 1 else ""
         raise Mistake(

@@ -1,7 +1,7 @@
-"""From the options to three splits of labelled images.
+"""This module reads the data set that the options name and splits it into labelled images.
 
-A split is a pure function of (seed, labels). The official test split is the test set (for imagenet, which
-publishes no labels for its own, the official validation split is).
+The splits are a pure function of the seed and the labels. The official test split is the test set; imagenet
+publishes no labels for its own, so its official validation split is the test set.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from tools.options.config import flag
 from tools.seeding import torch_stream
 
 TEST_PART = 0.1
-"""The part of the images that becomes the test set where a tree of folders has none of its own."""
+"""This part of the images becomes the test set where a tree of folders has none of its own."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set, split and ready."""
+    """A `Data` is a data set, split and ready for training."""
 
     train: Images
     validation: Images
@@ -36,11 +36,11 @@ class Data:
     std: tuple[float, ...]
     class_names: tuple[str, ...]
     told: tuple[str, ...] = ()
-    """Sentences for the user on what was chosen in reading and splitting the images."""
+    """These sentences tell the user what was chosen when the images were read and split."""
 
 
 def load_data(config: DataConfig, seed: int) -> Data:
-    """Read the data set that the options name and split it; equal options and seed give equal splits."""
+    """Read and split the data set that the options name; equal options and seeds give equal splits."""
     source = read_source(config)
     train, validation, test, classes = source.train, source.validation, source.test, source.class_names
     if test is None:
@@ -69,9 +69,9 @@ def load_data(config: DataConfig, seed: int) -> Data:
 
 
 def stratified(labels: Tensor, count: int, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
-    """Choose `count` indices with each class in proportion; returns (chosen, rest), both sorted.
+    """Choose `count` indices with each class in proportion, and return (chosen, rest), both sorted.
 
-    Every class is on both sides where `count` and the class allow it.
+    Every class is on both sides where `count` and the size of the class allow it.
     """
     members = [torch.nonzero(labels == label).flatten() for label in range(int(labels.max()) + 1)]
     sizes = torch.tensor([len(of_class) for of_class in members], dtype=torch.float64)
@@ -84,9 +84,9 @@ def stratified(labels: Tensor, count: int, seed: int, purpose: str) -> tuple[Ten
 
 
 def fixed_part(images: Images, count: int, seed: int, purpose: str) -> Tensor:
-    """Indices of so many images (0: all) with all classes in proportion, in an order of their own.
+    """Return the places of `count` images (0: all), with all classes in proportion, in shuffled order.
 
-    For batches that should each hold all classes.
+    It serves batches that should each hold all classes.
     """
     chosen = torch.arange(len(images))
     if 0 < count < len(images):
@@ -95,13 +95,13 @@ def fixed_part(images: Images, count: int, seed: int, purpose: str) -> Tensor:
 
 
 def whole_batches(images: Images, count: int, batch: int) -> tuple[int, int]:
-    """As many images as full batches hold, one batch or more, and the size of a batch."""
+    """Return how many images fill whole batches, at least one batch, and the size of a batch."""
     batch = min(batch, len(images))
     return max(batch, min(count, len(images)) // batch * batch), batch
 
 
 def _said_of_splits(source: Source, config: DataConfig, sizes: tuple[int, int, int]) -> list[str]:
-    """How many images each split has, and where they come from."""
+    """Return sentences that say how many images each split has, and where they come from."""
     train, validation, test = (f"{size:,}" for size in sizes)
     lines = []
     if source.test is None:
@@ -124,14 +124,14 @@ def _said_of_splits(source: Source, config: DataConfig, sizes: tuple[int, int, i
 
 
 def _quotas(sizes: Tensor, count: int) -> Tensor:
-    """How many of each class make `count`: in proportion, but neither none nor all where that can be had."""
+    """Return how many images of each class make `count`: in proportion, but not none or all if possible."""
     assert 0 <= count <= sizes.sum()
     shares = sizes * count / sizes.sum()
     least = ((sizes > 1) & (count >= int((sizes > 1).sum()))).double()
     most = torch.where((sizes > 1) & (count <= (sizes - 1).clamp(min=0).sum()), sizes - 1, sizes)
     quotas = shares.floor().clamp(least, most)
-    # What is missing goes to the largest fractions, the first class first among equals; what is too
-    # much is taken from those that were given most beyond their share.
+    # What is missing goes to the largest fractions, the first class first among equals. A surplus is taken
+    # from the classes that got most beyond their share.
     while (missing := count - int(quotas.sum())) > 0:
         order = torch.argsort(shares - quotas, descending=True, stable=True)
         room = order[(quotas < most)[order]]
@@ -181,7 +181,7 @@ def _num_classes(labels: Tensor) -> int:
 
 
 def _in_memory(images: Images, config: DataConfig) -> Images:
-    """Images in the form that their loader wants, small ones at their final size."""
+    """Return images in the form that their loader expects, small ones at their final size."""
     if isinstance(images, FolderImages):
         return images if config.streamed else ArrayImages(decode_all(images, config.size), images.labels)
     if images.images.shape[1] == config.size:

@@ -1,4 +1,4 @@
-"""Labelled images, in memory or in files; listing the files and decoding them."""
+"""This module holds labelled images, in memory or in files, lists image files and decodes them."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -18,16 +18,19 @@ from tools.failures import RunFailed
 from tools.mistake import Mistake
 
 FAULTS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-"""What Pillow's decoders raise for broken files."""
+"""Pillow's decoders raise these errors for broken files."""
 
 
 class BadImage(RunFailed):
-    """A file that should be an image and is not."""
+    """A `BadImage` names a file that should be an image and is not."""
 
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images in memory: uint8 (N, H, W, 3 or 1 for grey), which is channels_last once permuted."""
+    """An `ArrayImages` holds images in memory: uint8 (N, H, W, C), which is channels_last once permuted.
+
+    C is 3, or 1 for grey images.
+    """
 
     images: Tensor
     labels: Tensor
@@ -42,26 +45,31 @@ class ArrayImages:
         return len(self.labels)
 
     def subset(self, indices: Tensor) -> "ArrayImages":
+        """Return the images at these places."""
         return ArrayImages(self.images[indices], self.labels[indices])
 
 
 @dataclass(frozen=True)
 class FolderImages:
-    """Images that stay files until they are needed."""
+    """A `FolderImages` holds images that stay in their files until they are needed."""
 
     root: Path
     names: NDArray[np.bytes_]
-    """Paths below root. Bytes in one array: a list of a million strings would be copied into every worker
-    process, for reading a string changes its reference count."""
+    """These are paths below the root, as bytes in one array.
+
+    A list of a million strings would be copied into every worker process, because reading a string changes
+    its reference count."""
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.names)
 
     def path(self, index: int) -> Path:
+        """Return the path of one image."""
         return self.root / os.fsdecode(bytes(self.names[index]))
 
     def subset(self, indices: Tensor) -> "FolderImages":
+        """Return the images at these places."""
         return FolderImages(self.root, self.names[indices.numpy()], self.labels[indices])
 
 
@@ -69,7 +77,7 @@ Images = ArrayImages | FolderImages
 
 
 def list_classes(folder: Path) -> list[str]:
-    """Names of the class folders, sorted."""
+    """Return the names of the class folders, sorted."""
     names = sorted(
         entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
     )
@@ -79,33 +87,33 @@ def list_classes(folder: Path) -> list[str]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """All images of a folder and the folders inside, sorted; hidden files are passed over."""
+    """Return all images in a folder and the folders inside, sorted; hidden files are passed over."""
     return sorted(map(Path, filter(is_image, files_below(folder))))
 
 
 def list_images(folder: Path, classes: Sequence[str], inner: str = "") -> FolderImages:
-    """All images of <folder>/<class>/<inner>, in sorted order; folders inside are searched too."""
+    """Return all images of <folder>/<class>/<inner>, sorted; folders inside are searched too."""
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(filter(is_image, files_below(folder / name / inner)))
-        if not found:
+        paths = sorted(filter(is_image, files_below(folder / name / inner)))
+        if not paths:
             raise Mistake(
                 "data.root",
                 f"the class folder {folder / name / inner} holds no image ({', '.join(IMG_EXTENSIONS)})",
             )
-        names += [os.path.relpath(path, folder) for path in found]
-        labels += [label] * len(found)
+        names += [os.path.relpath(path, folder) for path in paths]
+        labels += [label] * len(paths)
     return from_names(folder, names, labels)
 
 
 def from_names(root: Path, names: Sequence[str], labels: Sequence[int]) -> FolderImages:
-    """Images by their names under a folder, none of which is opened yet."""
+    """Return images by their file names under a folder, without opening any."""
     return FolderImages(root, np.array([os.fsencode(name) for name in names]), torch.tensor(labels))
 
 
 def decode(path: Path) -> Image.Image:
-    """The image of a file in RGB; a file that is none, or is cut short, is a BadImage that names it."""
+    """Return a file's image in RGB, or raise a BadImage that names a file that cannot be decoded."""
     try:
         return read_rgb(path)
     except FAULTS as error:
@@ -114,23 +122,23 @@ def decode(path: Path) -> Image.Image:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """The image of a file in RGB, or Pillow's error, which is one of FAULTS."""
+    """Return a file's image in RGB, or raise Pillow's error, which is one of FAULTS."""
     with Image.open(path) as image:
-        if image.mode.startswith("I;16"):  # Pillow would cut off what 8 bits do not hold
+        if image.mode.startswith("I;16"):  # Pillow would cut off what does not fit into 8 bits
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-        # By RGBA a palette's transparency is dropped without a warning.
+        # Going through RGBA drops a palette's transparency without a warning.
         return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
 
 
 def reason_of(error: Exception) -> str:
-    """What Pillow or the system says of a file, in words that do not name it."""
+    """Return what Pillow or the system says of a file, in words that do not name the file."""
     if isinstance(error, UnidentifiedImageError):
         return "its content is no image"
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def fit(image: Image.Image, *, resize: int, crop: int) -> Image.Image:
-    """The square in the middle of an image whose shorter side is scaled; one that fits stays as it is."""
+    """Scale an image's shorter side and return the square in the middle; an image that fits is unchanged."""
     if image.size == (crop, crop) == (resize, resize):
         return image
     fitted: Image.Image = transforms.center_crop(transforms.resize(image, [resize]), [crop])
@@ -138,7 +146,7 @@ def fit(image: Image.Image, *, resize: int, crop: int) -> Image.Image:
 
 
 def decode_all(images: FolderImages, size: int) -> Tensor:
-    """All images as one uint8 array (N, size, size, 3), the shorter side scaled, the middle kept."""
+    """Decode all images into one uint8 array (N, size, size, 3): the shorter side scaled, the middle kept."""
 
     def load(index: int) -> NDArray[np.uint8]:
         return np.asarray(fit(decode(images.path(index)), resize=size, crop=size))
@@ -151,11 +159,11 @@ def decode_all(images: FolderImages, size: int) -> Tensor:
 
 
 def files_below(folder: str | Path) -> Iterator[str]:
-    """All files of a folder and of those inside, but hidden ones."""
+    """Return all files in a folder and in the folders inside, except hidden ones."""
     for where, _, files in os.walk(folder, followlinks=True):
         yield from (os.path.join(where, name) for name in files if not name.startswith("."))
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is an image by its ending."""
+    """Return whether a file is an image, judged by its ending."""
     return name.lower().endswith(IMG_EXTENSIONS)

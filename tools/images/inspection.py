@@ -1,4 +1,4 @@
-"""A look at a tree of images before anything is trained on them: what can be read, and how large it is."""
+"""This module looks at a tree of images before training: which files can be decoded, and their sizes."""
 
 import os
 import warnings
@@ -19,53 +19,53 @@ from tools.mistake import Mistake
 from tools.options.config import flag
 
 NAMED = 12
-"""So many broken files, or classes, are named; of more than that the number is said."""
+"""At most this many broken files or classes are named; of the others only the number is given."""
 
 
 class Seen(NamedTuple):
-    """What a look at one file tells."""
+    """A `Seen` is the result of a look at one file."""
 
     size: tuple[int, int] = (0, 0)
-    """Width and height."""
+    """The size is width and height in pixels."""
     fault: str = ""
-    """Why it cannot be decoded; empty where it can."""
+    """The fault says why the file cannot be decoded; it is empty where it can be."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """The files of one part of a data set, in their order."""
+    """An `Inspection` holds the files of one part of a data set, and the result of a look at each."""
 
     images: FolderImages
     seen: Sequence[Seen]
 
     @property
     def broken(self) -> list[tuple[Path, str]]:
-        """The files that cannot be decoded, each with the reason."""
-        return [(self.images.path(index), each.fault) for index, each in enumerate(self.seen) if each.fault]
+        """Return the files that cannot be decoded, each with the reason."""
+        return [(self.images.path(index), file.fault) for index, file in enumerate(self.seen) if file.fault]
 
     @property
     def sound(self) -> FolderImages:
-        """The others."""
-        return self.images.subset(torch.tensor([not each.fault for each in self.seen]).nonzero().flatten())
+        """Return the files that can be decoded."""
+        return self.images.subset(torch.tensor([not file.fault for file in self.seen]).nonzero().flatten())
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Of the others."""
-        return [each.size for each in self.seen if not each.fault]
+        """Return the sizes of the files that can be decoded."""
+        return [file.size for file in self.seen if not file.fault]
 
 
 def inspect(images: FolderImages) -> Inspection:
-    """Look at all files."""
+    """Look at all files, several at a time."""
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        warnings.filterwarnings("ignore", module="PIL")  # what is broken is told in our words
+        warnings.filterwarnings("ignore", module="PIL")  # broken files are reported in our own words
         return Inspection(images, list(pool.map(lambda index: look(images.path(index)), range(len(images)))))
 
 
 def look(path: Path) -> Seen:
-    """Look at one file; at no more of it than tells whether it is whole.
+    """Look at one file, and read no more of it than is needed to know whether it is whole.
 
-    A PNG has sums of its parts. All data of a JPEG are read, but for a small grey image, which takes less
-    time than the whole one. Anything else is decoded.
+    A PNG holds checksums of its parts. A JPEG is read in full but decoded to a small grey image, which takes
+    less time than decoding it whole. Any other file is decoded.
     """
     try:
         with Image.open(path) as image:
@@ -85,8 +85,8 @@ def look(path: Path) -> Seen:
 def without_broken(
     parts: Mapping[str, Inspection], root: Path, config: DataConfig
 ) -> dict[str, FolderImages]:
-    """The sound files of each part; broken ones are all named at once, unless the options leave them out."""
-    if not config.skip_broken and (broken := [each for part in parts.values() for each in part.broken]):
+    """Return the sound files of each part, and name all broken ones at once unless the options drop them."""
+    if not config.skip_broken and (broken := [file for part in parts.values() for file in part.broken]):
         count = "1 file" if len(broken) == 1 else f"{len(broken):,} files"
         raise Mistake(
             "data.root",
@@ -104,7 +104,7 @@ def without_broken(
 def sentences(
     parts: Mapping[str, Inspection], root: Path, classes: Sequence[str], config: DataConfig
 ) -> list[str]:
-    """What is read from a tree, what is not, and at what size, for the user."""
+    """Return sentences for the user: what is read from a tree, what is not, and at what size."""
     sizes = [size for part in parts.values() for size in part.sizes]
     names = ", ".join(classes[:NAMED]) + (", ..." if len(classes) > NAMED else "")
     lines = [f"{root} holds {len(sizes):,} images of {len(classes):,} classes: {names}."]
@@ -127,10 +127,10 @@ def sentences(
     if others:
         kinds = ", ".join(f"{count:,} with {ending}" for ending, count in others.most_common(NAMED))
         lines.append(
-            f"Files that are no images by their endings are passed over: {kinds}; images have "
+            f"Files whose ending is not one of an image are passed over: {kinds}; images have "
             f"{', '.join(IMG_EXTENSIONS)}."
         )
-    if broken := [each for part in parts.values() for each in part.broken]:
+    if broken := [file for part in parts.values() for file in part.broken]:
         are = "1 file is" if len(broken) == 1 else f"{len(broken):,} files are"
         lines.append(f"{are} left out as broken ({flag('data.skip_broken')}): {_named(broken, root)}.")
     return lines

@@ -1,8 +1,8 @@
-"""Batches of images: for training an endless stream by step, for evaluation every image once.
+"""This module makes batches of images: endless ones for training, and every image once for evaluation.
 
-Small sets lie on the device that trains and are augmented there, a batch at once; others are streamed by
-worker processes. Batch sizes are global: each rank gets its rows of the one global batch, whose content
-depends on nothing but the options, the seed and the step.
+Small sets lie on the device that trains and are augmented there, a whole batch at once. Other sets are
+streamed by worker processes. Batch sizes are global: each rank gets its rows of the one global batch, whose
+content depends only on the options, the seed and the step.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,22 +22,22 @@ __all__ = ["Batch", "DeviceLoader", "StreamLoader", "TrainLoader", "eval_batches
 
 
 class TrainLoader(Protocol):
-    """What training asks of a loader."""
+    """A `TrainLoader` gives the batches that training reads."""
 
     batch_size: int
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which as many images are seen as there are."""
+        """Return how many steps see as many images as the split has."""
 
     def batch(self, step: int) -> Batch:
-        """This rank's part of one step's batch."""
+        """Return this rank's part of one step's batch."""
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps start, start + 1, ... stop - 1."""
+        """Return the batches of steps start, start + 1, ... stop - 1."""
 
     def close(self) -> None:
-        """Let go of worker processes, if there are any; the loader can be used again."""
+        """Stop the worker processes, if there are any; the loader can be used again."""
 
 
 def make_train_loader(
@@ -51,7 +51,7 @@ def make_train_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> TrainLoader:
-    """The loader for one of the data's splits that the options ask for."""
+    """Return the loader that the options ask for, for one of the data's splits."""
     if not len(split):
         raise ValueError("there are no images to train on")
     check_shared(batch_size, world_size)
@@ -77,9 +77,9 @@ def eval_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterable[Batch]:
-    """Every image of a split once, over all ranks together, unchanged but for normalisation and size.
+    """Return every image of a split once, over all ranks together, only normalised and brought to size.
 
-    Parts may be uneven: add up counts, not means. Iterating again gives the same batches.
+    The ranks' parts may be uneven, so add up counts, not means. Iterating again gives the same batches.
     """
     share = Share(rank, world_size)
     if isinstance(split, ArrayImages):
@@ -88,7 +88,7 @@ def eval_batches(
 
 
 class DeviceLoader:
-    """Training batches out of images that lie on the device as bytes."""
+    """A `DeviceLoader` makes training batches from images that lie on the device as bytes."""
 
     def __init__(
         self,
@@ -129,11 +129,11 @@ class DeviceLoader:
         return map(self.batch, range(start, stop))
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing, because there are no worker processes."""
 
 
 class DeviceEvaluation:
-    """Evaluation batches out of images in memory."""
+    """A `DeviceEvaluation` makes evaluation batches from images in memory."""
 
     def __init__(
         self, split: ArrayImages, data: Data, *, batch_size: int, device: torch.device | str, share: Share

@@ -1,9 +1,9 @@
-"""The embedded data set: silhouettes with a texture and a colour, in front of clutter.
+"""This module draws the embedded data set: silhouettes with a texture and a colour, in front of clutter.
 
-A class is one combination of the three; each value of each is shared with other classes, so that neither
-colour nor silhouette nor texture is enough. Images are a pure function of (seed, split, chunk of 256), hence
-a larger set begins with the smaller one. Per pixel only operations that IEEE 754 rounds exactly are used
-(no sine, no exponential): the bytes do not depend on the processor or on the number of threads.
+A class is one combination of the three. Each value of each is shared with other classes, so neither colour
+nor silhouette nor texture alone is enough. Images are a pure function of (seed, split, chunk of 256), so a
+larger set begins with the smaller one. Each pixel is computed only with operations that IEEE 754 rounds
+exactly (no sine, no exponential). So the bytes do not depend on the processor or on the number of threads.
 
 Shape suffixes: B images of a chunk, S side of an image in pixels.
 """
@@ -24,16 +24,16 @@ Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
 
 CHUNK = 256
-"""Images drawn together; part of what an image is a function of, so never to be changed."""
+"""This many images are drawn together; images depend on this number, so it must never change."""
 
 CLUTTER = 3
-"""Shapes of other classes' parts behind the one that counts."""
+"""This many shapes of other classes' parts lie behind the shape that counts."""
 
 
 def generate(
     num_images: int, *, num_classes: int, image_size: int, seed: int, split: str
 ) -> tuple[Bytes, Integers]:
-    """Images (num_images, S, S, 3) and their labels; image i is of class i modulo num_classes."""
+    """Draw images (num_images, S, S, 3) and their labels; image i has class i modulo num_classes."""
     factors = class_factors(num_classes)
     labels = np.arange(num_images, dtype=np.int64) % num_classes
     images = np.empty((num_images, image_size, image_size, 3), np.uint8)
@@ -50,10 +50,10 @@ def generate(
 
 
 def class_factors(num_classes: int) -> Integers:
-    """One row (silhouette, texture, colour) per class, all different, with values in common."""
+    """Return one row (silhouette, texture, colour) per class, all different, with values in common."""
     if not 2 <= num_classes <= MAX_CLASSES:
         raise Mistake("data.num_classes", f"shapes has 2 to {MAX_CLASSES} classes, not {num_classes}")
-    # The smallest grid of which the classes fill at most a third: values repeat, combinations do not.
+    # Take the smallest grid of which the classes fill at most a third: values repeat, combinations do not.
     levels = 2
     while (levels + 1) * levels**2 < 3 * num_classes and levels < len(SILHOUETTES):
         levels += 1
@@ -65,7 +65,7 @@ def class_factors(num_classes: int) -> Integers:
 
 
 def class_names(num_classes: int) -> list[str]:
-    """What each class shows, in words."""
+    """Return what each class shows, in words."""
     return [
         f"{COLOURS[colour]} {TEXTURES[texture].__name__[1:]} {SILHOUETTES[silhouette].__name__[1:]}"
         for silhouette, texture, colour in class_factors(num_classes).tolist()
@@ -86,7 +86,7 @@ class _Placed:
 
 
 def _draw(factors: Integers, size: int, rng: np.random.Generator) -> Bytes:
-    """One chunk: background, clutter, the shape of the class, light and noise."""
+    """Draw one chunk: background, clutter, the shape of the class, light and noise."""
     count = len(factors)
     canvas = _background(count, size, rng)
     for _ in range(CLUTTER):
@@ -94,7 +94,7 @@ def _draw(factors: Integers, size: int, rng: np.random.Generator) -> Bytes:
     _paint(canvas, _place(factors, rng, radius=(0.38, 0.62), spread=0.45), rng)
     _light(canvas, rng)
     noise_level = rng.uniform(0.05, 0.2, (count, 1, 1, 1)).astype(np.float32)
-    # The sum of two uniform bytes is a triangle, near enough to a bell and far cheaper.
+    # The sum of two uniform bytes has a triangular distribution, close to a bell curve and far cheaper.
     grains = rng.integers(0, 256, (2, *canvas.shape), np.uint8).astype(np.float32)
     canvas += noise_level * ((grains[0] + grains[1]) * np.float32(1 / 104) - np.float32(255 / 104))
     return (np.clip(canvas, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
@@ -124,7 +124,7 @@ def _place(
 
 
 def _background(count: int, size: int, rng: np.random.Generator) -> Floats:
-    """Weak random waves over a random dull colour."""
+    """Draw weak random waves over a random dull colour."""
     base, tint = (rng.uniform(low, high, (count, 1, 1, 3)) for low, high in ((0.1, 0.8), (-0.25, 0.25)))
     u, v = _turned(count, size, *(rng.uniform(-1, 1, count).astype(np.float32) for _ in range(2)), rng=rng)
     frequency = rng.uniform(1, 5, (2, count, 1, 1)).astype(np.float32)
@@ -140,9 +140,10 @@ def _turned(
 
 
 def _local(size: int, x: Floats, y: Floats, radius: Floats, angle: Floats) -> tuple[Floats, Floats]:
-    """Coordinates (B, S, S) of the pixels in each shape's own frame, where its radius is 1."""
+    """Return the coordinates (B, S, S) of the pixels in each shape's own frame, where its radius is 1."""
     axis = ((np.arange(size) + 0.5) * (2 / size) - 1).astype(np.float32)
-    # In float64 first: libraries differ in the last bit of a cosine, and rounding to float32 hides it.
+    # Compute in float64 first: libraries differ in the last bit of a cosine, and rounding to float32 hides
+    # it.
     wide, scale = angle.astype(np.float64), radius[:, None, None]
     cosine = np.cos(wide).astype(np.float32)[:, None, None] / scale
     sine = np.sin(wide).astype(np.float32)[:, None, None] / scale
@@ -151,7 +152,7 @@ def _local(size: int, x: Floats, y: Floats, radius: Floats, angle: Floats) -> tu
 
 
 def _paint(canvas: Floats, shape: _Placed, rng: np.random.Generator) -> None:
-    """Lay a shape over the canvas, with edges one pixel soft."""
+    """Paint a shape over the canvas, with edges one pixel soft."""
     size = canvas.shape[1]
     u, v = _local(size, shape.x, shape.y, shape.radius, shape.angle)
     # Half a pixel is 1 / size in units of half the image.
@@ -164,7 +165,7 @@ def _paint(canvas: Floats, shape: _Placed, rng: np.random.Generator) -> None:
 
 
 def _by_kind(kinds: "tuple[_Field, ...]", kind: Integers, u: Floats, v: Floats) -> Floats:
-    """Evaluate for every image the function of its kind."""
+    """Evaluate, for every image, the function of its kind."""
     result = np.empty_like(u)
     for number, function in enumerate(kinds):
         rows = np.flatnonzero(kind == number)
@@ -174,7 +175,7 @@ def _by_kind(kinds: "tuple[_Field, ...]", kind: Integers, u: Floats, v: Floats) 
 
 
 def _colours(hue: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """The light and the dark colour (B, 1, 1, 3) of a hue; both vary, for lamps and paints differ."""
+    """Return the light and the dark colour (B, 1, 1, 3) of a hue; both vary, as lamps and paints do."""
     saturation, value, depth = (
         rng.uniform(low, high, (len(hue), 1)).astype(np.float32)
         for low, high in ((0.2, 0.9), (0.5, 1.0), (0.2, 0.65))
@@ -187,7 +188,7 @@ def _colours(hue: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
 
 
 def _light(canvas: Floats, rng: np.random.Generator) -> None:
-    """A gradient of brightness across the image, and a colour cast."""
+    """Apply a gradient of brightness across the image, and a colour cast."""
     count, size = canvas.shape[:2]
     slope = rng.uniform(-0.3, 0.3, (2, count, 1, 1)).astype(np.float32)
     cast = rng.uniform(0.85, 1.15, (count, 1, 1, 3)).astype(np.float32)
@@ -196,7 +197,7 @@ def _light(canvas: Floats, rng: np.random.Generator) -> None:
 
 
 def _wave(x: Floats) -> Floats:
-    """A triangle wave of period 1 between -1 and 1."""
+    """Return a triangle wave of period 1 between -1 and 1."""
     value: Floats = 4 * np.abs(x - np.floor(x + np.float32(0.5))) - 1
     return value
 
@@ -236,7 +237,7 @@ def _ring(u: Floats, v: Floats) -> Floats:
 
 
 def _star(u: Floats, v: Floats) -> Floats:
-    """A pentagram: the points inside all but at most one of five half planes."""
+    """Draw a pentagram: the points inside all but at most one of five half planes."""
     turns = 2 * np.pi * np.arange(5) / 5
     most, second = np.full_like(u, -np.inf), np.full_like(u, -np.inf)
     for cosine, sine in zip(np.cos(turns).astype(np.float32), np.sin(turns).astype(np.float32), strict=True):

@@ -1,7 +1,7 @@
-"""Where the images of each data set come from.
+"""This module reads the images of each data set.
 
-Images are in colour, but for the sets that are grey throughout (mnist, fashion_mnist). Nothing is
-unpickled but files whose sum is known, or arrays by a reader that knows nothing else.
+Images are in colour, except for the sets that are grey throughout (mnist, fashion_mnist). Files are unpickled
+only if their checksum is known, or by a reader that accepts nothing but arrays.
 """
 
 import fcntl
@@ -26,23 +26,23 @@ from tools.images.options import DataConfig
 from tools.mistake import Mistake
 
 SHAPES_SEED = 0
-"""shapes is one data set, as CIFAR-10 is one: the run's seed splits it, but never draws other images."""
+"""shapes is one fixed data set, as CIFAR-10 is: the run's seed splits it, but never draws other images."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the files hold, before it is split."""
+    """A `Source` is what the files of a data set hold, before it is split."""
 
     train: Images
     test: Images | None
     class_names: tuple[str, ...]
     validation: Images | None = None
     told: tuple[str, ...] = ()
-    """Sentences for the user on what was read."""
+    """These sentences tell the user what was read."""
 
 
 def read_source(config: DataConfig) -> Source:
-    """Open the data set that the options name; a ValueError says what is missing and what to do."""
+    """Read the data set that the options name; a ValueError says what is missing and what to do."""
     if config.name == "shapes":
         return _read_shapes(config)
     root = Path(config.root)
@@ -82,10 +82,10 @@ def _read_shapes(config: DataConfig) -> Source:
 
 
 def _read_torchvision(config: DataConfig, root: Path) -> Source:
-    """torchvision compares CIFAR's files with their known sums before it unpickles them."""
+    """Read a set through torchvision, which checks the sums of CIFAR's files before it unpickles them."""
     make = getattr(torchvision.datasets, config.known.torchvision)
     with _alone(root, config.download), warnings.catch_warnings():
-        # NumPy objects to how the official CIFAR pickles spell a dtype.
+        # NumPy warns of how the official CIFAR pickles spell a dtype.
         warnings.filterwarnings("ignore", message=r"dtype\(\): align", category=Warning)
         try:
             train, test = (make(root, train=part, download=config.download) for part in (True, False))
@@ -102,7 +102,7 @@ def _read_torchvision(config: DataConfig, root: Path) -> Source:
 
 @contextmanager
 def _alone(root: Path, download: bool) -> Iterator[None]:
-    """Of several processes on one machine the first downloads; the others wait and then find the files."""
+    """Let the first of several processes on one machine download; the others wait and then find the files."""
     if not download:
         yield
         return
@@ -142,7 +142,7 @@ def _read_imagenet(config: DataConfig, root: Path) -> Source:
     classes = list_classes(train)
     parts = {"train": list_images(train, classes), "val": list_images(val, classes)}
     told: tuple[str, ...] = ()
-    if config.skip_broken:  # a look at a million files takes minutes, and these are known to be whole
+    if config.skip_broken:  # a look at a million files takes minutes, and the official ones are whole
         parts, told = _looked_at(parts, root, classes, config)
     return Source(parts["train"], parts["val"], tuple(classes), told=told)
 
@@ -157,8 +157,8 @@ def _read_folder(config: DataConfig, root: Path) -> Source:
     for name in ("val", "test"):
         part = root / name
         if train != root and part.is_dir():
-            if (found := list_classes(part)) != classes:
-                odd = sorted(set(found) ^ set(classes))[0]
+            if (own := list_classes(part)) != classes:
+                odd = sorted(set(own) ^ set(classes))[0]
                 raise Mistake("data.root", f"{part} and {train} differ in their classes, such as {odd}")
             parts[name] = list_images(part, classes)
     parts, told = _looked_at(parts, root, classes, config)
@@ -168,7 +168,7 @@ def _read_folder(config: DataConfig, root: Path) -> Source:
 def _looked_at(
     parts: dict[str, FolderImages], root: Path, classes: list[str], config: DataConfig
 ) -> tuple[dict[str, FolderImages], tuple[str, ...]]:
-    """The parts without what cannot be decoded, and what is to be said of them."""
+    """Return the parts without files that cannot be decoded, and sentences on what was found."""
     inspected = {name: inspect(images) for name, images in parts.items()}
     sound = without_broken(inspected, root, config)
     return sound, tuple(sentences(inspected, root, classes, config))
@@ -190,7 +190,7 @@ def _read_imagenet32(config: DataConfig, root: Path) -> Source:
 
 
 def _read_batch(config: DataConfig, root: Path, name: str) -> tuple[Tensor, Tensor]:
-    """One file of the downsampled ImageNet: rows of 3 x 32 x 32 bytes, labels from 1."""
+    """Read one file of the downsampled ImageNet: rows of 3 x 32 x 32 bytes, labels from 1."""
     path = root / f"{name}.npz"
     path = path if path.is_file() else root / name
     if not path.is_file():
@@ -208,7 +208,7 @@ def _read_batch(config: DataConfig, root: Path, name: str) -> tuple[Tensor, Tens
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles arrays and plain values; anything else in the file is refused before it can run."""
+    """An unpickler of arrays and plain values; anything else in the file is refused before it can run."""
 
     ALLOWED = frozenset(
         {

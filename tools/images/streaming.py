@@ -1,9 +1,10 @@
-"""Batches of images that worker processes decode and augment one by one.
+"""This module streams batches of images that worker processes decode and augment one by one.
 
-All that a worker is given can be pickled: only workers that are forked could do without.
+Everything that a worker is given can be pickled, so workers need not be forked.
 
-What happens to an image is a function of (seed, its position in the endless order): not of the number of
-workers or ranks, nor of where a run was resumed. Workers hand over bytes; the device that trains normalises.
+What happens to an image is a function of the seed and its position in the endless order. It depends neither
+on the number of workers or ranks nor on where a run was resumed. Workers pass on bytes, and the device that
+trains normalises them.
 """
 
 import itertools
@@ -37,7 +38,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class StreamLoader:
-    """Training batches out of files (or an array, for what only Pillow's transforms can do)."""
+    """A `StreamLoader` makes training batches from files, or from an array that needs Pillow's transforms."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class StreamLoader:
         return self._order.num_images / self.batch_size
 
     def batch(self, step: int) -> Batch:
-        """One step's batch; asked for in order, they are prepared ahead."""
+        """Return one step's batch; when steps are asked for in order, batches are prepared ahead."""
         if self._stream is None or step != self._next:
             self._start(itertools.count(step))
         return self._take(step)
@@ -99,7 +100,7 @@ class StreamLoader:
 
 
 class StreamedEvaluation:
-    """Evaluation batches out of files."""
+    """A `StreamedEvaluation` makes evaluation batches from files."""
 
     def __init__(
         self,
@@ -129,7 +130,7 @@ class StreamedEvaluation:
 
 
 def training_transform(data: Data, config: DataConfig) -> Transform:
-    """From a decoded image to bytes (H, W, 3), varied as the options say."""
+    """Return the transform from a decoded image to bytes (H, W, 3), varied as the options say."""
     size, standard = data.image_size, config.augment == "standard"
     steps: list[Callable[[Any], Any]] = []
     if not standard:
@@ -159,7 +160,7 @@ def training_transform(data: Data, config: DataConfig) -> Transform:
 
 
 def evaluation_transform(preparation: Preparation) -> Transform:
-    """From a decoded image to bytes (H, W, C)."""
+    """Return the transform from a decoded image to bytes (H, W, C)."""
     to_bytes = partial(_to_bytes, channels=len(preparation.mean))
     transform: Transform = v2.Compose([_to_size(preparation), to_bytes])
     return transform
@@ -170,11 +171,11 @@ def _to_size(preparation: Preparation) -> Callable[[Image.Image], Image.Image]:
 
 
 def _timm_policy(policy: str, size: int, mean: Sequence[float]) -> Callable[[Any], Any]:
-    # Imported here: timm takes seconds, and few runs need it.
+    # Imported here, because timm takes seconds to import and few runs need it.
     from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
 
     make = rand_augment_transform if policy.startswith("rand") else auto_augment_transform
-    # timm's own values for these two.
+    # These two are timm's own values.
     hints = {"translate_const": int(size * 0.45), "img_mean": tuple(round(255 * value) for value in mean)}
     try:
         made: Callable[[Any], Any] = make(policy, hints)
@@ -184,7 +185,7 @@ def _timm_policy(policy: str, size: int, mean: Sequence[float]) -> Callable[[Any
 
 
 def _to_bytes(image: Image.Image, *, channels: int) -> Tensor:
-    """Bytes (H, W, C); grey sets are in colour only for the transforms, some of which insist on it."""
+    """Return bytes (H, W, C); grey sets are in colour only for the transforms, some of which need it."""
     return torch.from_numpy(np.array(image))[..., :channels].contiguous()
 
 
@@ -203,7 +204,7 @@ def _cut_out(pixels: Tensor, *, side: int, colour: Sequence[int]) -> Tensor:
 
 
 class _TrainingImages(Dataset[tuple[Tensor, Tensor] | str]):
-    """By step: this rank's bytes (B, H, W, 3) and indices, or what is wrong with one of the images."""
+    """By step, this rank's bytes (B, H, W, 3) and indices, or what is wrong with one of the images."""
 
     def __init__(
         self, split: Images, transform: Transform, order: TrainingOrder, seed: int, share: Share
@@ -233,7 +234,7 @@ class _EvaluationImages(Dataset[tuple[Tensor, Tensor] | str]):
 
 
 def _load(indices: Tensor, image: Callable[[int], Tensor]) -> tuple[Tensor, Tensor] | str:
-    """A worker's exceptions arrive wrapped in its traceback; a message arrives as it is."""
+    """Load a batch, or return a message: an exception would arrive wrapped in the worker's traceback."""
     try:
         return torch.stack([image(row) for row in range(len(indices))]), indices
     except BadImage as error:
@@ -247,7 +248,7 @@ def _open(split: Images, index: int) -> Image.Image:
 
 
 def _seed_generators(value: int) -> None:
-    """Seed what other people's transforms draw from; only that, for the device's generator is not ours."""
+    """Seed the generators of other people's transforms, but not the device's, which is not ours to set."""
     torch.default_generator.manual_seed(value)
     np.random.seed(value % 2**32)  # noqa: NPY002
     random.seed(value)
@@ -255,7 +256,7 @@ def _seed_generators(value: int) -> None:
 
 @contextmanager
 def _generators_kept() -> Iterator[None]:
-    """Without workers, leave the training's own global generators as they are."""
+    """Without workers, leave the training's own global generators unchanged."""
     if get_worker_info() is not None:
         yield
         return
@@ -272,9 +273,9 @@ def _run_workers(
     dataset: Dataset[Any], steps: Iterable[int], workers: int, device: torch.device
 ) -> Iterator[Any]:
     with warnings.catch_warnings():
-        # Python 3.12 warns of forking a process with threads; the children only decode, on one thread.
+        # Python 3.12 warns when a process with threads is forked; the children only decode, on one thread.
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-        # How many workers are worth their while is the user's to say.
+        # The user decides how many workers are worthwhile.
         warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
         loader: DataLoader[Any] = DataLoader(
             dataset,
@@ -284,14 +285,15 @@ def _run_workers(
             collate_fn=_as_it_is,
             pin_memory=device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_trainer,
-            # Its own, or it would draw its workers' seeds from the global generator.
+            # With the global generator, it would change the training's random numbers.
             generator=torch.Generator(),
         )
         return iter(loader)
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach the whole group; the trainer still wants its next batch.
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group, but the trainer still needs its next
+    # batch.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
 

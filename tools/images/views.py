@@ -1,10 +1,10 @@
-"""Two random views of every image of a batch, as in SimCLR, made on the device that trains.
+"""This module makes two random views of every image of a batch, as in SimCLR, on the device that trains.
 
-What happens to an image is drawn for the global batch from a stream of the step; a rank takes its rows, so
-results do not depend on the number of ranks. Everything that follows from the draws alone is worked out on
-the CPU, and every image goes through the same operations: nothing waits for the device.
+What happens to an image is drawn for the global batch from a random stream of the step, and each rank takes
+its own rows. So results do not depend on the number of ranks. Everything that follows from the draws alone is
+computed on the CPU, and every image goes through the same operations. So nothing waits for the device.
 
-Shape suffixes: N = 2B views of this rank's B images, first views first; H and W rows and columns.
+Shape suffixes: N = 2B views of this rank's B images, first views first; H rows and W columns.
 """
 
 import itertools
@@ -20,28 +20,37 @@ from tools.seeding import torch_stream
 CROP_DRAWS = ("area", "ratio", "top", "left", "flip")
 COLOUR_DRAWS = ("jitter", "order", "brightness", "contrast", "saturation", "hue", "grey")
 DRAWS = (*CROP_DRAWS, *COLOUR_DRAWS, "blur", "sigma")
-"""Numbers drawn per view."""
+"""These numbers are drawn for each view."""
 
 CONTRAST, SATURATION, HUE = 1, 2, 3  # brightness is 0
 ORDERS = torch.tensor(list(itertools.permutations(range(4))))
 
 
 def draw(seed: int, step: int, total: int) -> Tensor:
-    """Numbers in [0, 1) for both views of every image of the global batch, (len(DRAWS), 2, total) on the CPU.
+    """Draw numbers in [0, 1) for both views of every image of the global batch.
 
-    All are drawn whatever the options, so that turning one off does not move the others.
+    They are (len(DRAWS), 2, total) numbers on the CPU. All are drawn whatever the options are, so that
+    turning one option off does not move the others.
     """
     generator = torch_stream(seed, "views", step)
     return torch.rand(len(DRAWS), 2, total, generator=generator, dtype=torch.float64)
 
 
 class Views:
-    """SimCLR's augmentation of normalised images with one or three channels.
+    """A `Views` applies SimCLR's augmentation to normalised images with one or three channels.
 
-    `scale` is the range of a crop's part of the area, `jitter` the strength of the colour jitter, `grey` and
-    `blur` are probabilities. Unlike torchvision's, a crop that does not fit is not drawn again: the range of
-    its aspect ratio is narrowed instead, so its area is uniform in `scale`. A crop is never larger than the
-    image it becomes, so antialiasing would change nothing.
+    Unlike torchvision's, a crop that does not fit is not drawn again: the range of its aspect ratio is
+    narrowed instead, so its area is uniform in `scale`. A crop is never larger than the image it becomes, so
+    antialiasing would change nothing.
+
+    Arguments:
+        mean: Each channel's mean, by which the images were normalised.
+        std: Each channel's standard deviation.
+        seed: The seed of all that is drawn.
+        scale: The range of a crop's share of the image's area.
+        jitter: The strength of the colour jitter.
+        grey: The probability of a grey view.
+        blur: The probability of a blurred view.
     """
 
     def __init__(
@@ -60,9 +69,9 @@ class Views:
         self._seed, self._scale, self._jitter, self._grey, self._blur = seed, scale, jitter, grey, blur
 
     def __call__(self, images: Tensor, step: int, *, start: int = 0, total: int | None = None) -> Tensor:
-        """Two views of each image (2B, C, H, W): the first views of all images, then the second views.
+        """Return two views of each image (2B, C, H, W): first all images' first views, then the second views.
 
-        The images are rows `start` onwards of a global batch of `total` images (default: no more follow).
+        The images are rows `start` onwards of a global batch of `total` images (by default, no more follow).
         """
         count, channels, height, width = images.shape
         end = start + count
@@ -94,9 +103,9 @@ class Views:
 
 
 def boxes(drawn: dict[str, Tensor], scale: tuple[float, float], height: int, width: int) -> Tensor:
-    """Where to crop, in whole pixels (5, N): top, left, height, width, and 1 to mirror."""
+    """Return where to crop, in whole pixels (5, N): top, left, height, width, and 1 to mirror."""
     area = scale[0] + (scale[1] - scale[0]) * drawn["area"]
-    # Only ratios with which a crop of this area fits, while there are any.
+    # Only aspect ratios with which a crop of this area fits, while there are any.
     lowest = (width / height * area).clamp(min=3 / 4).log()
     highest = (width / height / area).clamp(max=4 / 3).log()
     ratio = torch.lerp(lowest, highest, drawn["ratio"]).exp()
@@ -107,7 +116,7 @@ def boxes(drawn: dict[str, Tensor], scale: tuple[float, float], height: int, wid
 
 
 def crop(images: Tensor, where: Tensor) -> Tensor:
-    """Cut `boxes` out and resize them to the whole image, bilinearly."""
+    """Cut out `boxes` and resize them to the whole image, bilinearly."""
     height, width = images.shape[2:]
     top, left, rows, columns, flip = where[:, :, None]
     y_NH, x_NW = _places(top, rows, height), _places(left, columns, width)
@@ -118,18 +127,18 @@ def crop(images: Tensor, where: Tensor) -> Tensor:
 
 
 def _places(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Where `size` pixels lie that show `length` pixels from `start` on; -1 to 1 are the whole image."""
+    """Return where `size` pixels that show `length` pixels from `start` lie, on a scale from -1 to 1."""
     pixels = torch.arange(size, device=start.device, dtype=start.dtype)
-    # Beyond the centres of its outermost pixels a crop repeats them, whatever lies next to it in the image.
+    # Beyond the centres of its outermost pixels, a crop repeats them, whatever lies next to it in the image.
     inside = torch.minimum(((pixels + 0.5) * (length / size) - 0.5).clamp(min=0), length - 1)
     return (start + inside) * (2 / max(size - 1, 1)) - 1
 
 
 def jitters(drawn: dict[str, Tensor], strength: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What to `blend` before and after `shift_hue`, and by how many turns to shift.
+    """Return what to `blend` before and after `shift_hue`, and by how many turns to shift.
 
-    Each view has its own order. Hue is dear, so it is done once for all, and the blends of each view before
-    or after it; blends of factor 1 fill the places not taken.
+    Each view has its own order of operations. Shifting the hue is expensive, so it is done once for all
+    views, with each view's blends before or after it. Blends of factor 1 fill the unused places.
     """
     applied = drawn["jitter"] < 0.8
     low, high = max(0, 1 - 0.8 * strength), 1 + 0.8 * strength
@@ -148,7 +157,7 @@ def jitters(drawn: dict[str, Tensor], strength: float) -> tuple[Tensor, Tensor, 
 
 
 def blend(images: Tensor, weights: Tensor) -> Tensor:
-    """Weigh images, their mean grey (contrast) and their grey (saturation), in steps: (steps, 3, N)."""
+    """Mix images with their mean grey (contrast) and their grey (saturation), in steps: (steps, 3, N)."""
     for own, contrast, saturation in weights[:, :, :, None, None, None].unbind():
         grey = luma(images)
         other = grey * saturation + grey.mean((2, 3), keepdim=True) * contrast
@@ -157,7 +166,7 @@ def blend(images: Tensor, weights: Tensor) -> Tensor:
 
 
 def luma(images: Tensor) -> Tensor:
-    """Grey (N, 1, H, W), of one channel itself."""
+    """Return the grey image (N, 1, H, W); an image of one channel is its own."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.unbind(1)
@@ -165,14 +174,14 @@ def luma(images: Tensor) -> Tensor:
 
 
 def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue (N turns of 1 for the whole circle) at the same value and saturation in HSV."""
+    """Turn the hue by N turns (1 is the whole circle), with the same value and saturation in HSV."""
     red, green, blue = images.unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
     divisor = torch.where(chroma > 0, chroma, 1.0)  # the hue of grey is never looked at
     sixths = torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
     sixths = torch.where(value == red, (green - blue) / divisor, sixths) + 6 * turns[:, None, None]
-    # A channel falls from the value to value - chroma and rises again, each a sixth of the circle long.
+    # A channel falls from value to value - chroma and rises again; each takes a sixth of the circle.
     shifted = []
     for channel_phase in (5, 3, 1):
         phase = (sixths + channel_phase).remainder_(6)
@@ -181,7 +190,7 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def kernels(drawn: dict[str, Tensor], rate: float, radius: int) -> Tensor:
-    """Gaussian weights (2 radius + 1, N); 1 in the middle for views that are not blurred."""
+    """Return Gaussian weights (2 radius + 1, N); a view that is not blurred has a 1 in the middle."""
     sigma = 0.1 + 1.9 * drawn["sigma"]
     places = torch.arange(-radius, radius + 1, dtype=torch.float64)[:, None]
     weights = torch.exp(-0.5 * (places / sigma) ** 2)
