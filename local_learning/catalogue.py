@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tools.options.catalogue import Catalogue, Row, found
+from tools.options.catalogue import Catalogue, Row, import_part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class HeadRow(Row):
     @property
     def loss_maker(self) -> Callable[..., Any] | None:
         """What makes its own loss, if it has one."""
-        return (found(self.loss) if isinstance(self.loss, str) else self.loss) if self.loss else None
+        return (import_part(self.loss) if isinstance(self.loss, str) else self.loss) if self.loss else None
 
 
 def _plain(name: str, says: str, hidden: int = 0) -> HeadRow:

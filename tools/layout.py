@@ -47,8 +47,7 @@ class StridedPointwise(nn.Conv2d):
         if not self.at_risk(input):
             outputs: Tensor = super()._conv_forward(input, weight, bias)
             return outputs
-        # Pooling over one pixel at a time picks the pixels. A slice would too, but its gradient is not
-        # channels last.
+        # Pooling over one pixel at a time picks it. A slice would too, but its gradient is not channels last.
         return F.conv2d(F.avg_pool2d(input, 1, self.stride), weight, bias)
 
     def at_risk(self, input: Tensor) -> bool:

@@ -142,8 +142,7 @@ def _turned(
 def _local(size: int, x: Floats, y: Floats, radius: Floats, angle: Floats) -> tuple[Floats, Floats]:
     """Return the coordinates (B, S, S) of the pixels in each shape's own frame, where its radius is 1."""
     axis = ((np.arange(size) + 0.5) * (2 / size) - 1).astype(np.float32)
-    # Compute in float64 first: libraries differ in the last bit of a cosine, and rounding to float32 hides
-    # it.
+    # First in float64: libraries differ in the last bit of a cosine, which rounding to float32 hides.
     wide, scale = angle.astype(np.float64), radius[:, None, None]
     cosine = np.cos(wide).astype(np.float32)[:, None, None] / scale
     sine = np.sin(wide).astype(np.float32)[:, None, None] / scale

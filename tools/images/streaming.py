@@ -292,8 +292,7 @@ def _run_workers(
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach the whole process group, but the trainer still needs its next
-    # batch.
+    # Ctrl-C and a scheduler's SIGTERM reach the whole group, but the trainer still needs its next batch.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
 

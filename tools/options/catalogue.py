@@ -1,6 +1,6 @@
-"""Parts by name: a row for each, ours and a user's own, with the facts that others ask of it. Free of torch.
+"""This module keeps the parts that options can name, ours and a user's own, each as a row of facts.
 
-Nobody compares names. Whoever needs to know something of a part asks its row.
+Nobody compares names: code that needs to know something about a part asks the part's row. Free of torch.
 """
 
 import dataclasses
@@ -18,32 +18,33 @@ from tools.options.plugins import ORIGIN, Refused
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One part that options can name."""
+    """A `Row` describes one part that options can name."""
 
     name: str
     says: str = ""
-    """What it is, as a clause for help and reports."""
+    """A clause says what the part is, for help and reports."""
     make: Callable[..., Any] | str = ""
-    """What makes it. A text is where that is, as module:name, and is imported when somebody asks."""
+    """This makes the part. A text is the maker's place, module:name, which is imported at its first use."""
     given: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments that `make` gets for this part, where several parts are made in one way."""
+    """These arguments are passed to `make` for this part, where one maker makes several parts."""
     reads: tuple[str, ...] | None = None
-    """Options that it looks at, of those that only some parts of its kind do: dotted names, or whole groups.
-    None is for a part of which nobody knows."""
+    """These are the options that the part looks at, among those that only some parts of its kind look at.
+
+    They are dotted names or whole groups. None means that it is not known what the part looks at."""
 
     @property
     def maker(self) -> Callable[..., Any]:
-        """What makes it."""
-        maker = found(self.make) if isinstance(self.make, str) else self.make
+        """Return the function or class that makes the part."""
+        maker = import_part(self.make) if isinstance(self.make, str) else self.make
         return partial(maker, **self.given) if self.given else maker
 
     def looks_at(self, option: str) -> bool:
-        """Whether it looks at an option, or may."""
+        """Return whether the part looks at an option, or may look at it."""
         return self.reads is None or option in self.reads or option.rpartition(".")[0] in self.reads
 
 
-def found(place: str) -> Callable[..., Any]:
-    """What stands at a place, written as module:name."""
+def import_part(place: str) -> Callable[..., Any]:
+    """Import and return what stands at a place, written as module:name."""
     module, _, name = place.partition(":")
     part: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return part
@@ -54,12 +55,12 @@ Registered = TypeVar("Registered")
 
 
 def by_name(part: Registered) -> Registered:
-    """Mark what no module imports, because a row names it."""
+    """Mark a part that no module imports, because a row names it."""
     return part
 
 
 class Catalogue(Generic[AnyRow]):
-    """All parts of one kind. Ours come in by the same door as a user's own."""
+    """A `Catalogue` holds all parts of one kind; ours are added in the same way as a user's own."""
 
     def __init__(
         self, what: str, kind: type[AnyRow], rows: Iterable[AnyRow] = (), *, form: str = r"[A-Za-z]\w*"
@@ -69,10 +70,10 @@ class Catalogue(Generic[AnyRow]):
         for row in rows:
             self.add(row)
         self.ours: tuple[str, ...] = tuple(self._rows)
-        """The names that come with the house."""
+        """These names of parts come with this project."""
 
     def add(self, row: AnyRow) -> None:
-        """Take in a part."""
+        """Add a part."""
         if not re.fullmatch(self._form, row.name):
             letters = "letters, digits" + (" and _" if r"\w" in self._form else "")
             raise Refused(f"{self.what} '{row.name}': a name is {letters}, a letter first")
@@ -81,11 +82,11 @@ class Catalogue(Generic[AnyRow]):
         self._rows[row.name] = row
 
     def register(self, name: str, **facts: Any) -> Callable[[Registered], Registered]:
-        """A decorator by which a function or class becomes the part of this name.
+        """Return a decorator by which a function or class becomes the part of this name.
 
-        `facts` are fields of the row; each has a default that does no harm where it is not known.
+        `facts` are fields of the row; each has a default that is safe where the fact is not known.
         """
-        self.add(self._kind(name=name, **facts))  # so that a bad name is refused where it is written
+        self.add(self._kind(name=name, **facts))  # a bad name is thus refused where it is written
 
         def keep(part: Registered) -> Registered:
             self._rows[name] = dataclasses.replace(self._rows[name], make=part)  # type: ignore[arg-type]
@@ -94,28 +95,28 @@ class Catalogue(Generic[AnyRow]):
         return keep
 
     def is_own(self, name: str) -> bool:
-        """Whether a part is a user's own."""
+        """Return whether a part is a user's own."""
         return name in self._rows and name not in self.ours
 
     def check(self, option: str, name: str, among: Collection[str] = ()) -> None:
-        """Refuse what is neither a user's own nor one of ours, or of those of ours that an option takes."""
+        """Refuse a name that is neither a user's own nor one of ours, or of `among` where that is given."""
         if not self.is_own(name) and name not in (among or self.ours):
             raise Mistake(option, f"unknown value '{name}'{self.hint(name, among)}")
 
     def hint(self, name: str, among: Collection[str] = ()) -> str:
-        """Clauses that point to the nearest known name, and to where others come from."""
-        own = [each for each in self._rows if self.is_own(each)]
+        """Return clauses that point to the nearest known name, and to where other names come from."""
+        own = [part for part in self._rows if self.is_own(part)]
         near = suggest(name, [*(among or self.ours), *own])
         return f"{near}{' ' if near.endswith('?') else '; '}{ORIGIN}"
 
     def check_idle(self, option: str, name: str, config: Any, by: str = "") -> None:
         """Refuse options that other parts of this kind look at and this one does not.
 
-        `by` says who does not look, where the name of the part does not say it all.
+        `by` says which part does not look at them, where the part's name alone does not say it.
         """
         row = self._rows[name]
-        for each in dict.fromkeys(each for other in self for each in self[other].reads or ()):
-            for dotted, value, default in _values(config, each):
+        for read in dict.fromkeys(read for other in self for read in self[other].reads or ()):
+            for dotted, value, default in _values(config, read):
                 if value != default and not row.looks_at(dotted):
                     raise Mistake(dotted, f"{by or f'`{option}` {name}'} does not look at it", "leave it out")
 
@@ -123,7 +124,7 @@ class Catalogue(Generic[AnyRow]):
         return self._rows[name]
 
     def get(self, name: str) -> AnyRow | None:
-        """The row of a name, if there is one."""
+        """Return the row of a name, or None if there is none."""
         return self._rows.get(name)
 
     def __contains__(self, name: object) -> bool:
@@ -137,16 +138,16 @@ class Catalogue(Generic[AnyRow]):
 
 
 def _values(config: Any, option: str) -> Iterator[tuple[str, Any, Any]]:
-    """A config's options of a dotted name, or of a group, with their values and defaults."""
+    """Return the options of a dotted name, or of a whole group, with their values and defaults."""
     *groups, last = option.split(".")
     for group in groups:
         config = getattr(config, group)
     value = getattr(config, last)
     if dataclasses.is_dataclass(value):
-        for each in dataclasses.fields(value):
-            yield f"{option}.{each.name}", getattr(value, each.name), _default(each)
+        for option_field in dataclasses.fields(value):
+            yield f"{option}.{option_field.name}", getattr(value, option_field.name), _default(option_field)
     else:
-        (one,) = (each for each in dataclasses.fields(config) if each.name == last)
+        (one,) = (option_field for option_field in dataclasses.fields(config) if option_field.name == last)
         yield option, value, _default(one)
 
 

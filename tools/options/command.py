@@ -1,4 +1,4 @@
-"""A root script's way in and out: parse, run, and turn each ending into one line and an exit code."""
+"""This module runs a root script: it parses options, runs, and turns every ending into a line and a code."""
 
 import os
 import signal
@@ -25,10 +25,15 @@ def main(
 ) -> None:
     """Parse the command line into a `cls` and hand it to `run`.
 
-    `description` says what the script does, with examples. Without any option only that is shown, for the
-    defaults may be hours of work; a script that is meant to be called so is `bare`.
+    The exit codes are 2 for a user's mistake, 1 for a run that cannot go on, and 128 + signal for an
+    interrupted run.
 
-    Exit codes: 2 for a user's mistake, 1 for a run that cannot go on, 128 + signal for an interrupted one.
+    Arguments:
+        cls: The class of the script's options.
+        run: The work that the script does with its options.
+        description: What the script does, with examples. Without any option only this is shown, because the
+            defaults may be hours of work.
+        bare: Whether the script may be called without any option.
     """
     try:
         if not (sys.argv[1:] or bare):
@@ -38,7 +43,7 @@ def main(
     except ValueError as error:
         if not is_ours(error):
             raise
-        # Every process meets the same mistake; one on each machine says so.
+        # Every process meets the same mistake, so one process on each machine reports it.
         _leave(message_of(error), 2, speaks=os.environ.get("LOCAL_RANK", "0") == "0")
     except RunFailed as error:
         _leave(str(error), 1, speaks=not error.everyone or _rank() == 0)
@@ -56,12 +61,12 @@ def main(
 
 
 def is_ours(error: ValueError) -> bool:
-    """A ValueError of our own code is for the user; from anywhere else it is a bug to be seen whole."""
+    """Return whether a ValueError is for the user; from others' code it is a bug to be shown in full."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames or isinstance(error, Mistake):
         return True
     raised_in = Path(frames[-1].filename).resolve()
-    # Other libraries lie inside a checkout (.venv), and around an installation.
+    # Other libraries lie inside a checkout (.venv), and around an installed package.
     ours = raised_in.parent == HOUSE or any(raised_in.is_relative_to(HOUSE / floor) for floor in FLOORS)
     return ours and not plugins.is_plugin(raised_in)
 
@@ -84,7 +89,7 @@ def _leave(message: str, code: int, *, speaks: bool = True) -> NoReturn:
     if speaks:
         print(f"{where}: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    # Not sys.exit: with a peer gone, tearing down a process group can hang for its whole timeout.
+    # Not sys.exit: when another process is gone, closing a process group can hang until its timeout.
     if several or code == 1:
         os._exit(code)
     sys.exit(code)

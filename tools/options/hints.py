@@ -1,4 +1,4 @@
-"""Which option a word that is none most likely means; free of torch."""
+"""This module guesses which option an unknown word most likely means; it is free of torch."""
 
 from collections.abc import Collection
 
@@ -34,13 +34,13 @@ ELSEWHERE = {
     "amp": "precision",
     "mixed-precision": "precision",
 }
-"""What options that are usual in other tools are called here."""
+"""Other tools have options of these names; ours are called as given here."""
 
 
 def options_meant(word: str, known: Collection[str]) -> list[str]:
-    """The known options that end as a word does, or as what it is called here; none where that is unlike all.
+    """Return the known options that end as a word does, or as its usual name here; none if there are none.
 
-    Those of the word's own group come alone, where it names one that has them.
+    If the word names a group that has such options, only that group's options are returned.
     """
     group, _, last = word.removeprefix("--").rpartition(".")
     last = ELSEWHERE.get(last, last)

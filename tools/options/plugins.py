@@ -1,7 +1,8 @@
-"""Parts of a user's own: the Python files that --plugins names. Free of torch.
+"""This module loads a user's own parts from the Python files that --plugins names. It is free of torch.
 
 Such a file is imported before the options are checked, so that its names are valid wherever ours are. Only
-what the user's own command line names is ever imported, and nothing because a run or a file speaks of it.
+files that the user's own command line names are imported. Nothing is imported because a run or a file
+mentions it.
 """
 
 import hashlib
@@ -18,34 +19,36 @@ from tools.mistake import Mistake
 
 OPTION = "plugins"
 ORIGIN = f"`{OPTION}` FILE.py brings one of your own"
-"""Where other names come from, for a Mistake to say."""
+"""A mistake about an unknown name says with this clause where other names come from."""
 
 Part = TypeVar("Part")
 
 
 class Refused(ValueError):
-    """A name that cannot be registered."""
+    """A `Refused` reports a name that cannot be registered."""
 
 
 def call(part: Callable[..., Part], *values: Any, **options: Any) -> Part:
-    """Call a user's part with those of the options that it takes."""
+    """Call a user's part with those of the options that it accepts."""
     return part(*values, **{name: value for name, value in options.items() if takes(part, name)})
 
 
 def takes(part: Callable[..., Any], option: str) -> bool:
-    """Whether a function has an argument of this name."""
+    """Return whether a function has an argument of this name."""
     arguments = inspect.signature(part).parameters
-    return option in arguments or any(each.kind is each.VAR_KEYWORD for each in arguments.values())
+    return option in arguments or any(
+        argument.kind is argument.VAR_KEYWORD for argument in arguments.values()
+    )
 
 
 _loaded: dict[Path, str] = {}
 
 
 def load(names: Sequence[str]) -> None:
-    """Import these files, each once in a process.
+    """Import some files, each once in a process.
 
     Raises:
-        ValueError: in one line, if a file is not there, or if importing it fails.
+        ValueError: A file is missing, or importing it fails; the message is one line.
     """
     for name in names:
         path = Path(name).resolve()
@@ -69,7 +72,10 @@ def load(names: Sequence[str]) -> None:
 
 
 def load_asked(flags: Sequence[str] | None, in_config: Sequence[str]) -> None:
-    """Import what the command line names; what only a `--config` names is code that nobody asked to run."""
+    """Import the files that the command line names, and refuse those that only a `--config` file names.
+
+    A file of options may come from anybody, and must not make anybody's code run.
+    """
     if flags is None and in_config:
         listed = " ".join(in_config)
         raise Mistake(
@@ -81,7 +87,7 @@ def load_asked(flags: Sequence[str] | None, in_config: Sequence[str]) -> None:
 
 
 def check_noted(noted: dict[str, str], label: str, path: Path) -> None:
-    """Refuse weights whose notes name other files of a user's own parts than those that are loaded."""
+    """Refuse weights whose notes name plugin files other than the ones that are loaded."""
     changed = [name for name, digest in noted.items() if digest not in _loaded.values()]
     if changed and _loaded:
         raise Mistake(
@@ -92,17 +98,17 @@ def check_noted(noted: dict[str, str], label: str, path: Path) -> None:
 
 
 def loaded() -> dict[str, str]:
-    """The SHA-256 of all files that were imported, by name."""
+    """Return the SHA-256 digest of every file that was imported, by name."""
     return {path.name: digest for path, digest in _loaded.items()}
 
 
 def is_plugin(path: Path) -> bool:
-    """Whether a file was imported as a plug-in."""
+    """Return whether a file was imported as a plugin."""
     return path in _loaded
 
 
 def digests(names: Sequence[str]) -> dict[str, str]:
-    """The SHA-256 of each of these files, as it was when it was imported."""
+    """Return the SHA-256 digest of each of these files, as it was when the file was imported."""
     paths = {name: Path(name).resolve() for name in names}
     return {name: _loaded.get(path) or sha256(path) for name, path in paths.items()}
 
@@ -115,5 +121,5 @@ def _where(error: BaseException, path: Path) -> str:
 
 
 def _what(error: BaseException) -> str:
-    said = next(iter(str(error).splitlines()), "")
-    return said if isinstance(error, Refused) else f"{type(error).__name__}: {said}".removesuffix(": ")
+    message = next(iter(str(error).splitlines()), "")
+    return message if isinstance(error, Refused) else f"{type(error).__name__}: {message}".removesuffix(": ")

@@ -1,13 +1,13 @@
-"""Options that are still taken though no list shows them. Free of torch.
+"""This module accepts options that no list of options shows any more. It is free of torch.
 
-A group of options may have become smaller than it was. The config then names the class that the group was:
+A group of options may have become smaller than it was. The config then names the former class of the group:
 
     UNLISTED: ClassVar[dict[str, type]] = {"data": DataConfig}
 
-A file (such as the config.toml of a run of before) and the command line may still say what only that class
-has. Where all of it is as the defaults are, it is passed over. Otherwise the value is of a wider class.
-It is a subclass of the group's class of today with these options added, and it checks all as the old class
-does. Whoever uses the config says whether such a value is allowed.
+A file (such as the config.toml of an older run) and the command line may still give options that only the
+former class has. If all of them have their default values, they are passed over. Otherwise the group becomes
+an instance of a wider class. It is a subclass of the group's present class with these options added, and it
+makes all checks of the former class. The user of the config decides whether such a value is allowed.
 """
 
 import copy
@@ -20,7 +20,7 @@ Config = TypeVar("Config")
 
 
 def unlisted(cls: type[Any]) -> dict[str, Any]:
-    """The options of a config that no list shows, by dotted name, with their defaults."""
+    """Return the options of a config that no list shows, by dotted name, with their defaults."""
     return {
         f"{group}.{field.name}": field.default
         for group, former in getattr(cls, "UNLISTED", {}).items()
@@ -29,9 +29,9 @@ def unlisted(cls: type[Any]) -> dict[str, Any]:
 
 
 def widened(config: Config, names: Collection[str]) -> Config:
-    """The config with a wider group where one of these dotted names is an unlisted option of it.
+    """Return the config with a wider group where one of these dotted names is an unlisted option of it.
 
-    Nothing is checked, as a config that is still being read may not be whole.
+    Nothing is checked, because a config that is still being read may be incomplete.
     """
     for group, former in getattr(config, "UNLISTED", {}).items():
         options = getattr(config, group)
@@ -43,7 +43,7 @@ def widened(config: Config, names: Collection[str]) -> Config:
 
 
 def narrowed(config: Config) -> Config:
-    """The config with groups of today's classes where all unlisted options have their defaults."""
+    """Return the config with groups of their present classes, where all unlisted options have defaults."""
     for group, former in getattr(config, "UNLISTED", {}).items():
         options, listed = getattr(config, group), get_type_hints(type(config))[group]
         more = {field.name: field.default for field in _only_former(listed, former)}
@@ -54,14 +54,14 @@ def narrowed(config: Config) -> Config:
 
 
 def _only_former(listed: type[Any], former: type[Any]) -> list[dataclasses.Field[Any]]:
-    """The options that a group had before, and has no more."""
+    """Return the options that a group once had and no longer has."""
     kept = {field.name for field in dataclasses.fields(listed)}
     return [field for field in dataclasses.fields(former) if field.name not in kept]
 
 
 @functools.cache
 def _wider(listed: type[Any], former: type[Any]) -> type[Any]:
-    """A subclass of a group's class that has the former one's other options and checks."""
+    """Return a subclass of a group's class with the other options and the checks of the former class."""
 
     def check(options: Any) -> None:
         former(**vars(options))
@@ -73,7 +73,7 @@ def _wider(listed: type[Any], former: type[Any]) -> type[Any]:
     wide: type[Any] = dataclasses.make_dataclass(
         former.__name__, more, bases=(listed,), namespace={"__post_init__": check}, frozen=True, kw_only=True
     )
-    wide.__module__ = former.__module__  # where the texts under the options are read
+    wide.__module__ = former.__module__  # the texts under the options are read from there
     return wide
 
 

@@ -1,7 +1,8 @@
-"""What the processes of a run tell each other now and then: a wish to stop, a failure, what was measured.
+"""This module lets a run's processes share news now and then: a wish to stop, a failure, measured values.
 
-Processes that go in step hear the answer at once. Those of a pipeline are not at the same step at the same
-time, and waiting for the last one would empty it: they ask at one meeting and hear at a later one.
+Processes that run in step receive the answer at once. The processes of a pipeline are at different steps at
+any one time, and waiting for the last one would empty the pipeline. So they post a question at one step and
+read the answer at a later one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,19 +15,19 @@ from torch import Tensor
 
 @dataclass
 class Meeting:
-    """What was asked after a step; the answers are there once it is concluded."""
+    """A `Meeting` is what the processes share after one step; its answers are there once it is concluded."""
 
     step: int
     votes: tuple[float, ...]
-    """The largest of all processes' votes."""
+    """For each vote, this is the largest value over all processes."""
     means: dict[str, float]
-    """The mean of each value over the processes that measured it."""
+    """For each name, this is the mean over the processes that measured it."""
     pace: float = 0.0
-    """This process's own seconds per step."""
+    """This process takes so many seconds per step."""
 
 
 class Agreement:
-    """Meetings, in the order in which they were called; every process calls the same ones."""
+    """An `Agreement` holds meetings in the order of their calls; every process calls the same ones."""
 
     def __init__(self, device: torch.device, control: torch.distributed.ProcessGroup | None) -> None:
         self._control = control
@@ -41,8 +42,15 @@ class Agreement:
         means: Mapping[str, Tensor],
         counts: Mapping[str, int],
     ) -> Meeting:
-        """Ask all processes; `counts` names all that is measured, with the number of processes that do so."""
-        told = torch.stack(
+        """Start a meeting of all processes.
+
+        Arguments:
+            step: The step after which the meeting is held.
+            votes: This process's votes; the largest of all processes counts.
+            means: The values that this process measured.
+            counts: The names of all values, each with the number of processes that measure it.
+        """
+        ballot = torch.stack(
             [torch.as_tensor(vote, device=self._device, dtype=torch.float64) for vote in votes]
         )
         shares = [
@@ -54,20 +62,20 @@ class Agreement:
         values = torch.stack(shares) if shares else torch.zeros(0, dtype=torch.float64, device=self._device)
         works = []
         if not self._alone:
-            works.append(self._reduce(told, torch.distributed.ReduceOp.MAX))
+            works.append(self._reduce(ballot, torch.distributed.ReduceOp.MAX))
             if shares:
                 works.append(self._reduce(values, torch.distributed.ReduceOp.SUM))
         meeting = Meeting(step, (), {})
-        self._open.append((meeting, told, values, list(counts), works))
+        self._open.append((meeting, ballot, values, list(counts), works))
         return meeting
 
     def concluded(self, up_to: int) -> Iterator[Meeting]:
-        """The meetings up to that of a step, whose answers are to be heard now."""
+        """Conclude and return the meetings up to that of a step, waiting for their answers."""
         while self._open and self._open[0][0].step <= up_to:
-            meeting, told, values, names, works = self._open.pop(0)
+            meeting, ballot, values, names, works = self._open.pop(0)
             for work in works:
                 work.wait()
-            meeting.votes = tuple(told.tolist())
+            meeting.votes = tuple(ballot.tolist())
             meeting.means = dict(zip(names, values.tolist(), strict=True))
             yield meeting
 

@@ -1,9 +1,9 @@
-"""Checkpoints: each one whole, checked when read, the newest two kept.
+"""This module writes checkpoints that are whole, checks them when they are read, and keeps the newest two.
 
-A checkpoint is `step-N.pt`, tensors and plain values, readable with `weights_only=True`; where several
-processes hold a part of the state each, `step-N.part-R.pt` of those; and `step-N.json`, written after them,
-which holds their sizes and checksums. A checkpoint without its JSON does not exist yet; one that does not
-match it is damaged.
+A checkpoint is a file `step-N.pt` of tensors and plain values, readable with `weights_only=True`. Where
+several processes each hold a part of the state, there are also files `step-N.part-R.pt`. A file `step-N.json`
+is written after them and holds their sizes and checksums. A checkpoint without its JSON does not exist yet,
+and one that does not match it is damaged.
 """
 
 import io
@@ -22,7 +22,7 @@ KEPT = 2
 
 
 class Written(NamedTuple):
-    """By which a file is known to be whole."""
+    """A `Written` is a file's name, size and checksum, by which it is known to be whole."""
 
     name: str
     bytes: int
@@ -30,9 +30,9 @@ class Written(NamedTuple):
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], parts: Iterable[Written] = ()) -> None:
-    """Write the checkpoint of a step, then drop those older than the one before it.
+    """Write the checkpoint of a step, then remove those older than the previous one.
 
-    `parts` were written by `save_part`; with this they become a checkpoint.
+    `parts` are the files that `save_part` wrote; with this call they become a checkpoint.
     """
     own = _write(folder, f"step-{step:08d}.pt", state)
     facts: dict[str, Any] = {"step": step, "bytes": own.bytes, "crc32": own.crc32}
@@ -51,12 +51,12 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], parts: It
 
 
 def save_part(folder: Path, step: int, rank: int, state: Mapping[str, Any]) -> Written:
-    """Write what one process has of a checkpoint's state."""
+    """Write one process's part of a checkpoint's state."""
     return _write(folder, f"step-{step:08d}.part-{rank}.pt", state)
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """The step and state of the newest checkpoint, its parts united; None where there is none yet."""
+    """Return the newest checkpoint's step and state, with its parts united, or None if there is none yet."""
     steps = _steps(folder)
     if not steps:
         return None
@@ -67,23 +67,23 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
         else f"remove {folder} to start again"
     )
     try:
-        said = read_document(path.with_suffix(".json"), KIND, VERSION)
+        facts = read_document(path.with_suffix(".json"), KIND, VERSION)
     except ValueError as error:
         raise ValueError(f"{error}; {cure}") from None
-    own = Written(path.name, said.get("bytes", -1), said.get("crc32", -1))
+    own = Written(path.name, facts.get("bytes", -1), facts.get("crc32", -1))
     state = _read(folder, own, cure)
-    for part in said.get("parts", []):
+    for part in facts.get("parts", []):
         state = _united(state, _read(folder, Written(**part), cure))
     return steps[-1], state
 
 
 def latest_step(folder: Path) -> int:
-    """The step of the newest checkpoint; 0 where there is none."""
+    """Return the step of the newest checkpoint, or 0 if there is none."""
     return max(_steps(folder), default=0)
 
 
 def all_finite(state: object) -> bool:
-    """Whether every tensor in nested dicts and lists holds finite numbers only."""
+    """Return whether every tensor in nested dicts and lists holds only finite numbers."""
     if isinstance(state, torch.Tensor):
         return not state.is_floating_point() or bool(torch.isfinite(state).all())
     if isinstance(state, Mapping):
@@ -98,7 +98,7 @@ def _write(folder: Path, name: str, state: Mapping[str, Any]) -> Written:
         raise RunFailed(
             f"cannot make {folder}: {error.strerror}; is the run's folder still there?"
         ) from error
-    # Through memory: torch would hide the system's reason when the disk is full.
+    # Through memory, because torch would hide the system's reason when the disk is full.
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     data = buffer.getbuffer()
@@ -106,16 +106,16 @@ def _write(folder: Path, name: str, state: Mapping[str, Any]) -> Written:
     return Written(name, len(data), zlib.crc32(data))
 
 
-def _read(folder: Path, said: Written, cure: str) -> dict[str, Any]:
-    path = folder / said.name
+def _read(folder: Path, written: Written, cure: str) -> dict[str, Any]:
+    path = folder / written.name
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read checkpoint {path}: {error.strerror}; {cure}") from None
-    if len(data) != said.bytes or zlib.crc32(data) != said.crc32:
+    if len(data) != written.bytes or zlib.crc32(data) != written.crc32:
         raise ValueError(f"checkpoint {path} is damaged (its checksum does not fit); {cure}")
     try:
-        # weights_only: nothing in the file can run.
+        # With weights_only, nothing in the file can run.
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different kind for every kind of foreign file
         reason = str(error).splitlines()[0]
@@ -124,7 +124,7 @@ def _read(folder: Path, said: Written, cure: str) -> dict[str, Any]:
 
 
 def _united(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts with the entries of both, which share no others."""
+    """Return nested dicts with the entries of both, which share no others."""
     both = {**one, **other}
     for key in one.keys() & other.keys():
         both[key] = _united(one[key], other[key])
@@ -132,13 +132,13 @@ def _united(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _steps(folder: Path) -> list[int]:
-    """The steps that have a complete checkpoint, oldest first."""
+    """Return the steps that have a complete checkpoint, oldest first."""
     names = (path.stem.removeprefix("step-") for path in folder.glob("step-*.json"))
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def _remove(folder: Path, step: int) -> None:
-    # The JSON first: what is left of a removal cut short is then no checkpoint.
+    # The JSON goes first, so that what an interrupted removal leaves is no checkpoint.
     (folder / f"step-{step:08d}.json").unlink(missing_ok=True)
     for path in folder.glob(f"step-{step:08d}.*pt"):
         path.unlink(missing_ok=True)

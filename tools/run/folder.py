@@ -1,6 +1,6 @@
-"""A run is one folder: its config, metrics, checkpoints and results.
+"""This module keeps a run in one folder: its config, metrics, checkpoints and results.
 
-Starting on an existing run continues it; on one whose config differs, the differing options are named.
+Starting on an existing run continues it. If the config differs, the differing options are named.
 """
 
 import fcntl
@@ -20,13 +20,13 @@ from tools.options.unlisted import unlisted
 
 LOCK_PATIENCE_S = 60.0
 MADE_BY = "# made by "
-"""In front of the options in config.toml: the script's name follows."""
+"""The first line of config.toml begins with this text; the script's name follows."""
 
 Config = TypeVar("Config")
 
 
 class Run:
-    """One run's folder and the places in it."""
+    """A `Run` is the folder of one run and the files in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,9 +41,10 @@ class Run:
         self._lock: TextIO | None = None
 
     def open(self, config: Any, *, free: Collection[str]) -> None:
-        """Make the folder ready for this config; for one process of the run only.
+        """Prepare the folder for this config; only one process of the run may call this.
 
-        `free` names the options that may change from one start to the next: no result depends on them.
+        `free` names the options that may change from one start to the next, because no result depends on
+        them.
         """
         if self.path.is_file():
             raise Mistake("run", f"'{self.path}' is a file", "a run is a folder")
@@ -61,7 +62,7 @@ class Run:
         except OSError as error:
             raise Mistake("run", f"cannot write in folder '{self.path}': {error.strerror}") from None
         self._take_lock(self._lock)
-        # Until the first checkpoint nothing depends on the options: a mistake may be mended in place.
+        # Until the first checkpoint nothing depends on the options, so a mistake may be corrected in place.
         if self.config_path.exists() and self.has_begun:
             self._compare(config, free)
             if "plugins" not in free:
@@ -71,23 +72,23 @@ class Run:
             self._keep_plugins(config)
 
     def keep_config(self, config: Any) -> None:
-        """Write by which options the run is made."""
+        """Write the options that the run is made with."""
         write_bytes(self.config_path, f"{MADE_BY}{_script()}\n{to_toml(config)}".encode())
 
     def differs(self, config: Any, options: Collection[str]) -> bool:
-        """Whether these options are not those that the run was made with."""
+        """Return whether any of these options differs from the one that the run was made with."""
         text = self.config_path.read_text("utf-8", errors="replace")
         old = flatten(of_run(type(config), text, source=str(self.config_path), checked=False))
         return any(value != old[name] for name, value in flatten(config).items() if name in options)
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a checkpoint, a score, or the result, of work with the config."""
-        found = self.path.glob("**/checkpoints/step-*.json")
-        return self.results_path.exists() or self.evaluations_path.exists() or any(True for _ in found)
+        """Return whether there is a checkpoint, a score or a result that was made with the config."""
+        checkpoints = self.path.glob("**/checkpoints/step-*.json")
+        return self.results_path.exists() or self.evaluations_path.exists() or any(True for _ in checkpoints)
 
     def part(self, name: str) -> "Run":
-        """A stage of this run with metrics and checkpoints of its own, in a folder inside."""
+        """Return a part of this run that has its own metrics and checkpoints, in a folder inside."""
         part = Run(self.path / name)
         try:
             part.path.mkdir(exist_ok=True)
@@ -102,21 +103,21 @@ class Run:
 
     @property
     def results(self) -> dict[str, Any] | None:
-        """What the finished run found; None while it is not finished."""
+        """Return the results of the finished run, or None while it is not finished."""
         return read_document(self.results_path, "results", 1) if self.results_path.exists() else None
 
     def write_results(self, results: dict[str, Any]) -> None:
-        """Mark the run as finished."""
+        """Write the results, which mark the run as finished."""
         try:
             write_document(self.results_path, "results", 1, results)
-        except ValueError:  # JSON has no such numbers
+        except ValueError:  # JSON has no numbers that are not finite
             raise RunFailed(
                 "the training has diverged: the weights are finite, but losses by them are not; start a new "
                 f"run with a lower {flag('recipe.lr')}"
             ) from None
 
     def continued(self, config: Config) -> Config:
-        """The config to go on with: options at their default stay at what that was when the run began."""
+        """Return the config to go on with: options at their default keep the run's original default."""
         if not self.has_begun or not self.config_path.exists():
             return config
         return with_earlier(
@@ -137,7 +138,7 @@ class Run:
             whose = f"{maker}, and this is {_script()}" if maker else other
             raise Mistake("run", f"'{self.path}' was made by {whose}", "name a new folder") from None
         new = flatten(config)
-        # Of plug-ins it is what they say that counts, not where they lie.
+        # What counts about plugins is their content, not where they lie.
         free = {*free, "plugins"}
         differing = [name for name in new if name not in free and old[name] != new[name]]
         if differing:
@@ -149,7 +150,7 @@ class Run:
             )
 
     def check_plugins(self, config: Any) -> None:
-        """Refuse to go on with other files of the user's own parts than those that are on record."""
+        """Refuse to go on if the user's own parts are other files than the recorded ones."""
         if not self.plugins_path.exists():
             return
         before: dict[str, str] = read_document(self.plugins_path, "plugins", 1)["sha256"]
@@ -159,24 +160,24 @@ class Run:
         names = {name for name in now if now[name] not in before.values()}
         names |= {name for name in before if before[name] not in now.values()}
         words = {(True, True): "has changed", (True, False): "is not given any more"}
-        told = [f"'{name}' {words.get((name in before, name in now), 'is new')}" for name in sorted(names)]
+        changes = [f"'{name}' {words.get((name in before, name in now), 'is new')}" for name in sorted(names)]
         raise Mistake(
             "plugins",
-            f"since '{self.path}' began, {', '.join(told)}",
+            f"since '{self.path}' began, {', '.join(changes)}",
             "give what it began with, or name a new folder (to go on all the same, remove "
             f"{self.plugins_path})",
         )
 
     def _keep_plugins(self, config: Any) -> None:
-        """Put on record by which files of the user's own parts the run is made."""
-        found = digests(getattr(config, "plugins", ()))
-        if found:
-            write_document(self.plugins_path, "plugins", 1, {"sha256": found})
+        """Record which files of the user's own parts the run is made with."""
+        files = digests(getattr(config, "plugins", ()))
+        if files:
+            write_document(self.plugins_path, "plugins", 1, {"sha256": files})
         else:
             self.plugins_path.unlink(missing_ok=True)
 
     def _take_lock(self, lock: TextIO) -> None:
-        """Wait a while for a process that is just ending here; two must never write one run."""
+        """Wait a while for a process that is just ending here, because two must never write one run."""
         deadline = time.monotonic() + LOCK_PATIENCE_S
         while True:
             try:
@@ -190,7 +191,7 @@ class Run:
                         "run", f"process {holder} is working on '{self.path}'", "stop it or name a new folder"
                     ) from None
                 time.sleep(0.2)
-            except OSError:  # a file system without locks: then it is the user who must not start twice
+            except OSError:  # a file system without locks: then the user must not start a run twice
                 break
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -202,5 +203,5 @@ def _script() -> str:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file is none of those that a start cut short leaves behind."""
+    """Return whether a file is none of those that an interrupted start leaves behind."""
     return path.name not in (".lock", ".config.toml.tmp")

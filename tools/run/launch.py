@@ -1,4 +1,4 @@
-"""From a few options to an Accelerator: device, precision, processes, threads, trackers."""
+"""This module makes an Accelerator from a few options: device, precision, processes, threads, trackers."""
 
 import ctypes
 import os
@@ -23,18 +23,18 @@ from tools.options.config import check_choice, flag, flatten, message_of
 
 Result = TypeVar("Result")
 
-# How long a collective waits for a rank that is alive but silent. A rank that dies is noticed at once by
-# gloo; with NCCL it is the launcher that ends the others.
+# A collective waits this long for a rank that is alive but silent. gloo notices at once when a rank dies;
+# with NCCL, the launcher ends the other ranks.
 SILENCE = timedelta(minutes=10)
 
 MIXED = ("bf16", "fp16")
-"""Kinds of mixed precision."""
+"""These precisions are mixed ones."""
 
 
 def launch(
     *, device: str, precision: str, threads: int, trackers: tuple[str, ...], folder: Path
 ) -> Accelerator:
-    """An Accelerator for this process, one of as many as the launcher started."""
+    """Make an Accelerator for this process, which is one of those that the launcher started."""
     _check_trackers(trackers)
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
@@ -53,7 +53,7 @@ def launch(
             project_dir=folder,
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[
-                # Whoever reads BatchNorm statistics makes them equal first; a broadcast each step is waste.
+                # BatchNorm statistics are made equal before they are read; a broadcast each step is waste.
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
                 InitProcessGroupKwargs(timeout=SILENCE),
             ],
@@ -64,31 +64,31 @@ def launch(
 
 
 def unheard(precision: str, num_processes: int, variables: Mapping[str, str]) -> list[str]:
-    """What `accelerate launch` was asked for that does not come about, each with its cure.
+    """Return the wishes of `accelerate launch` that do not come true, each with its cure.
 
-    The launcher tells its wishes by environment variables. Where it starts a single process it sets
-    ACCELERATE_USE_CPU, and an address for others to meet at if it was asked for several.
+    The launcher passes on its options as environment variables. Where it starts a single process it sets
+    ACCELERATE_USE_CPU. If it was asked for several processes, it also sets an address for them to meet at.
     """
-    found = []
+    notes = []
     if num_processes == 1 and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= set(variables):
-        found.append(
+        notes.append(
             "one process does all the work, though accelerate launch prepared for several (MASTER_ADDR is "
             "set): with --cpu, or without two GPUs and --multi_gpu, it starts one, whatever --num_processes "
             f"says. Give it --multi_gpu --num_processes N; on CPU, give the script {flag('device')} cpu as "
             "well"
         )
-    asked = variables.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", precision):
-        cure = asked if asked in MIXED else " or ".join(MIXED)
-        found.append(
-            f"--mixed_precision {asked} of accelerate launch is not looked at: {flag('precision')} decides, "
+    wanted = variables.get("ACCELERATE_MIXED_PRECISION", "no")
+    if wanted not in ("no", precision):
+        cure = wanted if wanted in MIXED else " or ".join(MIXED)
+        notes.append(
+            f"--mixed_precision {wanted} of accelerate launch is not looked at: {flag('precision')} decides, "
             f"and is {precision}; give the script {flag('precision')} {cure} for mixed precision"
         )
-    return found
+    return notes
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
-    """Run an action on the first process only; its failure is every process's failure."""
+    """Run an action on the first process only; if it fails, every process fails."""
     result: Result | None = None
     failure: Exception | None = None
     if accelerator.is_main_process:
@@ -98,18 +98,18 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | 
             failure = error
         except OSError as error:
             failure = RunFailed(f"{error.filename}: {error.strerror}", everyone=True)
-    told = [_plain(failure)]
+    failures = [_plain(failure)]
     if accelerator.num_processes > 1:
-        broadcast_object_list(told)
+        broadcast_object_list(failures)
     if failure:
         raise failure
-    if told[0]:
-        raise told[0]
+    if failures[0]:
+        raise failures[0]
     return result
 
 
 def from_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
-    """What an action on the first process gives, on all of them; a mistake there is one everywhere."""
+    """Run an action on the first process and return its result on all; if it fails, every process fails."""
     results: list[Any] = [on_main(accelerator, action)]
     if accelerator.num_processes > 1:
         broadcast_object_list(results)
@@ -118,12 +118,12 @@ def from_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
 
 
 def start_trackers(accelerator: Accelerator, config: Any) -> None:
-    """Begin to report to the trackers that were asked for, with all options."""
+    """Start the trackers that were asked for, and report all options to them."""
     accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
 
 
 def on_every(action: Callable[[], Result], control: torch.distributed.ProcessGroup) -> list[Result]:
-    """Run an action on every process, and tell all what came of it; one's failure is everyone's failure."""
+    """Run an action on every process and return all results; if one fails, every process fails."""
     outcome: tuple[Result | None, str] = (None, "")
     try:
         outcome = (action(), "")
@@ -140,7 +140,7 @@ def on_every(action: Callable[[], Result], control: torch.distributed.ProcessGro
 
 
 def _plain(failure: Exception | None) -> Exception | None:
-    """A failure as it can be sent to the other processes, which then fail alike."""
+    """Return a failure in a form that can be sent to the other processes, which then fail alike."""
     if failure is None or isinstance(failure, Mistake):
         return failure
     if isinstance(failure, RunFailed):
@@ -158,9 +158,9 @@ def _check_trackers(trackers: tuple[str, ...]) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what a step frees: the next step's activations then need no fresh pages (5 % faster).
+    """Let glibc keep what a step frees: the next step then needs no fresh pages and is 5 % faster.
 
-    Where there is no glibc, nothing is lost but that.
+    Without glibc, nothing else is lost.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
@@ -171,7 +171,7 @@ def _keep_freed_memory() -> None:
 
 
 def _fair_share_of_cores() -> int:
-    """All cores this process may use, shared with the other ranks on this machine.
+    """Return this process's share of the cores that the ranks on this machine may use.
 
     Launchers set OMP_NUM_THREADS=1 by default, which would leave the other cores idle.
     """

@@ -1,4 +1,4 @@
-"""A finished run goes on to more steps, where the steps that it made are those of the longer training."""
+"""This module lets a finished run go on to more steps, if its steps are those of the longer training."""
 
 import os
 from typing import Any
@@ -10,16 +10,16 @@ from tools.run.checkpoint import latest_step
 from tools.run.folder import Run
 
 LENGTH = frozenset({f"recipe.{name}" for name in ("steps", "epochs", "warmup", "milestones", "factors")})
-"""The options that say how long a training is, or what in it is a part of its length."""
+"""These options say how long a training is, or are given in parts of its length."""
 
 
 def lengthen(run: Run, config: Any, num_steps: int) -> None:
-    """Make a finished run one that is under way, of `num_steps`; another stays as it is. For one process.
+    """Turn a finished run into an unfinished one of `num_steps`; call this on one process.
 
-    What it found so far is kept as results-<steps>.json.
+    A run that is not finished stays as it is. The results so far are kept as results-<steps>.json.
 
     Raises:
-        ValueError: in one line, where its training is not the beginning of the longer one.
+        ValueError: The run's training is not the beginning of the longer one; the message is one line.
     """
     results = run.results
     if results is None:
@@ -34,7 +34,7 @@ def lengthen(run: Run, config: Any, num_steps: int) -> None:
 
 
 def check_longer(old: Recipe, new: Recipe, done: int, num_steps: int, run: str) -> None:
-    """Refuse to go on from `done` steps to `num_steps`, if the rates so far are not the new recipe's."""
+    """Refuse to go on from `done` steps to `num_steps` if the rates so far differ from the new recipe's."""
     if num_steps <= done:
         raise Mistake(
             "extend",
@@ -67,5 +67,5 @@ def check_longer(old: Recipe, new: Recipe, done: int, num_steps: int, run: str) 
 
 
 def _turns(recipe: Recipe, num_steps: int, before: int) -> list[int]:
-    """The steps at which the rate changes, of those before one."""
-    return [step for each in recipe.milestones if (step := round(each * num_steps)) < before]
+    """Return the steps at which the rate changes, as far as they lie before another step."""
+    return [step for part in recipe.milestones if (step := round(part * num_steps)) < before]

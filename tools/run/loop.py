@@ -1,6 +1,7 @@
-"""The one training loop: steps, metrics, evaluations, checkpoints, resume, signals, the guard against NaN.
+"""This module is the one training loop: steps, metrics, evaluations, checkpoints, resuming and signals.
 
-A stage hands it a job (one step, one evaluation, its state) and a stream of batches; the loop owns all else.
+It also guards against NaN. A script's stage gives it a job (one step, one evaluation, its state) and a stream
+of batches; the loop does everything else.
 """
 
 import signal
@@ -31,7 +32,7 @@ SECONDS_BETWEEN_CHECKS = 1.0
 
 
 class Loop(Generic[BatchT]):
-    """Takes a job from wherever its run stands to the last step of the plan."""
+    """A `Loop` takes a job from wherever its run stands to the last step of the plan."""
 
     def __init__(
         self,
@@ -54,9 +55,9 @@ class Loop(Generic[BatchT]):
         self._saved_step = -1
 
     def run(self, batches: Callable[[int, int], Iterable[BatchT]]) -> Position:
-        """Train to the end; `batches(start, stop)` gives the batches of those steps.
+        """Train to the end; `batches(start, stop)` returns the batches of those steps.
 
-        An interrupted or failed run raises, with a checkpoint behind it from which the next call goes on.
+        An interrupted or failed run raises an exception, and the next call goes on from its last checkpoint.
         """
         self._resume()
         main, position = self._accelerator.is_main_process, self._position
@@ -86,7 +87,7 @@ class Loop(Generic[BatchT]):
         watch.reset()
         for batch in batches(position.step, plan.num_steps):
             step = position.step
-            # Dropout and the like start each step from its own stream: no generator's state needs saving.
+            # Dropout and the like start each step from the step's own stream, so no generator state is saved.
             seed_globals(plan.seed, "step", step, self._accelerator.process_index)
             values = self._job.step(batch, step)
             losses = [value for name, value in values.items() if name.startswith("loss")]
@@ -115,20 +116,20 @@ class Loop(Generic[BatchT]):
                 self._save()
             if logs:
                 logged_at = done
-            if self._agreed_signal:  # after whatever this step owes: the next start will not make it again
+            if self._agreed_signal:  # after all that this step owes: the next start will not repeat it
                 self._stop(self._agreed_signal)
             watch.go_on()
 
     def _note_loss(self, losses: Tensor, step: int) -> None:
-        """Remember the first step of which a loss is no number, without waiting for the device."""
+        """Remember the first step at which a loss is not finite, without waiting for the device."""
         bad = torch.where(torch.isfinite(losses.detach()).all(), self._plan.num_steps + 1, step)
         self._first_bad_step = torch.minimum(self._first_bad_step, bad)
 
     def _meet(self, done: int, since: int, *, logs: bool, at_once: bool) -> None:
         """Agree with all ranks whether to go on, and on the values to write.
 
-        The watch has run for `since` steps. A spread job's ranks hear the outcome when all are sure to have
-        been here, unless they must know it at once.
+        The stopwatch has run for `since` steps. The ranks of a spread job read the outcome later, when all of
+        them have certainly reached this step, unless they need it at once.
         """
         means = self._sums.means() if logs else {}
         if logs:
@@ -136,11 +137,11 @@ class Loop(Generic[BatchT]):
         votes = (float(self._wish.signum), -self._first_bad_step, self._watch.seconds / since)
         counts = self._spread.measured if self._spread else dict.fromkeys(means, self._ranks)
         meeting = self._agreement.call(done, votes, means, counts if logs else {})
-        meeting.pace = self._watch.seconds / since  # the device has done its part of these steps by now
+        meeting.pace = self._watch.seconds / since  # the device has finished its part of these steps by now
         self._hear(done if at_once or not self._spread else done - self._spread.apart, since)
 
     def _hear(self, up_to: int, since: int = 1) -> None:
-        """Act on what was agreed."""
+        """Act on what the processes agreed on."""
         with self._waiting():
             for meeting in self._agreement.concluded(up_to):
                 if not self._spread:
@@ -170,16 +171,16 @@ class Loop(Generic[BatchT]):
         done = meeting.step
         speed = self._plan.images_per_step / meeting.pace
         line = {**meeting.means, "learning_rate": self._job.rate(done - 1), "images_per_second": speed}
-        self._tell(done, line)
+        self._report(done, line)
         self._progress.say(done, line, (self._plan.num_steps - done) * meeting.pace)
 
     def _evaluate(self, done: int) -> bool:
-        """Evaluate; true if this is the best so far."""
+        """Evaluate, and return whether this is the best evaluation so far."""
         values = dict(self._job.evaluate())
         score = values.pop("score")
         position = self._position
         position.latest = values
-        self._tell(done, values)
+        self._report(done, values)
         self._progress.say(done, values)
         if score <= position.best_score:
             return False
@@ -193,7 +194,7 @@ class Loop(Generic[BatchT]):
             on_main(self._accelerator, lambda: self._job.keep_best(done, score))
         return True
 
-    def _tell(self, done: int, values: Mapping[str, float]) -> None:
+    def _report(self, done: int, values: Mapping[str, float]) -> None:
         if self._log:
             self._log.append(done, values)
         self._accelerator.log(dict(values), step=done)
@@ -222,7 +223,7 @@ class Loop(Generic[BatchT]):
         self._saved_step = step
 
     def _save_part(self, step: int, own: Mapping[str, Any]) -> Written | None:
-        """Write what this process has of the job's state."""
+        """Write this process's part of the job's state."""
         assert self._spread is not None
         self._insist_on_numbers(own)
         if not self._spread.saves:
@@ -230,11 +231,11 @@ class Loop(Generic[BatchT]):
         return save_part(self._run.checkpoints, step, self._accelerator.process_index, own)
 
     def _everywhere(self, action: Callable[[], Result]) -> list[Result]:
-        """Do something on every process; what one of a spread job's processes fails in, all fail in."""
+        """Run an action on every process; if it fails on one process of a spread job, it fails on all."""
         return on_every(action, self._spread.control) if self._spread else [action()]
 
     def _share_sums(self) -> None:
-        """Make the sums so far what a checkpoint keeps: of each value the mean over those that measure it."""
+        """Turn the sums so far into what a checkpoint keeps: each value's mean over those that measure it."""
         if self._spread:
             self._sums.unite(self._spread.control, self._accelerator.device)
         elif self._ranks > 1:
@@ -247,12 +248,12 @@ class Loop(Generic[BatchT]):
         def look() -> None:
             load_checkpoint(self._run.checkpoints)
 
-        on_main(self._accelerator, look)  # a damaged one is one rank's message, not all ranks'
-        found = load_checkpoint(self._run.checkpoints)
-        self._agree_on_start(found[0] if found else 0)
-        if found is None:
+        on_main(self._accelerator, look)  # one rank reports a damaged checkpoint, not all of them
+        newest = load_checkpoint(self._run.checkpoints)
+        self._agree_on_start(newest[0] if newest else 0)
+        if newest is None:
             return
-        step, state = found
+        step, state = newest
         self._compare_identity(state.get("identity", {}))
         try:
             self._job.load_state_dict(state["job"])

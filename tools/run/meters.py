@@ -1,4 +1,4 @@
-"""What a run says while it works: metrics.jsonl always, and a progress bar or plain lines."""
+"""This module reports on a run: metrics.jsonl in any case, and a progress bar or plain lines."""
 
 import math
 import sys
@@ -15,15 +15,15 @@ from tools.files.jsonl import JsonLines, read_lines
 
 
 class MetricsLog(JsonLines):
-    """An append-only file of one JSON object a line, each with its "step"."""
+    """A `MetricsLog` is an append-only file of one JSON object a line, each with its "step"."""
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
-        """Add one line."""
+        """Append one line of values."""
         self.write({"step": step, **_plain(values)})
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows no infinity and no NaN: null stands for both."""
+    """Write null for infinity and NaN, which JSON does not know."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
@@ -31,15 +31,15 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file in order of steps.
+    """Return the lines of a metrics file in order of steps.
 
-    Torn lines are passed over; of steps made again after a restart, the later line counts.
+    Torn lines are passed over. If steps were repeated after a restart, the later line counts.
     """
     latest: dict[int, list[dict[str, Any]]] = {}
     for entry in read_lines(path):
         if type(entry.get("step")) is int:
             lines = latest.setdefault(entry["step"], [])
-            # Names in common mean that the step was made again, maybe by another number of processes.
+            # Names in common mean that the step was repeated, perhaps by another number of processes.
             again = [index for index, line in enumerate(lines) if line.keys() & entry.keys() != {"step"}]
             place = again[0] if again else len(lines)
             lines[:] = [line for index, line in enumerate(lines) if index not in again]
@@ -48,9 +48,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Sums:
-    """Running sums of per-step values, kept on the device so that no step waits for them.
+    """A `Sums` keeps running sums of per-step values on the device, so that no step waits for them.
 
-    A name counts the steps that had it: not all need to.
+    Each name counts only the steps that had it.
     """
 
     def __init__(self) -> None:
@@ -65,68 +65,68 @@ class Sums:
             self.totals[name] = self.totals[name] + value if name in self.totals else value
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums, for a checkpoint."""
+        """Return the sums for a checkpoint."""
         return {"counts": dict(self.counts), "totals": dict(self.totals)}
 
     def means(self) -> dict[str, Tensor]:
-        """The mean of each over its steps."""
+        """Return each value's mean over the steps that had it."""
         return {name: total / self.counts[name] for name, total in self.totals.items()}
 
     def share(self) -> None:
-        """Give every process the mean over all, as the one that a checkpoint keeps."""
+        """Give every process the mean over all processes, which is what a checkpoint keeps."""
         for value in self.totals.values():
             torch.distributed.all_reduce(value)
             value /= torch.distributed.get_world_size()
 
     def unite(self, group: torch.distributed.ProcessGroup, device: torch.device) -> None:
-        """Give every process the values of all; of what several measure, the mean."""
-        found: list[Any] = [None] * torch.distributed.get_world_size(group)
+        """Give every process the values of all processes; if several measure a value, their mean."""
+        gathered: list[Any] = [None] * torch.distributed.get_world_size(group)
         own = {name: total.cpu() for name, total in self.totals.items()}
-        torch.distributed.all_gather_object(found, (self.counts, own), group=group)
+        torch.distributed.all_gather_object(gathered, (self.counts, own), group=group)
         totals: dict[str, list[Tensor]] = {}
-        for counts, theirs in found:
+        for counts, theirs in gathered:
             self.counts |= counts
             for name, total in theirs.items():
                 totals.setdefault(name, []).append(total)
         self.totals = {name: torch.stack(several).mean(0).to(device) for name, several in totals.items()}
 
     def keep(self, names: Collection[str]) -> None:
-        """Forget all but these values."""
+        """Remove all but these values."""
         self.counts = {name: count for name, count in self.counts.items() if name in names}
         self.totals = {name: total for name, total in self.totals.items() if name in names}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Go on from a checkpoint's sums."""
+        """Continue from a checkpoint's sums."""
         self.counts = dict(state["counts"])
         self.totals = {name: value.to(device) for name, value in state["totals"].items()}
 
 
 class Stopwatch:
-    """Seconds since the last reset, without those of the pauses."""
+    """A `Stopwatch` counts the seconds since its last reset, without pauses."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Start again from zero, running."""
+        """Restart from zero, running."""
         self._counted, self._running_since = 0.0, time.perf_counter()
 
     def pause(self) -> None:
-        """Stand still until `go_on`."""
+        """Stop counting until `go_on`."""
         self._counted, self._running_since = self.seconds, math.inf
 
     def go_on(self) -> None:
-        """Count again."""
+        """Continue counting."""
         self._running_since = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        """What the watch shows."""
+        """Return the seconds counted so far."""
         return self._counted + max(0.0, time.perf_counter() - self._running_since)
 
 
 class Progress:
-    """A bar on a terminal, plain lines elsewhere, nothing on other ranks than the first."""
+    """A `Progress` shows a bar on a terminal and plain lines elsewhere, on the first rank only."""
 
     def __init__(self, *, total: int, start: int, shown: bool, unit: str = "step") -> None:
         self._shown = shown
@@ -138,12 +138,12 @@ class Progress:
         )
 
     def advance(self, count: int = 1) -> None:
-        """So many steps are done."""
+        """Add finished steps."""
         if self._bar is not None:
             self._bar.update(count)
 
     def say(self, step: int, values: Mapping[str, float], seconds_left: float | None = None) -> None:
-        """Show values at a step, without details: those are what has a "/" in its name."""
+        """Show the values at a step, except details, whose names contain "/"."""
         if not self._shown:
             return
         parts = [
@@ -155,7 +155,7 @@ class Progress:
         self.write(f"{self._unit} {step}/{self._total}  " + "  ".join(parts))
 
     def write(self, line: str) -> None:
-        """Print a line without tearing the bar."""
+        """Print a line without breaking the bar."""
         if not self._shown:
             return
         if self._bar is not None:

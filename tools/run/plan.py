@@ -1,4 +1,4 @@
-"""What a stage hands to the loop: a job, how long and how often, and how it is spread over processes."""
+"""This module says what the loop gets: a job, a plan of its length, and how processes share it."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,28 +15,28 @@ BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
 
 
 class Job(Protocol[BatchT_contra]):
-    """What a stage hands to the loop."""
+    """A `Job` is the work that a stage gives to the loop."""
 
     def step(self, batch: BatchT_contra, step: int) -> Mapping[str, Tensor]:
-        """Make one update; return scalars of this process's part of the batch, "loss" among them.
+        """Make one update, and return scalars of this process's part of the batch, with "loss" among them.
 
-        All whose names begin with "loss" must be finite.
+        All values whose names begin with "loss" must be finite.
         """
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
 
     def evaluate(self) -> Mapping[str, float]:
-        """Metrics over all processes; "score" is the one by which the best is kept, higher is better."""
+        """Return metrics over all processes; the highest "score" decides which weights are the best."""
 
     def keep_best(self, step: int, score: float) -> None:
-        """Write the weights as they are now as the best so far; called on the first process.
+        """Write the present weights as the best so far; the loop calls this on the first process.
 
-        Of a job that is spread over the processes, on every one of them.
+        For a job that is spread over the processes, the loop calls it on every one of them.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on besides the step's number."""
+        """Return everything that the next step depends on, except the step's number."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
@@ -50,7 +50,7 @@ CURE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long, and what happens how often; 0 never evaluates."""
+    """A `Plan` says how long a training is, and how often things happen; 0 means never."""
 
     num_steps: int
     images_per_step: int
@@ -59,35 +59,35 @@ class Plan:
     log_every: int
     seed: int
     identity: Mapping[str, Any]
-    """What must be the same when a run is continued and no option says, such as the classes."""
+    """These values, such as the classes, come from no option but must stay when a run is continued."""
     cure: str = CURE
-    """What to try when a loss is no number."""
+    """If a loss is not finite, this says what to try."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """What the loop must know of a job that is spread: each process has a part of its state and its values.
+    """A `Spread` describes a job of which each process holds a part of the state and of the values.
 
-    The processes then are not at the same step at the same time, and agree without waiting for each other.
+    The processes are at different steps at any one time, and agree without waiting for each other.
     """
 
     measured: Mapping[str, int]
-    """All values that a step has on some process, each with the number of processes that have it."""
+    """These values exist on some process in each step; each has the number of processes that have it."""
     here: frozenset[str]
-    """Those that this process has."""
+    """This process has these values."""
     saves: bool
-    """Whether this process's part of the state goes into checkpoints: of several with the same, one does."""
+    """Whether this process saves its part of the state; of several processes with the same part, one does."""
     control: torch.distributed.ProcessGroup
-    """All processes, by a backend that works on CPU."""
+    """This group holds all processes, with a backend that works on CPU."""
     apart: int
-    """How many steps the processes may be apart: what was asked is heard so many steps later."""
+    """The processes may be this many steps apart, so an answer is read this many steps after its question."""
     waiting: Callable[[], AbstractContextManager[object]] = nullcontext
-    """Entered wherever this process may wait for others."""
+    """This context is entered wherever this process may wait for others."""
 
 
 @dataclass
 class Position:
-    """How far a run has come; saved with every checkpoint."""
+    """A `Position` says how far a run has come; it is saved with every checkpoint."""
 
     step: int = 0
     seconds: float = 0.0

@@ -1,4 +1,4 @@
-"""A wish to stop, by signal or by the launcher's end, that is heeded where it suits the work."""
+"""This module notes a request to stop, by a signal or the launcher's end, until it suits the work."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from tools.failures import Interrupted
 
 
 class Wish:
-    """Whether SIGINT or SIGTERM came; that a launcher is gone counts as the latter."""
+    """A `Wish` notes whether SIGINT or SIGTERM came; a launcher that is gone counts as SIGTERM."""
 
     def __init__(self) -> None:
         self._noted = 0
@@ -20,29 +20,29 @@ class Wish:
 
     @property
     def signum(self) -> int:
-        """The signal, or 0."""
+        """Return the signal, or 0 if none came."""
         orphaned = self._launcher and os.getppid() != self._launcher
         return self._noted or (signal.SIGTERM if orphaned else 0)
 
     def heed(self, what_is_kept: str) -> None:
-        """End the work if it is wished."""
+        """End the work by an exception if a stop was asked for."""
         if signum := self.signum:
             name = signal.Signals(signum).name
             raise Interrupted(signum, f"stopped by {name}; {what_is_kept}, and the same command continues")
 
     def note(self, signum: int) -> None:
-        """Take it as if this signal had come."""
+        """Act as if this signal had come."""
         self._noted = self._noted or signum
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self._noted == signal.SIGINT == signum:  # asked twice: at once
+        if self._noted == signal.SIGINT == signum:  # a second Ctrl-C stops at once
             raise KeyboardInterrupt
         self._noted = signum
 
 
 @contextmanager
 def waiting_signals() -> Iterator[Wish]:
-    """Inside, SIGINT and SIGTERM are noted instead of obeyed."""
+    """Note SIGINT and SIGTERM inside this context instead of obeying them."""
     wish = Wish()
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(signum, wish._note) for signum in signals]
@@ -54,7 +54,7 @@ def waiting_signals() -> Iterator[Wish]:
 
 
 def _was_launched() -> bool:
-    """Whether the parent is a launcher, without which the ranks should not go on; a shell may well end."""
+    """Return whether the parent is a launcher, whose end should end the ranks; a shell's end should not."""
     try:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:

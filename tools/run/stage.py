@@ -1,4 +1,4 @@
-"""What every script that works in a run folder does around its work: begin, go on, and end in order."""
+"""This module does what every script does around its work in a run folder: begin, go on, end in order."""
 
 import os
 from collections.abc import Callable, Collection
@@ -15,7 +15,7 @@ from tools.run.launch import launch, on_main, unheard
 
 
 class StageConfig(Protocol):
-    """The options that say where and on what machine."""
+    """A `StageConfig` holds the options that say where to work and on what machine."""
 
     @property
     def run(self) -> str: ...
@@ -34,15 +34,16 @@ Result = TypeVar("Result")
 
 
 class Stage(Generic[Config]):
-    """A run's folder and its processes, from the start of a script to its end.
+    """A `Stage` holds a run's folder and its processes, from the start of a script to its end.
 
         with Stage(config, free=FREE) as stage:
             if not stage.finished:
                 work(stage.config, stage.run, stage.accelerator)
             stage.tell(summary)
 
-    `free` names the options that may change from one start to the next, and `smaller` what needs less memory.
-    Where options of `length` differ from those that a finished run was made with, it is not finished.
+    `free` names the options that may change from one start to the next, and `smaller` says what needs less
+    memory. If options of `length` differ from those that a finished run was made with, it counts as
+    unfinished.
     """
 
     def __init__(
@@ -53,12 +54,12 @@ class Stage(Generic[Config]):
         length: Collection[str] = (),
         smaller: str = SMALLER,
     ) -> None:
-        self._asked, self._free, self._length, self._smaller = config, free, length, smaller
+        self._given, self._free, self._length, self._smaller = config, free, length, smaller
         self.run = Run(Path(config.run))
 
     def __enter__(self) -> "Stage[Config]":
-        asked, run = self._asked, self.run
-        self.config: Config = run.continued(asked)
+        given, run = self._given, self.run
+        self.config: Config = run.continued(given)
         self.accelerator: Accelerator = launch(
             device=self.config.device,
             precision=self.config.precision,
@@ -92,16 +93,16 @@ class Stage(Generic[Config]):
             self.accelerator.end_training()
 
     def say(self, *lines: str) -> None:
-        """Print lines, once for all processes."""
+        """Print lines, on the first process only."""
         if lines and self.accelerator.is_main_process:
             print(*lines, sep="\n", flush=True)
 
     def on_main(self, action: Callable[[], Result]) -> Result | None:
-        """Do something on the first process, while the others wait; a mistake there is one everywhere."""
+        """Run an action on the first process while the others wait; if it fails, every process fails."""
         return on_main(self.accelerator, action)
 
     def tell(self, summary: Callable[[Run, dict[str, Any]], str]) -> None:
-        """Print the summary of what the run came to, and that nothing was left to do if that is so."""
+        """Print the summary of the results, and say so if the run was finished before."""
         if self.accelerator.is_main_process:
             done = f"{self.run.path} is finished\n" if self.finished else ""
             self.say(done + summary(self.run, self.run.results or {}))
@@ -110,13 +111,13 @@ class Stage(Generic[Config]):
         run, config = self.run, self.config
         free = {*self._free, *(self._length if run.results else ())}
         self.on_main(lambda: run.open(config, free=free))
-        self.on_main(lambda: self._tell_what_stays(flatten(self._asked), flatten(config)))
+        self.on_main(lambda: self._report_kept(flatten(self._given), flatten(config)))
         longer = run.results is not None and bool(self._length) and run.differs(config, self._length)
         self.finished = run.results is not None and not longer
-        """Whether nothing was left to do when the script began."""
-        self.accelerator.wait_for_everyone()  # until all have looked nobody changes what they look at
+        """Whether the run was finished before the script began."""
+        self.accelerator.wait_for_everyone()  # nobody changes the folder until all have looked at it
 
-    def _tell_what_stays(self, asked: dict[str, Any], done: dict[str, Any]) -> None:
-        stays = [f"{flag(name)} {done[name]}" for name in done if asked[name] != done[name]]
-        if stays:
-            print(f"{self.run.path} goes on as it began, with {', '.join(stays)}", flush=True)
+    def _report_kept(self, given: dict[str, Any], used: dict[str, Any]) -> None:
+        kept = [f"{flag(name)} {used[name]}" for name in used if given[name] != used[name]]
+        if kept:
+            print(f"{self.run.path} goes on as it began, with {', '.join(kept)}", flush=True)

@@ -1,6 +1,7 @@
-"""Processes of one run that watch each other: one that dies or hangs ends the run, named in one line.
+"""This module lets the processes of a run watch each other: one that dies or hangs ends the run in one line.
 
-Each writes a pulse, once a second, to a store that rank 0 hosts, and watches the pulse of the next rank.
+Each process writes a pulse once a second to a store that rank 0 hosts, and watches the pulse of the next
+rank.
 """
 
 import json
@@ -25,10 +26,10 @@ from tools.failures import Interrupted, RunFailed
 
 BEAT = 1.0
 STARTING = 600.0  # the first steps may compile
-LINGER = 5.0  # how long one who leaves waits until all saw it; who looks for the dead waits as long
+LINGER = 5.0  # a rank that leaves waits this long until all saw it, and so does one that looks for the dead
 CONNECT = timedelta(seconds=60)
-# A request may wait as long as it likes, since another thread has the time. To give it up would be worse: its
-# late answer would be taken for the next one's, and torch complains of it on stderr.
+# A request may wait without limit, because another thread watches the time. Giving it up would be worse: its
+# late answer would be taken for the next request's, and torch would complain about it on stderr.
 UNLIMITED = timedelta(days=7)
 
 Kind = Literal["silent", "dead", "stuck", "error"]
@@ -36,7 +37,7 @@ Kind = Literal["silent", "dead", "stuck", "error"]
 
 @cache
 def _place() -> str:
-    """Where a process's number means the same; the name of a machine may not be its own."""
+    """Return where a process's number means the same; a machine's name may not be unique."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -46,7 +47,7 @@ def _place() -> str:
 
 @dataclass(kw_only=True)
 class Pulse:
-    """What a rank tells of itself."""
+    """A `Pulse` is what a rank reports about itself."""
 
     pid: int = field(default_factory=os.getpid)
     host: str = field(default_factory=socket.gethostname)
@@ -61,7 +62,7 @@ class Pulse:
 
 
 class Watched:
-    """What is known of one rank, from looks at its pulse."""
+    """A `Watched` is what is known about one rank from looks at its pulse."""
 
     def __init__(self) -> None:
         self.pulse: Pulse | None = None
@@ -69,7 +70,10 @@ class Watched:
         self._process: psutil.Process | None = None
 
     def see(self, pulse: Pulse, *, gone: bool, seconds: float) -> None:
-        """Take in a look, so long after the one before; `gone` was found before the pulse was read."""
+        """Take in a look at a rank's pulse, this many seconds after the one before.
+
+        `gone` was determined before the pulse was read.
+        """
         before, self.pulse = self.pulse or pulse, pulse
         self.dead = gone and not pulse.left
         beats = pulse.beat != before.beat
@@ -78,11 +82,11 @@ class Watched:
         self.idle = 0.0 if progress else self.idle + seconds * beats
         if before is pulse and pulse.place == _place():
             with suppress(psutil.NoSuchProcess):
-                found = psutil.Process(pulse.pid)
-                self._process = found if abs(found.create_time() - pulse.created) < 1 else None
+                process = psutil.Process(pulse.pid)
+                self._process = process if abs(process.create_time() - pulse.created) < 1 else None
 
     def gone(self) -> bool:
-        """Whether the process has ended; of one on another machine that is not known."""
+        """Return whether the process has ended; for a process on another machine this is not known."""
         one = self._process
         try:
             return bool(one and (not one.is_running() or one.status() == psutil.STATUS_ZOMBIE))
@@ -90,17 +94,20 @@ class Watched:
             return True
 
     def kill(self) -> None:
-        """End a process that cannot end itself; psutil refuses if its number is another process's by now."""
+        """Kill a process that cannot end itself; psutil refuses if its number is now another process's."""
         with suppress(psutil.Error):
             if self._process:
                 self._process.kill()
 
 
 class Watchdog:
-    """Watches over all processes of torch's process group; all make one at the same time.
+    """A `Watchdog` watches over all processes of torch's process group, which all make one at the same time.
 
-    `describe(rank)` says what a rank does in the run, `last_good()` what is kept; a thread asks both. The
-    first `early` steps may take long.
+    Arguments:
+        describe: Says what a rank does in the run; a thread calls it.
+        last_good: Says what is kept; a thread calls it.
+        patience: The seconds without a sign of life after which a rank counts as silent.
+        early: The number of first steps that may take long.
     """
 
     def __init__(
@@ -122,7 +129,9 @@ class Watchdog:
         self._failure: dict[str, Any] | None = None
         self._closed, self._wake = Event(), Event()
         self._store = self._meet()
-        self._talker, self._judge = (Thread(target=each, daemon=True) for each in (self._talk, self._watch))
+        self._talker, self._judge = (
+            Thread(target=target, daemon=True) for target in (self._talk, self._watch)
+        )
         self._talker.start()
         self._judge.start()
 
@@ -137,7 +146,7 @@ class Watchdog:
             self.fail(str(error))
 
     def note(self, step: int) -> None:
-        """Progress was made; from here on this rank works on a step."""
+        """Note that progress was made and that this rank now works on a step."""
         pulse, now = self._pulse, time.monotonic()
         worked, self._noted_at, self._waited = now - self._noted_at - self._waited, now, 0.0
         pulse.longest = max(pulse.longest, worked) if pulse.noted >= self._early else 0.0
@@ -145,7 +154,7 @@ class Watchdog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Inside, this rank waits for others: that it makes no progress is not its fault."""
+        """Mark, inside this context, that this rank waits for others and is not itself slow."""
         before, self._pulse.waiting, begun = self._pulse.waiting, True, time.monotonic()
         try:
             yield
@@ -154,9 +163,9 @@ class Watchdog:
             self._waited += 0.0 if before else time.monotonic() - begun
 
     def explain(self, error: BaseException, peer: int | None = None) -> str:
-        """Why communication (with a peer) failed; where a process is to blame, this one ends instead."""
-        # The connections of a process that dies are closed a moment before the system shows it as dead.
-        # Whoever asked it in that moment would make torch complain on stderr.
+        """Return why communication with a peer failed, or end this process if another one is to blame."""
+        # The connections of a dying process close a moment before the system shows it as dead.
+        # Asking it in that moment would make torch complain on stderr.
         time.sleep(BEAT / 4)
         self._peer, self._broken = -1 if peer is None else peer, True
         self._wake.set()
@@ -169,7 +178,7 @@ class Watchdog:
         return f"lost contact with another process ({reason})"
 
     def fail(self, message: str) -> None:
-        """This rank ends by an error of its own, of which the caller speaks; the others leave in silence."""
+        """End by an error of this rank, which the caller reports; the other ranks leave silently."""
         if not self._closed.is_set():
             self._closed.set()
             self._announce(self._rank, "error", message)
@@ -198,7 +207,7 @@ class Watchdog:
         return store
 
     def _talk(self) -> None:
-        # Only this thread asks the store, so no other is blocked when rank 0 hangs.
+        # Only this thread calls the store, so no other thread is blocked when rank 0 hangs.
         try:
             while not self._round():
                 self._wake.wait(BEAT / 10 if self._failure or self._pulse.left else BEAT)
@@ -207,9 +216,9 @@ class Watchdog:
             self._store_lost = True
 
     def _round(self) -> bool:
-        """Say and hear what there is; true when all is said."""
+        """Exchange news with the store, and return whether everything has been exchanged."""
         if self._rank > 0 and self._watched[0].gone():
-            raise DistError  # to ask would only make torch complain on stderr
+            raise DistError  # a call would only make torch complain on stderr
         self._pulse.beat += 1
         self._store.set(f"pulse/{self._rank}", json.dumps(asdict(self._pulse)))
         if self._pulse.left and not self._failure:
@@ -234,16 +243,17 @@ class Watchdog:
         return Pulse(**json.loads(self._store.get(f"pulse/{rank}")))
 
     def _watch(self) -> None:
-        # This thread has the time, judges, and ends the process. It counts turns, and a look counts at most
-        # two beats: whoever was stopped itself must not blame others for it.
+        # This thread has the time, judges, and ends the process. It counts its own turns, and a look counts
+        # at most
+        # two beats, because a rank that was suspended itself must not blame others for the time.
         while not self._closed.wait(BEAT / 4):
             self._unanswered += BEAT / 4
             if self._failure:
                 return self._leave(self._failure)
             if self._rank > 0 and (self._store_lost or self._unanswered > self._patience):
                 return self._leave_without_store("dead" if self._store_lost else "silent")
-            if not self._news and (found := self._culprit()):
-                self._announce(*found, self._line(*found))
+            if not self._news and (culprit := self._culprit()):
+                self._announce(*culprit, self._line(*culprit))
 
     def _culprit(self) -> tuple[int, Kind] | None:
         for rank in sorted(self._watched, key=lambda rank: rank != self._peer):
@@ -254,7 +264,7 @@ class Watchdog:
                 return rank, "dead"
             if is_next and one.silent > self._patience:
                 return rank, "silent"
-            # Twice: whoever waits in an all-reduce for one that is silent seems to be stuck too.
+            # Twice, because a rank that waits in an all-reduce for a silent one seems to be stuck too.
             usual = 20 * one.pulse.longest if one.pulse.noted > self._early else STARTING
             limit = max(2 * self._patience, min(usual, STARTING))
             if is_next and one.idle > limit:
@@ -268,15 +278,15 @@ class Watchdog:
         causes = {"dead": "was killed or crashed"}
         causes["silent"] = f"has given no sign of life for {self._patience:.0f} s"
         causes["stuck"] = f"is stuck: it lives, but made no progress for {one.idle:.0f} s"
-        told = f"rank {rank} ({self._describe(rank)}{process}) {causes[kind]}, {last}; {self._last_good()}"
-        return f"{name}: rank {self._rank}: {told}. The same command continues from there."
+        message = f"rank {rank} ({self._describe(rank)}{process}) {causes[kind]}, {last}; {self._last_good()}"
+        return f"{name}: rank {self._rank}: {message}. The same command continues from there."
 
     def _announce(self, rank: int, kind: Kind, line: str) -> None:
         self._news = {"by": self._rank, "rank": rank, "kind": kind, "line": line}
         self._wake.set()
 
     def _leave(self, failure: dict[str, Any]) -> None:
-        # An error that all share may be under way here too, and ends this process in its own way.
+        # An error that all ranks share may be under way here too, and ends this process in its own way.
         if failure["kind"] == "error" and self._closed.wait(2 * BEAT):
             return
         if failure["kind"] != "error" and failure["by"] == self._rank:
@@ -289,22 +299,22 @@ class Watchdog:
     def _leave_without_store(self, kind: Kind) -> None:
         if (first := self._watched[0].pulse) and first.left:
             return
-        # The others cannot be asked who speaks, so one does on each machine.
+        # The others cannot be asked who reports the failure, so one process on each machine does.
         if self._rank == 1 or os.environ.get("LOCAL_RANK") == "0":
             _say(self._line(0, kind))
             if kind == "silent":
-                time.sleep(LINGER)  # all are as patient, and to whoever is not done yet it'd seem to crash
+                time.sleep(LINGER)  # all are equally patient; a rank that is not done yet would see a crash
                 self._watched[0].kill()
         _end()
 
     def _await_others(self) -> None:
-        """Let all see the failure before this process breaks a connection; the store goes last."""
+        """Let all ranks see the failure before this process breaks a connection; the store closes last."""
         self._talker.join(LINGER)
         time.sleep(0 if self._rank else BEAT / 2)
 
 
 def _say(line: str) -> None:
-    # Past Python's buffer, whose lock the main thread may hold; on a terminal, past a progress bar.
+    # Bypass Python's buffer, whose lock the main thread may hold, and on a terminal bypass a progress bar.
     os.write(2, ("\n" * os.isatty(2) + line + "\n").encode())
 
 

@@ -1,4 +1,4 @@
-"""Weights that users exchange: safetensors, with what they belong to in the metadata."""
+"""This module reads and writes weights as safetensors, with what they belong to in the metadata."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, Any]) -> 
 
 
 def save_tensors(path: Path, named: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write named tensors as weights."""
+    """Write named tensors as a weights file."""
     if made_with := plugins.loaded():
         metadata = {**metadata, "plugins": made_with}
     notes = {"format": KIND, "version": VERSION} | {key: json.dumps(value) for key, value in metadata.items()}
@@ -32,9 +32,9 @@ def save_tensors(path: Path, named: Mapping[str, Tensor], metadata: Mapping[str,
 
 
 def write_tensors(path: Path, named: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file; the same tensors and notes are the same bytes, whoever writes them.
+    """Write a safetensors file; the same tensors and notes always give the same bytes.
 
-    The library orders tensors, but leaves the order of the notes to chance.
+    The library orders the tensors, but leaves the order of the notes to chance.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     data = memoryview(safetensors.torch.save(tensors, dict(notes) if notes else None))
@@ -43,19 +43,19 @@ def write_tensors(path: Path, named: Mapping[str, Tensor], notes: Mapping[str, s
     if notes:
         header["__metadata__"] = dict(sorted(notes.items()))
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that tensors begin where they can be mapped into memory
+    text += b" " * (-len(text) % 8)  # tensors then begin where they can be mapped into memory
     write_bytes(path, len(text).to_bytes(8, "little"), text, data[end:])
 
 
 def read_weights(path: Path, *, label: str = "weights") -> dict[str, Tensor]:
-    """The tensors of a weights file: safetensors, or a torch file of nothing but tensors."""
+    """Return the tensors of a weights file: safetensors, or a torch file that holds only tensors."""
     if not path.is_file():
         raise Mistake(label, f"there is no file '{path}'")
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors and torch raise many kinds for a foreign or torn file
+    except Exception as error:  # safetensors and torch raise many kinds for foreign or incomplete files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Mistake(label, f"cannot read '{path}' as weights: {reason}") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
@@ -66,7 +66,7 @@ def read_weights(path: Path, *, label: str = "weights") -> dict[str, Tensor]:
 
 
 def read_notes(path: Path, *, label: str = "weights") -> dict[str, Any]:
-    """What is written beside the weights of a safetensors file of ours; nothing of another's."""
+    """Return the notes beside the weights of one of our safetensors files, and nothing for other files."""
     if not path.is_file():
         raise Mistake(label, f"there is no file '{path}'")
     try:
@@ -90,7 +90,7 @@ def load_weights(
     skip: tuple[str, ...] = (),
     label: str = "weights",
 ) -> None:
-    """Put tensors into a module by name; names under a prefix of `skip` stay as initialised."""
+    """Load tensors into a module by name; names with a prefix in `skip` keep their initial values."""
     own = {name: value for name, value in module.state_dict().items() if not name.startswith(skip or "\n")}
     given = {name: value for name, value in tensors.items() if not name.startswith(skip or "\n")}
     for complaint, names in (
