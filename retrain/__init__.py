@@ -1,1 +1,1 @@
-"""Training a chosen network to its final weights."""
+"""This package trains a chosen network to its final weights, exports it, and predicts with it."""

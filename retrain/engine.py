@@ -1,4 +1,4 @@
-"""Blocks on Accelerate: each wrapped for data parallelism of its own, in mixed precision, compiled."""
+"""This module runs blocks on Accelerate, each with its own data parallelism, precision and compilation."""
 
 import contextlib
 from collections import Counter
@@ -18,7 +18,10 @@ from tools.seeding import seed_globals
 
 
 class AccelerateEngine(Engine):
-    """Every block is a model and has an optimiser of its own, so that it may go backward on its own."""
+    """An `AccelerateEngine` prepares each block as its own model with its own optimiser.
+
+    So every block can go backward on its own.
+    """
 
     def __init__(
         self,
@@ -40,8 +43,8 @@ class AccelerateEngine(Engine):
         self._models = {index: self._prepared(net.blocks[index]) for index in role.own}
         self._callables: dict[int, Any] = dict(self._models)
         if compile_mode:
-            # All blocks run one and the same forward: torch would compile it for the first few of them only,
-            # and take the sizes in which they differ for dynamic ones.
+            # All blocks run the same forward function. torch would compile it for the first few blocks only,
+            # and treat the sizes in which they differ as dynamic.
             limit = torch._dynamo.config.recompile_limit
             torch._dynamo.config.recompile_limit = max(limit, 4 * len(self._models))
             self._callables = {
@@ -50,7 +53,7 @@ class AccelerateEngine(Engine):
             }
 
     def begin(self, step: int) -> None:
-        """What is drawn from here on belongs to this step."""
+        """Note that everything drawn from here on belongs to this step."""
         self._step = step
         self._passes.clear()
 
@@ -78,7 +81,7 @@ class AccelerateEngine(Engine):
         torch.distributed.all_gather(parts, plain, group=self._role.group)
         gathered = torch.cat(parts)
         if rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last):
-            # Another layout in memory would be another rounding.
+            # Another memory layout would round differently.
             gathered = gathered.contiguous(memory_format=torch.channels_last)
         return gathered
 
@@ -105,12 +108,12 @@ class AccelerateEngine(Engine):
         self._accelerator.backward(tensor, gradient=gradient)
 
     def error_signal(self, inputs: Tensor) -> Tensor:
-        """That of the mean over the whole batch, where a process has the mean over its own rows."""
+        """Return the error signal of the mean over the whole batch, not only over this process's rows."""
         signal: Tensor = super().error_signal(inputs) / self._role.copies
         scaler = self._accelerator.scaler
         if not scaler:
             return signal
-        # In half precision small ones would be lost unscaled; after an overflow there are none.
+        # In half precision small values would be lost without the scale; after an overflow there are none.
         return torch.nan_to_num(signal.float() / scaler.get_scale(), nan=0.0, posinf=0.0, neginf=0.0)
 
     def update(self, index: int) -> None:
@@ -122,13 +125,13 @@ class AccelerateEngine(Engine):
         optimizer.zero_grad()
 
     def _clip(self, index: int) -> None:
-        """Limit the norm of a block's gradients, those of its other neuron groups included."""
+        """Limit the norm of a block's gradients, including those of its other neuron groups."""
         block = self.net.blocks[index]
         if not isinstance(block, Slice):
             nn.utils.clip_grad_norm_(block.parameters(), self._clip_norm)
             return
         trained = [parameter for parameter in block.parameters() if parameter.grad is not None]
-        square = nn.utils.get_total_norm([each.grad for each in trained if each.grad is not None]).square()
+        square = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]).square()
         torch.distributed.all_reduce(square, group=self._role.group)
         nn.utils.clip_grads_with_norm_(trained, self._clip_norm, square.sqrt())
 
@@ -143,20 +146,20 @@ class AccelerateEngine(Engine):
         return context
 
     def _prepared(self, block: nn.Module) -> nn.Module:
-        """A block as a model of its own, whose gradients are shared by those who train it."""
+        """Return a block as its own model, whose gradients are shared by the processes that train it."""
         if not self._role.is_part:
             model: nn.Module = self._accelerator.prepare(block)
             return model
-        model = self._accelerator.prepare_model(block, evaluation_mode=True)  # for the precision alone
+        model = self._accelerator.prepare_model(block, evaluation_mode=True)  # only for the precision
         if self._role.copies == 1:
             return model
         options = self._accelerator.ddp_handler.to_kwargs()
         return nn.parallel.DistributedDataParallel(model, process_group=self._role.group, **options)
 
     def _draw_anew(self, index: int) -> None:
-        """Put the random generators where a block's next pass begins, wherever the blocks before it are.
+        """Set the random generators for a block's next pass, whichever process runs the blocks before it.
 
-        The first block's first pass goes on from where the loop puts them at each step.
+        The first block's first pass goes on from where the loop sets them at each step.
         """
         number = self._passes[index]
         self._passes[index] += 1

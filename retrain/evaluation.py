@@ -1,4 +1,4 @@
-"""Accuracy by exact counts: every image once, whatever the number of processes."""
+"""This module measures accuracy by exact counts: every image once, whatever the number of processes."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, pairwise
@@ -20,11 +20,11 @@ from tools.images.loaders import Batch
 def evaluate(
     network: DecoupledNet, batches: Iterable[Batch], accelerator: Accelerator
 ) -> Mapping[str, float]:
-    """Loss, top-1 and top-5 (of more than five classes) of the classifier in eval mode, over all processes.
+    """Return the classifier's loss, top-1 and top-5 in evaluation mode, over all processes.
 
-    Where there are other heads, also top-1 and top-5 of the last two together as in SEDONA, and of all,
-    weighted by depth, as in GN-DGL; and the top-1 of each by block. Groups of a block count by the mean of
-    their softmax.
+    With up to five classes there is no top-5. Where there are other heads, two ensembles are also measured:
+    the last two heads together, as in SEDONA, and all heads weighted by depth, as in GN-DGL. The top-1 of
+    each head is given by block. The neuron groups of a block count by the mean of their softmax.
     """
     dtype = next(network.parameters()).dtype
 
@@ -37,7 +37,7 @@ def evaluate(
 
 
 def votes(network: DecoupledNet) -> list[int]:
-    """The number of logits of every block that has a head: one, or one per neuron group."""
+    """Return the number of logits of every block that has a head: one, or one per neuron group."""
     heads = [block.head for block in network.blocks if block.head is not None]
     return [len(head.heads) if isinstance(head, GroupedHeads) else 1 for head in heads]
 
@@ -52,8 +52,10 @@ def evaluate_in_stages(
     neighbours: Neighbours,
     votes: list[int],
 ) -> Mapping[str, float]:
-    """As `evaluate`, where other processes have other blocks: images go in at the first and are counted at
-    the last; `votes` are those of the whole network. Processes beyond the last full pipe have no part in it.
+    """Evaluate as `evaluate` does, where other processes have other blocks.
+
+    Images enter at the first stage and are counted at the last one. `votes` are those of the whole network.
+    Processes beyond the last complete pipe take no part.
     """
     totals: dict[str, Tensor] = {}
     training = network.training
@@ -63,8 +65,8 @@ def evaluate_in_stages(
         for features, targets, logits in source:
             with accelerator.autocast():
                 for index in role.own:
-                    features, found_here = network.blocks[index].judge(features)
-                    logits += _wide(found_here)
+                    features, block_logits = network.blocks[index].judge(features)
+                    logits += _wide(block_logits)
             if role.own.stop < len(network.blocks):
                 neighbours.pass_evaluated([features, targets, *([torch.stack(logits, 1)] if logits else [])])
                 continue
@@ -73,12 +75,12 @@ def evaluate_in_stages(
                 totals[name] = totals.get(name, 0) + value.double().cpu()
         neighbours.pass_evaluated([])
     network.train(training)
-    found: list[dict[str, Tensor]] = [{}] * accelerator.num_processes
+    gathered: list[dict[str, Tensor]] = [{}] * accelerator.num_processes
     with neighbours.waiting():
-        torch.distributed.all_gather_object(found, totals, group=role.control)
-    neighbours.traffic.taken()  # what an evaluation costs is no step's
-    counted = [each for each in found if each]
-    sums = {name: sum(float(each[name]) for each in counted) for name in counted[0]}
+        torch.distributed.all_gather_object(gathered, totals, group=role.control)
+    neighbours.traffic.taken()  # the cost of an evaluation belongs to no step
+    counted = [counts for counts in gathered if counts]
+    sums = {name: sum(float(counts[name]) for counts in counted) for name in counted[0]}
     images = sums.pop("images")
     return {name: value / images for name, value in sums.items()}
 
@@ -90,7 +92,7 @@ def _images(batches: Iterable[Batch], network: DecoupledNet) -> Iterator[tuple[T
 
 
 def _evaluated(neighbours: Neighbours) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
-    """Features, targets and the logits of all heads below, batch by batch."""
+    """Return features, targets and the logits of all heads below, batch by batch."""
     while message := neighbours.take_evaluated():
         features, targets, *logits = message
         yield features, targets, list(logits[0].unbind(1)) if logits else []
@@ -101,31 +103,31 @@ def _wide(heads: Iterable[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _counts(outputs: list[tuple[Tensor, ...]], targets: Tensor) -> dict[str, Tensor]:
-    """Sums over a batch of what is measured."""
+    """Return the sums over a batch of everything that is measured."""
     heads = [_as_one(groups) for groups in outputs]
     logits = heads[-1]
-    found = {
+    sums = {
         "images": torch.tensor(len(targets), device=logits.device),
         "loss": F.cross_entropy(logits, targets, reduction="sum"),
     } | _top(logits, targets)
     if len(heads) > 1:
-        found |= _top(last_two(heads), targets, "last_two_")
-        found |= _top(layerwise(outputs), targets, "layerwise_")
-        found |= {f"heads_top1/{k}": _hits(head, targets) for k, head in enumerate(heads[:-1], start=1)}
-    if logits.shape[1] <= 5:  # all classes are among the five, which says nothing
-        return {name: value for name, value in found.items() if not name.endswith("top5")}
-    return found
+        sums |= _top(last_two(heads), targets, "last_two_")
+        sums |= _top(layerwise(outputs), targets, "layerwise_")
+        sums |= {f"heads_top1/{k}": _hits(head, targets) for k, head in enumerate(heads[:-1], start=1)}
+    if logits.shape[1] <= 5:  # all classes are among the five best, so top-5 says nothing
+        return {name: value for name, value in sums.items() if not name.endswith("top5")}
+    return sums
 
 
 def _as_one(groups: tuple[Tensor, ...]) -> Tensor:
-    """The logits of a block: its only ones, or the logarithm of the mean probability of its groups."""
+    """Return a block's logits: its only ones, or the logarithm of its groups' mean probability."""
     if len(groups) == 1:
         return groups[0]
-    return torch.stack([F.log_softmax(each, 1) for each in groups]).logsumexp(0)
+    return torch.stack([F.log_softmax(logits, 1) for logits in groups]).logsumexp(0)
 
 
 def _top(scores: Tensor, targets: Tensor, prefix: str = "") -> dict[str, Tensor]:
-    """How often the label is the highest score, and one of the five highest."""
+    """Count how often the label has the highest score, and one of the five highest."""
     return {f"{prefix}top{k}": _hits(scores, targets, min(k, scores.shape[1])) for k in (1, 5)}
 
 

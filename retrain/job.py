@@ -1,4 +1,4 @@
-"""A network trained in blocks, or as one: the job that the loop works on."""
+"""This module defines the job that the loop works on: a network trained in blocks, or as one."""
 
 import contextlib
 import math
@@ -30,7 +30,7 @@ from tools.run.meters import Sums
 
 
 class Training:
-    """A training job: blocks, each with its loss, optimiser and schedule, and the rule that updates them."""
+    """A `Training` is a job: blocks with losses, optimisers and schedules, and the rule that updates them."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Training:
             order_of(optimizer, net.blocks[index])
             for index, optimizer in zip(role.own, self._optimizers, strict=True)
         ]
-        # The last block's rate is everybody's to tell.
+        # Every process reports the last block's learning rate.
         clock = make_optimizer(recipe, [torch.nn.Parameter(torch.zeros(1))])
         scaled = [
             *zip(self._optimizers, (rates[index] for index in role.own), strict=True),
@@ -87,7 +87,7 @@ class Training:
         ]
         for optimizer, rate in scaled:
             for group in optimizer.param_groups:
-                group["lr_scale"] = rate  # timm's schedules put it on every rate, the last ones included
+                group["lr_scale"] = rate  # timm's schedules multiply every rate by it, the last too
         self._schedules = [make_schedule(recipe, optimizer, num_steps) for optimizer, _ in scaled]
         self._clock = clock
         self._engine = engine = AccelerateEngine(
@@ -101,18 +101,18 @@ class Training:
             compile_mode=config.compile_mode if config.compile else "",
         )
         self._rule: Rule = call(config.rule_row.maker, engine, options=config.gluing, num_images=num_images)
-        # Counted from each evaluation on, so that every interval has its measurement.
+        # Counted from each evaluation, so that every interval has its measurement.
         self._aligns = config.alignment_every if config.alignment and evaluate_every else 0
         self._cosines = Sums()
 
     @property
     def final_network(self) -> DecoupledNet:
-        """The network that is evaluated and saved: the average of the weights where the recipe keeps one."""
+        """Return the network that is evaluated and saved: the average of the weights, if one is kept."""
         network: DecoupledNet = self.net if self.ema is None else self.ema.module
         return network
 
     def step(self, batch: Batch | None, step: int) -> Mapping[str, Tensor]:
-        """One update of the blocks on this process's rows of the batch; those of no batch come from below."""
+        """Make one update of the blocks on this process's rows; without a batch, the rows come from below."""
         for schedule in self._schedules:
             schedule.step_update(step)
         self.net.train()
@@ -128,7 +128,7 @@ class Training:
         if self.ema is not None:
             self.ema.update(self.net, step=step)
         values = dict(report.losses)
-        if self._role.groups > 1:  # the mean over the groups' processes is then the block's loss
+        if self._role.groups > 1:  # so that the mean over the groups' processes is the block's loss
             values[loss_name(self._role.own.start, self._engine.num_blocks)] *= self._role.groups
         if report.logits:
             values["train_top1"] = torch.stack(
@@ -149,19 +149,19 @@ class Training:
         count = self._recipe.accumulate
         if batch is None:
             assert self._neighbours is not None
-            # All steps up to the next evaluation are certain to come.
+            # All steps up to the next evaluation will certainly come.
             until = min(self._num_steps, (step // self._every + 1) * self._every if self._every else math.inf)
             return self._neighbours.take_parts(count, int(until) - step)
         columns = (batch.images.to(self._dtype), batch.targets, batch.indices)
         return [Part(*rows) for rows in zip(*(column.chunk(count) for column in columns), strict=True)]
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, of the last block."""
+        """Return the last block's learning rate of a step."""
         self._schedules[-1].step_update(step)
         return float(self._clock.param_groups[0]["lr"])
 
     def measure(self, network: DecoupledNet, batches: Iterable[Batch]) -> Mapping[str, float]:
-        """Accuracies of a network of this job's shape."""
+        """Return the accuracies of a network of this job's shape."""
         if self._neighbours is None:
             return evaluate(network, batches, self._accelerator)
         return evaluate_in_stages(
@@ -174,7 +174,7 @@ class Training:
         )
 
     def by_file_names(self, network: DecoupledNet) -> dict[str, Tensor]:
-        """All tensors of a network of this job's shape, named as in files, on the first process."""
+        """Return all tensors of a network of this job's shape on the first process, named as in files."""
         own = {self._names[name]: tensor.cpu() for name, tensor in network.state_dict().items()}
         if not self._role.is_part:
             return own
@@ -184,21 +184,21 @@ class Training:
         torch.distributed.gather_object(
             own if self._role.speaks else {}, all_of_them if main else None, 0, self._role.control
         )
-        return {name: tensor for each in all_of_them for name, tensor in each.items()}
+        return {name: tensor for tensors in all_of_them for name, tensor in tensors.items()}
 
     def load_from_file(self, network: DecoupledNet, tensors: Mapping[str, Tensor]) -> None:
-        """Put tensors named as in files into a network of this job's shape."""
+        """Load tensors that are named as in files into a network of this job's shape."""
         own = {name: tensors[self._names[name]] for name in network.state_dict()}
         network.load_state_dict(self._shards.own(own))
 
     def evaluate(self) -> Mapping[str, float]:
-        """Validation metrics; the score is the top-1 of the network that will be saved."""
+        """Return validation metrics; the score is the top-1 of the network that will be saved."""
         self._share_buffers()
         values: dict[str, float] = {}
         networks = {"": self.net} if self.ema is None else {"raw_": self.net, "": self.ema.module}
         for prefix, network in networks.items():
-            found = self.measure(network, self._validation)
-            values |= {f"validation_{prefix}{name}": value for name, value in found.items()}
+            accuracies = self.measure(network, self._validation)
+            values |= {f"validation_{prefix}{name}": value for name, value in accuracies.items()}
         values |= {name: float(mean) for name, mean in self._cosines.means().items()}
         self._cosines = Sums()
         return values | {"score": values["validation_top1"]}
@@ -212,7 +212,7 @@ class Training:
             self._keep(tensors, step, score)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on."""
+        """Return everything that the next step depends on."""
         self._share_buffers()
         scaler, shards = self._accelerator.scaler, self._shards
         optimizers = zip(self._role.own, self._optimizers, self._orders, strict=True)
@@ -238,7 +238,7 @@ class Training:
         for index, optimizer, order in zip(self._role.own, self._optimizers, self._orders, strict=True):
             optimizer.load_state_dict(shards.own_optimizer(index, state["optimizers"][index], order))
         self._rule.load_state_dict(state["rule"])
-        if "alignment" in state:  # a checkpoint of before has none
+        if "alignment" in state:  # an older checkpoint has none
             self._cosines.load_state_dict(state["alignment"], torch.device("cpu"))
         if self.ema:
             _load_own(self.ema.module, shards.own(state["ema"]))
@@ -246,7 +246,7 @@ class Training:
             self._accelerator.scaler.load_state_dict(state["scaler"])
 
     def _share_buffers(self) -> None:
-        """Make BatchNorm statistics those of the role's first process, where each kept its own."""
+        """Give BatchNorm statistics of the role's first process to all, where each process kept its own."""
         if self._role.copies > 1:
             first = self._accelerator.process_index - self._role.copy
             for network in dict.fromkeys((self.net, self.final_network)):
@@ -260,7 +260,7 @@ def _share_right(targets: Tensor, logits: Tensor) -> Tensor:
 
 
 def _load_own(net: torch.nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Load what is the net's own out of the tensors of a network, of which it may have some blocks only."""
+    """Load a net's tensors from those of a whole network, of which the net may have only some blocks."""
     own = net.state_dict().keys()
     if missing := own - saved.keys():
         raise KeyError(f"it lacks {min(missing)}")

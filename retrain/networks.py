@@ -1,4 +1,4 @@
-"""From options to a network in blocks: the chain, where it is cut, and the weights it starts from."""
+"""This module makes a network in blocks from options: the chain, its cuts, and its initial weights."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -37,10 +37,16 @@ def choose_decoupling(
     *,
     option: str = "decoupling",
 ) -> Decoupling:
-    """Where to cut the chain, as `decoupling` and `groups` ask.
+    """Return where to cut the chain, as `decoupling` and `groups` ask.
 
-    With an accelerator times are its device's, and whole blocks' where these are to run in parallel. A
-    mistake is about `option`, by which the user named the decoupling.
+    Arguments:
+        config: The options of the training.
+        network: The network that the options name.
+        chain: The network as a chain.
+        data: The data set.
+        accelerator: Times are measured on its device, and on whole blocks if these run in parallel. Without
+            it, times are the CPU's.
+        option: The option by which the user named the decoupling; mistakes are about it.
     """
     if not config.decoupling:
         return Decoupling((), ())
@@ -48,18 +54,18 @@ def choose_decoupling(
         decoupling = _grouped(config, chain, _cuts(config, network, chain, data, accelerator))
         if config.head_width or parse_request(config.decoupling).kind != "file":
             decoupling = replace(decoupling, head_width=head_width_of(config, network))
-        decoupling.blocks(chain.num_layers)  # a file's cuts may lie beyond the network
+        decoupling.blocks(chain.num_layers)  # raises an error if a file's cuts lie beyond the network
     except ValueError as error:
         named = f"`{option}` {config.decoupling}"
         if isinstance(error, Mistake) and Path(error.source) == Path(config.decoupling):
-            raise error.about(named) from error  # the value is the file already
+            raise error.about(named) from error  # the value already names the file
         raise Mistake(named, quoted(error)) from error
     _check_rule(config, decoupling)
     return decoupling
 
 
 def head_width_of(config: RetrainConfig, network: Network) -> str | float:
-    """As `head_width` says, or as is usual for the network."""
+    """Return the head width that `head_width` says, or the usual one of the network."""
     return parse_head_width(config.head_width or network.usual_head_width)
 
 
@@ -71,7 +77,7 @@ def make_net(
     data: Data,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> DecoupledNet:
-    """The chain in blocks as the rule trains them, with the tensors given in place of initial weights."""
+    """Return the chain in blocks as the rule trains them, with given tensors in place of initial weights."""
     recipe = config.recipe
     seed_globals(config.seed, "heads")
     try:
@@ -125,19 +131,19 @@ def _cuts(
             costs_of=request.head if config.rule_row.trains_heads else "",
             blocks_cost=_measure_of(config, network, chain, data, accelerator) if accelerator else None,
         )
-    found = network.cuts_of(request.path)
-    if found.num_layers not in (None, chain.num_layers):
+    cuts = network.cuts_of(request.path)
+    if cuts.num_layers not in (None, chain.num_layers):
         raise ValueError(
-            f"it is for {found.network or 'a network'} of {found.num_layers} layers; "
+            f"it is for {cuts.network or 'a network'} of {cuts.num_layers} layers; "
             f"{network.name} has {chain.num_layers}"
         )
-    return found.decoupling
+    return cuts.decoupling
 
 
 def _measure_of(
     config: RetrainConfig, network: Network, chain: Chain, data: Data, accelerator: Accelerator
 ) -> Callable[[Decoupling], list[float]] | None:
-    """What measures whole blocks, where the slowest of them will set the pace."""
+    """Return a function that measures whole blocks, if the slowest of them will set the pace."""
 
     def blocks_cost(decoupling: Decoupling) -> list[float]:
         net = make_net(config, network, copy.deepcopy(chain), decoupling, data)
@@ -149,7 +155,7 @@ def _measure_of(
 
 
 def _grouped(config: RetrainConfig, chain: Chain, decoupling: Decoupling) -> Decoupling:
-    """With the groups that are asked for, in every block, the last layers' included."""
+    """Return a decoupling with the groups that are asked for in every block, including the last layers'."""
     if config.groups > 1 and decoupling.groups not in (1, config.groups):
         raise Mistake(
             "", f"it has {decoupling.groups} groups of its own", f"leave out `groups` {config.groups}"
@@ -177,7 +183,7 @@ def _check_rule(config: RetrainConfig, decoupling: Decoupling) -> None:
 
 
 def _check_mixed(config: RetrainConfig, net: DecoupledNet, data: Data) -> None:
-    """Try a loss of the user's own on targets that are probabilities, before a training does."""
+    """Try a user's own loss on targets that are probabilities, before a training does."""
     trial = copy.deepcopy(net).eval()
     images = torch.zeros(2, data.channels, data.image_size, data.image_size).to(next(trial.parameters()))
     targets = torch.arange(2) % data.num_classes

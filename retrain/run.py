@@ -1,4 +1,4 @@
-"""From a config to a trained network: data, chain, loop, weights and results in one run folder."""
+"""This module trains a network from a config: data, chain, loop, weights and results in one run folder."""
 
 import contextlib
 import copy
@@ -37,7 +37,7 @@ from tools.run.weights import read_weights, save_tensors
 
 
 def retrain(config: RetrainConfig) -> None:
-    """Train what the config says, or continue, or say that it is done; or plan how it would be shared."""
+    """Train what the config says, continue it, or say that it is done; with `plan`, print a plan instead."""
     if config.plan:
         plan_devices(config)
         return
@@ -52,9 +52,12 @@ def retrain(config: RetrainConfig) -> None:
 def train_network(
     config: RetrainConfig, run: Run, accelerator: Accelerator, load: Callable[[], Data]
 ) -> dict[str, Any]:
-    """One training in its folder, from wherever it stands to its results; `load` gives the images."""
+    """Run one training in its folder, from wherever it stands, and return its results.
+
+    `load` loads the images.
+    """
     recipe = config.recipe
-    # What can be wrong is looked at before minutes go into reading the data.
+    # Everything that can be wrong is checked before minutes are spent on reading the data.
     network = Network.of_run(config, run, accelerator)
     weights = read_weights(Path(config.weights)) if config.weights else None
     in_blocks = _shares_blocks(config, accelerator)
@@ -65,7 +68,7 @@ def train_network(
     facts = _facts(net, decoupling, (data.channels, data.image_size, data.image_size))
     facts |= {"test_images": len(data.test), "processes": accelerator.num_processes}
     if accelerator.is_main_process and all(block.head is not None for block in net.blocks):
-        # Replay and gluing keep other things; and a head of one's own that takes no two images may yet train.
+        # Replay and gluing keep other things. A user's own head that takes no two images may still train.
         with contextlib.suppress(ValueError, RuntimeError):
             facts["kept_bytes"] = kept_bytes(net, (data.channels, data.image_size, data.image_size))
     num_steps = recipe.num_steps(len(data.train) / recipe.batch_size)
@@ -112,7 +115,7 @@ def train_network(
         )
         if setup.words:
             print(setup.words, flush=True)
-    # Neither the network as a whole nor a file of its weights is needed from here on.
+    # From here on, neither the whole network nor the content of its weights file is needed.
     del chain, weights
     with setup.watched(), contextlib.closing(Supply(data, config, accelerator.device, setup)) as supply:
         job = Training(
@@ -134,7 +137,7 @@ def train_network(
         with setup.waiting():
             tensors = job.by_file_names(last)
             on_main(accelerator, lambda: save_tensors(run.last_weights, tensors, notes))
-        # The test set is looked at here, once, for the two networks that were decided without it.
+        # The test set is used here, once, for the two networks that were chosen without it.
         tested = {"last": job.measure(last, supply.test)}
         if validates:
             best = copy.deepcopy(last)
@@ -147,7 +150,7 @@ def train_network(
 
 
 def _shares_blocks(config: RetrainConfig, accelerator: Accelerator) -> bool:
-    """Whether the processes are to have different blocks; refuses what they cannot share."""
+    """Return whether the processes have different blocks, and refuse work that they cannot share."""
     count, recipe = accelerator.num_processes, config.recipe
     if count > 1 and config.parallel == "none":
         raise Mistake(
@@ -162,7 +165,7 @@ def _shares_blocks(config: RetrainConfig, accelerator: Accelerator) -> bool:
 def _settle_decoupling(
     config: RetrainConfig, network: Network, chain: Chain, data: Data, run: Run, accelerator: Accelerator
 ) -> Decoupling:
-    """The cuts of this run: chosen on the first process when the run begins, and from then on its file's."""
+    """Return the cuts of this run: the first process chooses them once, and from then on a file has them."""
     path = run.path / "decoupling.json"
 
     def settle() -> None:
@@ -177,9 +180,9 @@ def _settle_decoupling(
 
 
 def _facts(net: DecoupledNet, decoupling: Decoupling, shape: tuple[int, ...]) -> dict[str, Any]:
-    """What the network costs: in inference, and its busiest module where it is cut."""
+    """Return what the network costs in inference, and the cost of its busiest module where it is cut."""
     facts: dict[str, Any] = {"params": count_params(net.chain()), "macs": None}
-    with contextlib.suppress(ValueError):  # an operator that cannot be counted is no reason not to train
+    with contextlib.suppress(ValueError):  # an operator that cannot be counted does not prevent training
         facts["macs"] = count_macs(net.chain(), shape)
     if len(net.blocks) > 1:
         facts |= {"cuts": list(decoupling.cuts), "heads": list(decoupling.heads)}
@@ -209,8 +212,8 @@ def _heading(
         places = ", ".join(str(cut) for cut in facts["cuts"])
         parts = [f"{config.chosen_rule} in {len(facts['cuts']) + 1} blocks, cut after {places}"]
         if facts["groups"] != 1:
-            each = facts["groups"]
-            parts.append(f"{each if isinstance(each, int) else ', '.join(map(str, each))} groups")
+            groups = facts["groups"]
+            parts.append(f"{groups if isinstance(groups, int) else ', '.join(map(str, groups))} groups")
         if facts["head_params"]:
             kinds = ", ".join(dict.fromkeys(facts["heads"]))
             parts.append(f"heads {kinds} ({facts['head_params']:,} params)")
@@ -238,17 +241,19 @@ def _results(facts: dict[str, Any], num_steps: int, end: Position, tested: dict[
 
 
 def summary(run: Run, results: dict[str, Any]) -> str:
-    """What the training came to, in words."""
+    """Return what the training came to, in words."""
     lines = [f"trained {results['steps']:,} steps in {results['training_seconds']:,.0f} s"]
     for which, path in (("last", run.last_weights), ("best", run.best_weights)):
         if which in results["test"]:
-            found = results["test"][which]
+            accuracies = results["test"][which]
             name = {"last": "last step", "best": "best on validation"}[which]
-            lines.append(f"test, {name}: {_accuracy(found)}  {path}")
-            if "last_two_top1" in found:
-                heads = ", ".join(f"{found[key]:.2%}" for key in found if key.startswith("heads_top1/"))
+            lines.append(f"test, {name}: {_accuracy(accuracies)}  {path}")
+            if "last_two_top1" in accuracies:
+                heads = ", ".join(
+                    f"{accuracies[key]:.2%}" for key in accuracies if key.startswith("heads_top1/")
+                )
                 together = [
-                    f"{words} {_accuracy(found, prefix)}"
+                    f"{words} {_accuracy(accuracies, prefix)}"
                     for words, prefix in (("last two together", "last_two_"), ("all by depth", "layerwise_"))
                 ]
                 lines.append("; ".join([f"  heads below {heads}", *together]))
@@ -256,7 +261,7 @@ def summary(run: Run, results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _accuracy(found: dict[str, Any], prefix: str = "") -> str:
-    """Top-1 and top-5 in words; ensembles of older runs have no top-5."""
-    measured = {k: found[f"{prefix}top{k}"] for k in (1, 5) if f"{prefix}top{k}" in found}
+def _accuracy(accuracies: dict[str, Any], prefix: str = "") -> str:
+    """Return top-1 and top-5 in words; ensembles of older runs have no top-5."""
+    measured = {k: accuracies[f"{prefix}top{k}"] for k in (1, 5) if f"{prefix}top{k}" in accuracies}
     return ", ".join(f"top-{k} {value:.2%}" for k, value in measured.items())

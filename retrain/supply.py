@@ -1,4 +1,4 @@
-"""Where a process's images come from: the data set, or nowhere if the blocks below are on other processes."""
+"""This module supplies a process with images, unless the blocks below it are on other processes."""
 
 from collections.abc import Iterable, Iterator
 from itertools import repeat
@@ -15,7 +15,7 @@ from tools.images.loaders import Batch, eval_batches, make_train_loader
 
 
 class Supply:
-    """Training, validation and test images; nothing where the process has not the first block.
+    """A `Supply` has training, validation and test images, or nothing on a process without the first block.
 
     Where gluing variables are kept for each image, all processes know which images come, and their labels.
     """
@@ -42,7 +42,7 @@ class Supply:
         self.test = self._evaluated(data.test)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch | None]:
-        """This process's rows of the batches of steps start, start + 1, ... stop - 1."""
+        """Return this process's rows of the batches of steps start, start + 1, ... stop - 1."""
         if self._loader:
             return iter(self._loader.batches(start, stop))
         if self._config.gluing.cache:
@@ -59,7 +59,7 @@ class Supply:
             yield Batch(labels.new_empty(len(labels), 0), labels, to_device(indices, self._device))
 
     def close(self) -> None:
-        """Let go of worker processes, if there are any."""
+        """Stop the worker processes, if there are any."""
         if self._loader:
             self._loader.close()
 

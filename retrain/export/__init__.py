@@ -1,1 +1,1 @@
-"""The work of export_model.py."""
+"""This package does the work of export_model.py."""

@@ -1,4 +1,4 @@
-"""The options of export_model.py; free of torch."""
+"""This module holds the options of export_model.py; it is free of torch."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,25 +13,25 @@ FORMATS = ("state", "timm", "onnx", "torch_export")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(TrainedNetwork):
-    """Which trained network, in which formats, to where."""
+    """The options say which trained network to export, in which formats, and to where."""
 
     USUAL: ClassVar[tuple[str, ...]] = ("run_of", "weights", "which", "formats", "out", "exits", "data_root")
 
     formats: tuple[str, ...] = ("state",)
-    """One or more of state (safetensors of the plain module), timm (a folder for timm.create_model), onnx,
-    and torch_export (a program of torch.export)."""
+    """Export in one or more of the formats state, timm, onnx and torch_export. state is safetensors of the
+    plain module, timm is a folder for timm.create_model, and torch_export is a program of torch.export."""
     out: str = "exported"
-    """Folder to write; a new or an empty one."""
+    """Write this folder, which must be new or empty."""
     exits: bool = False
-    """Keep the auxiliary heads as early exits: the network then returns a tuple of logits, those of the first
-    head first and those of the classifier last."""
+    """Keep the auxiliary heads as early exits. The network then returns a tuple of logits, from the first
+    head to the classifier."""
     images: int = 32
-    """Images of the run's data set on which every format is compared with the network, all at once and the
-    first one alone."""
+    """Compare every format with the network on this many images of the run's data set. They are compared all
+    at once, and the first one alone."""
     data_root: str = ""
-    """Folder that holds the run's data set now, if not where it was."""
+    """Read the run's data set from this folder, if it is not where it was."""
     opset: int = 20
-    """Version of ONNX's operators."""
+    """Use this version of ONNX's operators."""
 
     def __post_init__(self) -> None:
         self.check_trained()
@@ -53,6 +53,6 @@ class ExportConfig(TrainedNetwork):
             )
 
     def check_source(self) -> None:
-        """Refuse to export nothing; not before all options are known."""
+        """Refuse to export nothing; this is checked when all options are known."""
         if not (self.run_of or self.weights):
             raise Mistake("run_of", "name a finished run of retrain_model.py, or a file by `weights`")

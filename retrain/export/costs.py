@@ -1,4 +1,4 @@
-"""What a network costs for one image, in the three ways in which it is commonly counted."""
+"""This module counts a network's cost for one image in the three common ways."""
 
 import logging
 import warnings
@@ -14,19 +14,19 @@ from tools.cost import count_macs, count_params
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one image in evaluation mode."""
+    """A `Costs` is the cost of one image in evaluation mode."""
 
     params: int
     macs: int | None
-    """Multiply-accumulates of convolutions, linear layers and products; None where that is not known."""
+    """These are the multiply-accumulates of convolutions, linear layers and products, or None if unknown."""
     fvcore: int
-    """What fvcore counts: the same, and numbers that are normalised (two each) and pooled."""
+    """fvcore counts the same, and also numbers that are normalised (two each) and pooled."""
     fvcore_by_operator: dict[str, int]
     torch_flops: int
-    """What torch's FlopCounterMode counts: two for each multiply-accumulate."""
+    """torch's FlopCounterMode counts two for each multiply-accumulate."""
 
     def __str__(self) -> str:
-        macs = "of unknown number" if self.macs is None else f"{self.macs:,}"
+        macs = "an unknown number of" if self.macs is None else f"{self.macs:,}"
         return (
             f"{self.params:,} params; for one image {macs} MACs (the papers' FLOPs), {self.fvcore:,} by "
             f"fvcore (with BatchNorm and pooling), {self.torch_flops:,} FLOPs by torch (2 per MAC)"
@@ -34,7 +34,7 @@ class Costs:
 
 
 def count_costs(network: nn.Module, image_shape: tuple[int, ...]) -> Costs:
-    """All counts of a network that is in evaluation mode."""
+    """Return all costs of a network that is in evaluation mode."""
     assert not network.training
     images = torch.zeros(1, *image_shape)
     try:
@@ -52,7 +52,7 @@ def count_costs(network: nn.Module, image_shape: tuple[int, ...]) -> Costs:
 def _fvcores(network: nn.Module, images: torch.Tensor) -> dict[str, int]:
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit's, by which fvcore looks into the network
+        warnings.simplefilter("ignore")  # they come from torch.jit, by which fvcore looks into the network
         analysis = FlopCountAnalysis(network, images)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return {name: int(count) for name, count in analysis.by_operator().items() if count}

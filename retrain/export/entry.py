@@ -1,7 +1,7 @@
-"""A network of inverted residuals as a model of timm, built from a description in words.
+"""This module makes a network of inverted residuals as a timm model, from a description in words.
 
-It needs timm alone. Importing this file lets timm.create_model know "cleave_network", of which a folder
-written by Cleave's export_model.py holds the description and the weights:
+It needs only timm. Importing this file registers "cleave_network" with timm.create_model. A folder that
+Cleave's export_model.py wrote holds the network's description and weights:
 
     import cleave_network, timm
     model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
@@ -22,7 +22,7 @@ from timm.models.mobilenetv3 import MobileNetV3
 from torch import nn
 
 MORE_ACTIVATIONS = {"nid": nn.Identity, "nge": get_act_layer("gelu"), "nlr": get_act_layer("leaky_relu")}
-"""Activations of single blocks for which timm's strings have no word, and at which its decoder passes by."""
+"""timm's strings have no word for these activations of single blocks, so they are set after decoding."""
 
 
 def _as_it_is(chs: int) -> int:
@@ -34,14 +34,14 @@ def _squeezed_chs(chs: float, divisor: int) -> int:
 
 
 def _blocks(arch_def: list[list[str]], se_from: str) -> list[list[dict[str, Any]]]:
-    """What timm makes of the strings, with what they cannot say."""
+    """Return the blocks that timm decodes from the strings, with what the strings cannot say."""
     stages: list[list[dict[str, Any]]] = decode_arch_def(arch_def)  # type: ignore[no-untyped-call]
     for strings, stage in zip(arch_def, stages, strict=True):
         for string, block in zip(strings, stage, strict=True):
             for word in string.split("_"):
                 block["act_layer"] = MORE_ACTIVATIONS.get(word, block["act_layer"])
             if se_from == "expanded" and "se_ratio" in block:
-                block["se_ratio"] *= block.get("exp_ratio", 1.0)  # by which timm's builder divides
+                block["se_ratio"] *= block.get("exp_ratio", 1.0)  # timm's builder divides by it
     return stages
 
 
@@ -61,12 +61,22 @@ def _make(
     in_chans: int = 3,
     **options: Any,
 ) -> nn.Module:
-    """The network that the description has.
+    """Make the network of a description.
 
-    Arguments: timm's strings, each of one block; the stem's convolution; the activation of the stem, the tail
-    and the blocks that name none; channels of the 1x1 convolution before the mean over the map (0: none) and
-    units of the layer behind it (0: none); of which channels squeeze-and-excitation keeps its part, its
-    activation (none: the block's), its gate and what its channels are rounded to a multiple of.
+    Arguments:
+        arch_def: timm's strings, each of one block, by stage.
+        stem_size: The channels of the stem's convolution.
+        stem_kernel: The kernel size of the stem's convolution.
+        stem_stride: The stride of the stem's convolution.
+        act: The activation of the stem, the tail and the blocks that name none.
+        head_chs: The channels of the 1x1 convolution before the mean over the map (0: none).
+        hidden_chs: The units of the layer after that mean (0: none).
+        se_from: The channels of which squeeze-and-excitation keeps a part.
+        se_act: The activation in squeeze-and-excitation (empty: the block's).
+        se_gate: The gate of squeeze-and-excitation.
+        se_divisor: The channels of squeeze-and-excitation are rounded to a multiple of this number.
+        in_chans: The channels of the images.
+        options: More arguments of timm's model.
     """
     model: EfficientNet | MobileNetV3
     common = dict(
@@ -89,7 +99,7 @@ def _make(
         model = MobileNetV3(blocks, num_features=hidden_chs, se_from_exp=False, **common, **options)
     else:
         blocks = _blocks(arch_def, se_from)
-        # No stride is to become a dilation, however many there are.
+        # No stride becomes a dilation, however many strides there are.
         model = EfficientNet(blocks, num_features=head_chs, output_stride=1 << 30, **common, **options)
     if (stem_kernel, stem_stride) != (3, 2):
         stem = create_conv2d(in_chans, stem_size, stem_kernel, stride=stem_stride)  # type: ignore[no-untyped-call]
@@ -101,7 +111,7 @@ def _make(
 
 @register_model
 def cleave_network(pretrained: bool = False, **description: Any) -> nn.Module:
-    """The network that `description` has (see `_make`), as timm's other models are made."""
+    """Make the network of `description` (see `_make`) in the way of timm's other models."""
     return build_model_with_cfg(
         _make, "cleave_network", pretrained, feature_cfg={"feature_cls": "getter"}, **description
     )

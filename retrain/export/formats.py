@@ -1,4 +1,4 @@
-"""The formats of an export: how each is written, and how it is run to see what it computes."""
+"""This module writes the formats of an export, and runs each one to see what it computes."""
 
 import importlib
 import io
@@ -23,31 +23,32 @@ Runner = Callable[[Tensor], Outputs]
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 PROTOBUF_BYTES = 2**31 - 2**20
-"""An ONNX file is one message, which must be shorter than 2 GiB."""
+"""An ONNX file is one protobuf message, which must be shorter than 2 GiB."""
 FLOAT32 = 1e-4
-"""Largest difference, relative to the largest logit, where others compute in float32 in their own order: a
-network of a hundred layers may lose some hundred times 2**-24."""
+"""Other runtimes compute in float32 in their own order, so logits may differ by this much.
+
+It is relative to the largest logit: a network of a hundred layers may lose some hundred times 2**-24."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """A format that was written."""
+    """A `Written` is a format that was written."""
 
     files: list[str]
     run: Runner
-    """What it computes, read back from its files."""
+    """This runs the network that was read back from the files."""
     tolerance: float
-    """The largest difference of logits that may be, relative to the largest logit; 0: no bit may differ."""
+    """The logits may differ by this much at most, relative to the largest one; at 0 no bit may differ."""
     notes: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is exported."""
+    """A `Subject` is the network that is exported."""
 
     restored: Restored
     network: nn.Module
-    """The trunk, or the trunk with its heads as exits."""
+    """The network is the trunk, or the trunk with its heads as exits."""
     exits: bool
     opset: int
 
@@ -57,7 +58,7 @@ class Subject:
 
 
 def check_packages(names: Sequence[str] = ONNX_PACKAGES, *, label: str = "`formats` onnx") -> None:
-    """Refuse to begin what cannot be ended without packages that are not there."""
+    """Refuse to begin an export that needs packages which are not installed."""
     for name in names:
         try:
             importlib.import_module(name)
@@ -68,7 +69,7 @@ def check_packages(names: Sequence[str] = ONNX_PACKAGES, *, label: str = "`forma
 
 
 def write_state(folder: Path, subject: Subject) -> Written:
-    """The tensors of the plain module, with the notes from which it is built."""
+    """Write the tensors of the plain module, with the notes from which the module is built."""
     restored = subject.restored
     notes = dict(restored.notes)
     if not subject.exits and restored.net.decoupling.groups == 1:
@@ -81,17 +82,17 @@ def write_state(folder: Path, subject: Subject) -> Written:
 
 
 def write_timm_folder(folder: Path, subject: Subject) -> Written:
-    """A folder for timm.create_model."""
+    """Write a folder for timm.create_model."""
     model = timm_model(subject.restored)
     files = write_timm(folder / "timm", subject.restored, model)
     network = read_timm(folder / "timm")
-    # A linear layer that becomes a convolution adds in another order.
+    # A linear layer that becomes a convolution adds its products in another order.
     tolerance = 0.0 if model.exact else FLOAT32
     return Written([f"timm/{name}" for name in files], eager(network), tolerance, {"model": model.name})
 
 
 def write_torch_export(folder: Path, subject: Subject) -> Written:
-    """A program of torch.export for batches of any size."""
+    """Write a program of torch.export that takes batches of any size."""
     program = _program(subject)
     data = io.BytesIO()
     torch.export.save(program, data)
@@ -104,13 +105,13 @@ def write_torch_export(folder: Path, subject: Subject) -> Written:
 
 
 def write_onnx(folder: Path, subject: Subject) -> Written:
-    """An ONNX file for batches of any size."""
+    """Write an ONNX file that takes batches of any size."""
     if sum(tensor.nbytes for tensor in subject.network.state_dict().values()) > PROTOBUF_BYTES:
         raise Mistake("`formats` onnx", "a file of ONNX holds less than 2 GiB", "take state or torch_export")
     batch = ({0: torch.export.Dim("batch", min=1)},)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, about its own parts
+        warnings.simplefilter("ignore")  # torch warns about its own parts
         exported = torch.onnx.export(
             _program(subject),
             dynamo=True,
@@ -127,7 +128,7 @@ def write_onnx(folder: Path, subject: Subject) -> Written:
 
 
 def read_onnx(path: Path) -> Runner:
-    """What an ONNX file computes, on the CPU."""
+    """Return a function that runs an ONNX file on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -150,18 +151,18 @@ WRITERS: dict[str, Callable[[Path, Subject], Written]] = {
 
 
 def _program(subject: Subject) -> torch.export.ExportedProgram:
-    images = torch.zeros(2, *subject.restored.image_shape)  # of one image, it would take the batch for fixed
+    images = torch.zeros(2, *subject.restored.image_shape)  # with one image, the batch would be fixed
     batch = ({0: torch.export.Dim("batch", min=1)},)
     with torch.no_grad():
         return torch.export.export(subject.network, (images,), dynamic_shapes=batch)
 
 
 def eager(network: nn.Module) -> Runner:
-    """What a module computes, always as a tuple."""
+    """Return a function that runs a module and always returns a tuple."""
 
     @torch.no_grad()
     def run(images: Tensor) -> Outputs:
-        found = network(images)
-        return found if isinstance(found, tuple) else (found,)
+        outputs = network(images)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
 
     return run

@@ -1,4 +1,4 @@
-"""From a trained network to files for use elsewhere, each compared with it on images before it is done."""
+"""This module exports a trained network to files, and compares each with it before the export is done."""
 
 import shutil
 import tempfile
@@ -29,14 +29,14 @@ from tools.options.config import message_of
 
 @dataclass(frozen=True)
 class Checked:
-    """Images on which formats are compared with the network."""
+    """A `Checked` holds the images on which formats are compared with the network, and says what they are."""
 
     batches: Sequence[Tensor]
     words: str
 
 
 def export(config: ExportConfig) -> None:
-    """Write what the config asks for, or nothing."""
+    """Write everything that the config asks for, or nothing."""
     out = Path(config.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Mistake("out", f"'{out}' is there already, and not empty", "name a new folder")
@@ -45,7 +45,7 @@ def export(config: ExportConfig) -> None:
     path = config.weights_path
     restored = restore(path, label=config.label)
     if "timm" in config.formats:
-        timm_model(restored)  # what cannot be done is said before anything is
+        timm_model(restored)  # what cannot be done is refused before anything is written
     if config.exits and len(restored.outputs) == 1:
         raise Mistake("exits", f"'{path}' has no auxiliary heads, only the classifier", "leave it out")
     network = restored.with_exits() if config.exits else restored.trunk()
@@ -63,7 +63,7 @@ def export(config: ExportConfig) -> None:
         _write(config, subject, path, costs, checked, whole)
         if out.exists():
             out.rmdir()
-        whole.chmod(0o755)  # as others are made, and not as temporary ones
+        whole.chmod(0o755)  # with the rights of a usual folder, not of a temporary one
         whole.rename(out)
     except OSError as error:
         raise RunFailed(f"cannot write in {whole.parent}: {error.strerror}") from error
@@ -75,7 +75,7 @@ def export(config: ExportConfig) -> None:
 def _write(
     config: ExportConfig, subject: Subject, source: Path, costs: Costs, checked: Checked, folder: Path
 ) -> None:
-    """All formats and the note about them, each format compared before the next is begun."""
+    """Write all formats and the note about them; compare each format before the next one is begun."""
     wanted = [_wanted(subject, images) for images in checked.batches]
     formats: dict[str, Any] = {}
     for name in config.formats:
@@ -110,16 +110,16 @@ def _write(
 
 
 def _compare(name: str, written: Written, checked: Checked, wanted: Sequence[Outputs]) -> dict[str, Any]:
-    """How far a format is from the network; refuses it where that is too far."""
+    """Return how far a format is from the network, and refuse it if it is too far."""
     difference, largest = 0.0, 0.0
     for images, expected in zip(checked.batches, wanted, strict=True):
-        found = written.run(images)
-        if [each.shape for each in found] != [each.shape for each in expected]:
+        outputs = written.run(images)
+        if [output.shape for output in outputs] != [logits.shape for logits in expected]:
             raise RunFailed(
-                f"{name}: gives {len(found)} outputs of other shapes than the network; nothing is written"
+                f"{name}: gives {len(outputs)} outputs of other shapes than the network; nothing is written"
             )
-        for theirs, ours in zip(found, expected, strict=True):
-            # Not a maximum of numbers that may be none: a difference that is no number must not pass.
+        for theirs, ours in zip(outputs, expected, strict=True):
+            # Not a maximum over numbers that may be NaN: a difference that is NaN must not pass.
             difference = max(difference, float((theirs - ours).abs().nan_to_num(torch.inf).max()))
             largest = max(largest, float(ours.abs().max()))
     limit = written.tolerance * largest
@@ -139,16 +139,16 @@ def _compare(name: str, written: Written, checked: Checked, wanted: Sequence[Out
 
 @torch.no_grad()
 def _wanted(subject: Subject, images: Tensor) -> Outputs:
-    """What the network computes, in blocks as it was trained and evaluated."""
-    found = [logits for of_block in subject.restored.net.all_logits(images) for logits in of_block]
-    return tuple(found if subject.exits else found[-1:])
+    """Return what the network computes in blocks, as it was trained and evaluated."""
+    outputs = [logits for of_block in subject.restored.net.all_logits(images) for logits in of_block]
+    return tuple(outputs if subject.exits else outputs[-1:])
 
 
 # ---- images --------------------------------------------------------------------------------------------
 
 
 def _images(config: ExportConfig, restored: Restored) -> Checked:
-    """Test images of the run's data set as it evaluates them, or generated ones where they cannot be read."""
+    """Return test images of the run's data set, prepared as the run does, or generated ones instead."""
     settings = restored.config.data
     try:
         settings = replace(settings, root=config.data_root or settings.root, workers=0, download=False)
@@ -159,7 +159,7 @@ def _images(config: ExportConfig, restored: Restored) -> Checked:
         images, words = batch.images, f"{len(split)} {kind} images of {settings.name}"
     except (ValueError, OSError, RunFailed) as error:
         reason = message_of(error).splitlines()[0]
-        print(f"the images of {settings.name} cannot be read ({reason}); generated ones take their place")
+        print(f"the images of {settings.name} cannot be read ({reason}); generated images are used instead")
         images = _generated(config.images, restored)
         words = f"{config.images} generated images, as {settings.name} could not be read"
     return Checked([images[:1], images], words)
@@ -183,5 +183,5 @@ def _farewell(restored: Restored, out: Path) -> str:
     shape = ", ".join(map(str, restored.image_shape))
     return (
         f"done: {out}. The network takes (batch, {shape}). It was tested on images "
-        f"{restored.config.data.preparation}. docs/export.md has a program that feeds it so"
+        f"{restored.config.data.preparation}. docs/export.md has a program that prepares images like this"
     )

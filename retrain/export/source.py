@@ -1,4 +1,4 @@
-"""From a weights file alone to the network that it is of, with the notes that training left in it."""
+"""This module rebuilds a network from its weights file alone, with the notes that training left in it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,16 +26,16 @@ from tools.run.weights import load_weights, read_notes, read_weights
 
 @dataclass(frozen=True)
 class Restored:
-    """A trained network, and what its weights file says of it."""
+    """A `Restored` is a trained network with what its weights file says about it."""
 
     net: DecoupledNet
-    """In evaluation mode, on the CPU, with as many heads as the file has."""
+    """The network is in evaluation mode, on the CPU, with as many heads as the file has."""
     config: RetrainConfig
-    """Of its training. Files that it names may be gone."""
+    """These are the options of its training; files that they name may be gone."""
     notes: Mapping[str, Any]
-    """Metadata of the file."""
+    """These are the metadata of the file."""
     space: Space | None
-    """Of an architecture."""
+    """The space of an architecture is given, and None for any other network."""
     architecture: Architecture | None
 
     @property
@@ -53,22 +53,22 @@ class Restored:
 
     @property
     def outputs(self) -> list[str]:
-        """What the logits of each exit are called, those of the classifier last."""
+        """Return the names of each exit's logits, those of the classifier last."""
         return [*_exit_names(self.net), "logits"]
 
     def trunk(self) -> Chain:
-        """The network without heads, sharing the weights."""
+        """Return the network without heads, sharing the weights."""
         return self.net.chain().eval()
 
     def with_exits(self) -> "EarlyExits":
-        """The network with its heads, sharing the weights."""
+        """Return the network with its heads, sharing the weights."""
         return EarlyExits(self.net).eval()
 
 
 class EarlyExits(nn.Module):
-    """A network that returns the logits of all its heads, from the first to the classifier, as a tuple.
+    """An `EarlyExits` is a network that returns the logits of all its heads, the classifier's last.
 
-    Where a block is in neuron groups, each group has logits of its own, group after group. Parameters are
+    Where a block has neuron groups, each group has its own logits, one group after the other. Parameters are
     named as in files of weights: layers, classifier, and heads by the number of their block.
     """
 
@@ -84,23 +84,23 @@ class EarlyExits(nn.Module):
         self.places = {cut: (k, block.layout) for k, cut, block in local if block.head is not None}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        found: list[Tensor] = []
+        logits: list[Tensor] = []
         features = images
         for number, layer in enumerate(self.layers, start=1):
             features = layer(features)
             if number in self.places:
                 key, layout = self.places[number]
                 head = self.heads[key]
-                read = head(as_map(features, layout) if layout else features)
-                found += map(logits_of, read) if isinstance(head, GroupedHeads) else [logits_of(read)]
-        return (*found, self.classifier(features))
+                outputs = head(as_map(features, layout) if layout else features)
+                logits += map(logits_of, outputs) if isinstance(head, GroupedHeads) else [logits_of(outputs)]
+        return (*logits, self.classifier(features))
 
 
 def restore(path: Path, *, label: str = "weights") -> Restored:
-    """The network of a weights file that retrain_model.py or export_model.py wrote.
+    """Return the network of a weights file that retrain_model.py or export_model.py wrote.
 
     Raises:
-        ValueError: in one line that names the file.
+        ValueError: The file cannot be read as such; the message is one line that names it.
     """
     notes = read_notes(path, label=label)
     if not {"network", "classes", "config"} <= notes.keys() or not isinstance(notes["config"], str):
@@ -124,7 +124,7 @@ def restore(path: Path, *, label: str = "weights") -> Restored:
 def _rebuild(
     config: RetrainConfig, notes: Mapping[str, Any]
 ) -> tuple[DecoupledNet, Space | None, Architecture | None]:
-    """The network in blocks, as initialised."""
+    """Return the network in blocks, with its initial weights."""
     known, size, num_classes = config.data.known, config.data.size, len(notes["classes"])
     in_chs = len(known.mean)
     space = architecture = None
@@ -136,7 +136,7 @@ def _rebuild(
         architecture = Architecture(tuple(notes["architecture"]["choices"]))
         chain = build_architecture(space, architecture, stem=_stem(notes))
     else:
-        # Without `pretrained`: what training began with does not matter any more.
+        # Without `pretrained`, because the weights that training began with do not matter any more.
         chain = build_chain(
             config.network,
             num_classes=num_classes,
@@ -162,14 +162,14 @@ def _rebuild(
 
 
 def _stem(notes: Mapping[str, Any]) -> str:
-    """How the layers of an architecture are counted; before weights said so, all counted the stem's."""
+    """Return how an architecture's layers are counted; in older weights, the stem counts."""
     return str(notes["architecture"].get("stem", UNIT))
 
 
 def _decoupling(notes: Mapping[str, Any]) -> Decoupling:
-    said = dict(notes.get("decoupling") or {"cuts": (), "heads": ()})
-    groups = said.get("groups", 1)
-    return Decoupling(**said | {"groups": groups if isinstance(groups, int) else tuple(groups)})
+    notes_of_cuts = dict(notes.get("decoupling") or {"cuts": (), "heads": ()})
+    groups = notes_of_cuts.get("groups", 1)
+    return Decoupling(**notes_of_cuts | {"groups": groups if isinstance(groups, int) else tuple(groups)})
 
 
 def _exit_names(net: DecoupledNet) -> list[str]:

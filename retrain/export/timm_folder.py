@@ -1,7 +1,7 @@
-"""A network as a model of timm: its description in timm's words, and its weights by timm's names.
+"""This module writes a network as a timm model: its description in timm's words, its weights by timm's names.
 
-What timm's blocks can be is what the operations here are built of, but for ShuffleNet's block and those of
-your own. A network that timm cannot express is refused, with the layer that is to blame.
+The operations here consist of what timm's blocks can be, except ShuffleNet's block and a user's own
+operations. A network that timm cannot express is refused with the layer that is to blame.
 """
 
 import json
@@ -40,16 +40,16 @@ OTHERS = "take state, onnx or torch_export"
 
 @dataclass(frozen=True)
 class TimmModel:
-    """How timm makes a network, and by which names."""
+    """A `TimmModel` says how timm makes a network, and how timm names its tensors."""
 
     name: str
-    """Of the model in timm's register."""
+    """The model has this name in timm's register."""
     arguments: Mapping[str, Any]
-    """With which timm makes it."""
+    """timm makes the model with these arguments."""
     names: Mapping[str, str]
-    """Timm's name of each tensor, by the one here."""
+    """timm's name of each tensor is given by our name of it."""
     first_conv: str | list[str] | None = None
-    """Layers that timm changes for other images or classes."""
+    """timm changes these layers for other images or classes."""
     classifier: str | list[str] | None = None
     exact: bool = True
     """Whether timm does the same operations in the same order, so that no bit may differ."""
@@ -60,16 +60,16 @@ class TimmModel:
 
 
 def timm_model(restored: Restored) -> TimmModel:
-    """How timm expresses the network.
+    """Return how timm expresses the network.
 
     Raises:
-        ValueError: where it does not; the line says which layer is to blame.
+        ValueError: timm cannot express it; the message says which layer is to blame.
     """
     decoupling = restored.net.decoupling
     groups = decoupling.groups
     if groups != 1:
-        said = groups if isinstance(groups, int) else ", ".join(map(str, groups))
-        raise _refusal(restored, f"its blocks are split into {said} neuron groups, which timm does not know")
+        count = groups if isinstance(groups, int) else ", ".join(map(str, groups))
+        raise _refusal(restored, f"its blocks are split into {count} neuron groups, which timm does not know")
     if restored.space and restored.architecture:
         try:
             model = _described(restored.space, restored.architecture)
@@ -84,7 +84,7 @@ def timm_model(restored: Restored) -> TimmModel:
 
 
 def write_timm(folder: Path, restored: Restored, model: TimmModel) -> list[str]:
-    """Write what timm.create_model loads; the names of the files."""
+    """Write the folder that timm.create_model loads, and return the names of its files."""
     folder.mkdir()
     tensors = restored.trunk().state_dict()
     named = {model.names[name]: _fitted(model, name, tensor) for name, tensor in tensors.items()}
@@ -98,7 +98,7 @@ def write_timm(folder: Path, restored: Restored, model: TimmModel) -> list[str]:
 
 
 def read_timm(folder: Path) -> nn.Module:
-    """The model of a folder, as timm makes it."""
+    """Load the model of a folder, as timm makes it."""
     model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
     return model.eval()
 
@@ -130,13 +130,13 @@ def _config(restored: Restored, model: TimmModel) -> dict[str, Any]:
 
 
 def crop_part(fed: Preparation) -> float:
-    """The crop's part of the scaled side, by which timm divides the crop and rounds down."""
+    """Return the crop's part of the scaled side; timm divides the crop by it and rounds down."""
     part = fed.crop / fed.resize
     return part if math.floor(fed.crop / part) == fed.resize else math.nextafter(part, 0)
 
 
 def _fitted(model: TimmModel, name: str, tensor: Tensor) -> Tensor:
-    """A tensor in timm's shape: its hidden layer is a convolution of one pixel."""
+    """Return a tensor in timm's shape, in which the hidden layer is a convolution of one pixel."""
     if model.is_ours and name == "classifier.hidden.weight":
         tensor = tensor[:, :, None, None]
     return tensor.clone()
@@ -163,7 +163,7 @@ def _timms_own(restored: Restored) -> TimmModel:
 
 
 def _described(space: Space, architecture: Architecture) -> TimmModel:
-    """The arguments of `export_entry` for a network of a space, and where its tensors go."""
+    """Return the arguments of `export_entry` for a network of a space, and where its tensors go."""
     style, tail = space.style, space.tail
     layers = [(f"stem {n}", fixed.op, p) for n, (fixed, p) in enumerate(_pairs(space), start=1)]
     if not layers or not isinstance(layers[0][1], Conv):
@@ -172,7 +172,7 @@ def _described(space: Space, architecture: Architecture) -> TimmModel:
         )
     searched = zip(space.layers, space.places, architecture.choices, strict=True)
     chosen = ((f"layer {n}", layer[c], p) for n, (layer, p, c) in enumerate(searched, start=1))
-    layers += [each for each in chosen if not isinstance(each[1], Skip)]
+    layers += [layer for layer in chosen if not isinstance(layer[1], Skip)]
     (_, stem, stem_place), *rest = layers
     if not rest:
         raise ValueError("it has no layer but the stem, and timm needs one")
@@ -222,7 +222,7 @@ def _pairs(space: Space) -> list[tuple[Any, Place]]:
 
 
 def _block(where: str, op: Op, place: Place, act: str, timms_act: str) -> str:
-    """An operation in the words of timm's strings; `act` is what it has if it names none."""
+    """Return an operation in the words of timm's strings; `act` is its activation if it names none."""
     match op:
         case Conv():
             words = ["cn", "r1", f"k{op.kernel}"]
@@ -245,7 +245,7 @@ def _block(where: str, op: Op, place: Place, act: str, timms_act: str) -> str:
 
 
 def _tail_names(space: Space, stages: int) -> dict[str, str]:
-    """Where the tail's tensors go."""
+    """Return where the tail's tensors go."""
     names = {"classifier.fc.": "classifier."}
     if space.tail.hidden_chs:
         before = f"blocks.{stages}.0."
@@ -254,8 +254,8 @@ def _tail_names(space: Space, stages: int) -> dict[str, str]:
 
 
 def _check_reduction(stem: Place, rest: list[tuple[str, Op, Place]]) -> None:
-    """Refuse what timm's MobileNetV3, which alone has a hidden layer, would turn into dilation."""
-    reduction = 2  # that of its own stem, with which it reckons
+    """Refuse strides that timm's MobileNetV3, which alone has a hidden layer, would turn into dilation."""
+    reduction = 2  # timm counts its own stem's stride
     for where, _, place in rest:
         reduction *= place.stride
         if reduction > 32:
@@ -264,12 +264,12 @@ def _check_reduction(stem: Place, rest: list[tuple[str, Op, Place]]) -> None:
 
 
 def _full_names(prefixes: Mapping[str, str], ours: Iterable[str]) -> list[str]:
-    """Timm's names of these, in their order; those of the stem's layers are counted as layers."""
-    found = []
+    """Return timm's names of our tensors, in their order; the stem's layers are counted as layers."""
+    names = []
     for name in ours:
-        (prefix,) = [each for each in prefixes if name.startswith(each)]
-        found.append(prefixes[prefix] + name.removeprefix(prefix))
-    return found
+        (prefix,) = [start for start in prefixes if name.startswith(start)]
+        names.append(prefixes[prefix] + name.removeprefix(prefix))
+    return names
 
 
 def _same(act: str) -> str:

@@ -1,1 +1,1 @@
-"""Blocks on processes of their own."""
+"""This package trains the blocks of one network on processes of their own."""

@@ -1,4 +1,4 @@
-"""A process's ties to those that have the blocks below and above its own."""
+"""This module connects a process with those that have the blocks below and above its own."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,11 @@ from tools.run.watchdog import Watchdog
 
 
 class Neighbours:
-    """Activations go up, with the labels; what some rules hand down goes down; images of an evaluation go up.
+    """A `Neighbours` sends activations, labels and evaluation images up, and what some rules send back down.
 
-    Of a block in neuron groups every process sends its slice to all processes above, which put the slices
-    side by side; what else there is to send comes from the first. Made on all processes at once.
+    If a block has neuron groups, every process of it sends its slice to all processes above, which put the
+    slices side by side. Everything else that is sent comes from the first of these processes. All processes
+    make their `Neighbours` at the same time.
     """
 
     def __init__(
@@ -33,9 +34,20 @@ class Neighbours:
         channels: slice | None = None,
         described: bool = False,
     ) -> None:
-        """`batch_size`: images of all processes in a batch, which comes in so many `parts`, each a message;
-        `with_images`: blocks above want them too; `channels`: those of the map that this process sends, where
-        it has one neuron group; `described`: messages differ in their layout, and each tells its own."""
+        """Make the connections.
+
+        Arguments:
+            placement: Which processes have which blocks.
+            rank: This process's rank.
+            batch_size: The images of a batch over all processes.
+            parts: The number of parts that a batch comes in; each part is a message.
+            queue: The number of messages that may be under way.
+            rounded: Whether activations are sent in bf16.
+            with_images: Whether blocks above need the images too.
+            watchdog: The watchdog of all processes.
+            channels: The channels of the map that this process sends, if it has one neuron group.
+            described: Whether the layout of messages differs, so that each message describes its own.
+        """
         batch_size //= parts
         self.traffic, self.waiting, self._watchdog, self._step = (
             Traffic(watchdog.waiting),
@@ -49,10 +61,10 @@ class Neighbours:
         below = placement.stages[index - 1] if index else None
         above = placement.stages[index + 1] if index + 1 < len(placement.stages) else None
         self._copy = 0 if own.groups > 1 else rank - own.ranks.start
-        self._tells = own.groups == 1 or rank == own.ranks.start
-        # Both ways over one communicator of NCCL's would wait for each other.
+        self._sends_rest = own.groups == 1 or rank == own.ranks.start
+        # Over one NCCL communicator, the two directions would wait for each other.
         up, down = (torch.distributed.new_group(timeout=SILENCE) for _ in range(2))
-        # A receive of NCCL's that is posted ahead is a kernel, and holds up whatever waits for the device.
+        # A receive that NCCL posts ahead is a kernel, and blocks everything that waits for the device.
         ahead = 0 if torch.distributed.get_backend(up) == "nccl" else queue
         self._from_below: list[Inlet] = []
         self._to_below = self._from_above = self._to_above = None
@@ -62,16 +74,16 @@ class Neighbours:
                 Inlet(one, self.traffic, up, ahead=ahead, counted=number == 0, described=described)
                 for number, one in enumerate(of)
             ]
-            # A step's signals are taken in the next one: all its parts must be able to be under way.
+            # A step's signals are received in the next step, so all its parts must be able to be under way.
             limit = max(queue, parts)
             self._to_below = Outlet(of[0], self.traffic, down, limit=limit, described=described)
         if above:
-            # Every group above wants the whole map.
+            # Every group above needs the whole map.
             to = [peer for one in self._peers(own, above, batch_size) for peer in one]
             self._to_above = Outlet(to, self.traffic, up, limit=queue, rounded=rounded, described=described)
             self._from_above = Inlet(to, self.traffic, down, ahead=0, described=described)
         self.pipes = min(stage.copies for stage in placement.stages)
-        """So many evaluations run side by side, each through one copy of every stage."""
+        """This many evaluations run side by side, each through one copy of every stage."""
         self.pipe = self._copy
         self._evaluated_below: list[Inlet] = []
         self._evaluated_above = None
@@ -84,42 +96,46 @@ class Neighbours:
             self._evaluated_above = Outlet(to, self.traffic, up, limit=2, described=True)
 
     def begin(self, step: int) -> None:
-        """Let the others know that this process gets on."""
+        """Let the other processes know that this one makes progress."""
         self._step = step
         self._watchdog.note(step)
 
     def take_parts(self, count: int, coming: int) -> list[Part]:
-        """The parts of the next batch from below; of `coming` more steps, this one included, it is certain
-        that they come."""
+        """Return the parts of the next batch from below.
+
+        `coming` steps, this one included, will certainly come.
+        """
         parts = []
         for number in range(count):
-            said = [inlet.receive(coming * count - number) for inlet in self._from_below]
-            features, targets, *images = _side_by_side(said)
+            messages = [inlet.receive(coming * count - number) for inlet in self._from_below]
+            features, targets, *images = _side_by_side(messages)
             seen = images[0] if images else features.new_zeros(0)
             parts.append(Part(seen, targets, targets.new_zeros(0), features))
         return parts
 
     def from_below(self) -> Tensor:
-        """What was handed up for the rows of a part that is here already."""
+        """Return what was sent up for the rows of a part that is already here."""
         return _side_by_side([inlet.receive() for inlet in self._from_below])[0]
 
     def hand_up(self, outputs: Tensor, part: Part) -> None:
-        """Nothing where nobody is above: of the topmost groups, the first has the classifier itself."""
+        """Send outputs up, if a process is above; of the topmost groups, the first has the classifier."""
         if self._to_above:
             rest = [part.targets, *([part.images] if self._with_images else [])]
             self._to_above.send(self._own_share([outputs, *rest]))
 
     def hand_down(self, tensor: Tensor) -> None:
+        """Send a tensor to the blocks below."""
         assert self._to_below is not None
         self._to_below.send([tensor])
 
     def from_above(self) -> Tensor:
+        """Return what the blocks above sent down."""
         assert self._from_above is not None
         (tensor,) = self._from_above.receive()
         return tensor
 
     def pass_evaluated(self, tensors: Sequence[Tensor]) -> None:
-        """Send a batch of an evaluation on; none: that was all."""
+        """Send a batch of an evaluation on; an empty one means that all batches were sent."""
         self._watchdog.note(self._step)
         if self._evaluated_above and tensors:
             self._evaluated_above.send(self._own_share(tensors))
@@ -127,20 +143,20 @@ class Neighbours:
             self._evaluated_above.end()
 
     def take_evaluated(self) -> list[Tensor]:
-        """The next batch of an evaluation from below; nothing after the last."""
+        """Return the next batch of an evaluation from below, or nothing after the last one."""
         self._watchdog.note(self._step)
         return _side_by_side([inlet.receive() for inlet in self._evaluated_below])
 
     def _own_share(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """What of a message this process has to send: of the first tensor its channels, if it has a slice."""
+        """Return this process's part of a message: of the first tensor its channels, if it has a slice."""
         if self._channels is None:
             return list(tensors)
         # Dense with the channels last, as convolutions on CPU leave it.
         own = tensors[0][:, self._channels].movedim(1, -1).contiguous().movedim(-1, 1)
-        return [own, *(tensors[1:] if self._tells else [])]
+        return [own, *(tensors[1:] if self._sends_rest else [])]
 
     def _peers(self, own: Stage, other: Stage, batch_size: int) -> list[list[Peer]]:
-        """Those who have the same rows: a list for each of the other's neuron groups."""
+        """Return the processes that have the same rows: a list for each of the other's neuron groups."""
         if own.groups == other.groups == 1:
             return [peers(own, self._copy, other, batch_size)]
         return [[peer] for peer in self._pipe(other)]
@@ -151,7 +167,7 @@ class Neighbours:
 
 
 def _side_by_side(messages: Sequence[list[Tensor]]) -> list[Tensor]:
-    """The slices of a map as one, and what the first message has besides."""
+    """Return the slices of a map as one tensor, and the other tensors of the first message."""
     if len(messages) < 2 or not messages[0]:
         return messages[0] if messages else []
     first, *rest = messages[0]

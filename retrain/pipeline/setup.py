@@ -1,4 +1,4 @@
-"""How the processes of a run share a network: all of it each, or blocks of it."""
+"""This module decides how the processes of a run share a network: all of it each, or blocks of it."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -35,39 +35,39 @@ from tools.run.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class ProcessSetup:
-    """This process's part in it."""
+    """A `ProcessSetup` is this process's part in a run."""
 
     role: Role
     neighbours: Neighbours | None = None
-    """To those with the blocks below and above, where other processes have these."""
+    """These connect it with the blocks below and above, where other processes have them."""
     spread: Spread | None = None
     watchdog: Watchdog | None = None
-    """Over these processes."""
+    """It watches these processes."""
     piece: Slice | None = None
-    """What this process has of its first block, where it has one neuron group of it."""
+    """This is what the process has of its first block, if it has only one neuron group of it."""
     words: str = ""
-    """Who does what, for the user."""
+    """These words tell the user which process does what."""
 
     @property
     def pipes(self) -> int:
-        """So many processes share the images of an evaluation."""
+        """Return how many processes share the images of an evaluation."""
         return self.neighbours.pipes if self.neighbours else self.role.copies
 
     def waiting(self) -> contextlib.AbstractContextManager[object]:
-        """Entered where this process may wait for others."""
+        """Return a context that is entered where this process may wait for others."""
         return self.watchdog.waiting() if self.watchdog else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Around all work in which processes wait for each other: who dies or hangs in it is named."""
+        """Name a process that dies or hangs in this context, in which processes wait for each other."""
         if self.watchdog is None:
             yield
             return
-        with waiting_signals(), self.watchdog:  # a launcher's SIGTERM is not to end who is about to say why
+        with waiting_signals(), self.watchdog:  # a launcher's SIGTERM must not end the process that reports
             try:
                 yield
             except (RuntimeError, RunFailed) as error:
-                # The loop may have said already what it means to have lost a process, but not which.
+                # The loop may have said already that a process was lost, but not which one.
                 broken = error.__cause__ if isinstance(error, RunFailed) else error
                 if isinstance(broken, RuntimeError) and known_cause(broken, 2).startswith("lost"):
                     self.watchdog.explain(broken)
@@ -75,7 +75,7 @@ class ProcessSetup:
 
 
 def whole_setup(net: DecoupledNet, accelerator: Accelerator) -> ProcessSetup:
-    """Every process has all blocks, and its rows of each batch."""
+    """Return the setup in which every process has all blocks, and its rows of each batch."""
     return ProcessSetup(whole_role(len(net.blocks), accelerator))
 
 
@@ -87,7 +87,7 @@ def block_setup(
     run: Run,
     accelerator: Accelerator,
 ) -> ProcessSetup:
-    """Blocks on processes of their own, as the run's placement has it, which is made where there is none.
+    """Put blocks on processes of their own, by the run's placement, which is made if there is none.
 
     `network` says in words which network it is.
     """
@@ -101,7 +101,7 @@ def block_setup(
         describe=lambda rank: _role(placement, rank),
         last_good=lambda: _last_good(run),
         patience=config.pipeline.patience,
-        early=len(net.blocks) + 2,  # in replay a block's first backward pass comes late, and may be compiled
+        early=len(net.blocks) + 2,  # in replay a block's first backward pass is late, and may be compiled
     )
     neighbours = Neighbours(
         placement,
@@ -115,7 +115,7 @@ def block_setup(
         ),
         watchdog=watchdog,
         channels=_channels(net, role),
-        described=config.gluing.cache,  # stored variables come in another layout than those just found
+        described=config.gluing.cache,  # stored variables have another layout than new ones
     )
     measured = measuring_ranks(placement, config.rule_row)
     spread = Spread(
@@ -133,18 +133,18 @@ def block_setup(
 
 
 def measuring_ranks(placement: Placement, rule: RuleRow) -> dict[str, range]:
-    """The processes that have each value of a step."""
-    found, count = {}, placement.num_blocks
+    """Return the processes that have each value of a step."""
+    ranks, count = {}, placement.num_blocks
     for stage in placement.stages:
         for index in stage.blocks:
             if rule.trains_heads:
-                found[loss_name(index, count)] = stage.ranks_of(index)
+                ranks[loss_name(index, count)] = stage.ranks_of(index)
             if rule.measures and index < count - 1:
-                found[f"{rule.measures}/{index + 1}"] = stage.ranks
-    found |= dict.fromkeys(("loss", "train_top1"), placement.stages[-1].ranks_of(count - 1))
+                ranks[f"{rule.measures}/{index + 1}"] = stage.ranks
+    ranks |= dict.fromkeys(("loss", "train_top1"), placement.stages[-1].ranks_of(count - 1))
     for kind in Traffic.KINDS:
-        found |= {f"{kind}/{rank}": range(rank, rank + 1) for rank in range(placement.world_size)}
-    return found
+        ranks |= {f"{kind}/{rank}": range(rank, rank + 1) for rank in range(placement.world_size)}
+    return ranks
 
 
 def _settle_placement(
@@ -156,7 +156,7 @@ def _settle_placement(
     run: Run,
     accelerator: Accelerator,
 ) -> None:
-    """Keep the run's placement where it is one for as many processes, or make one."""
+    """Keep the run's placement if it is for this many processes, or make one."""
     count, num_blocks, recipe = accelerator.num_processes, len(net.blocks), config.recipe
     groups = [len(block.head.sizes) if isinstance(block.head, GroupedHeads) else 1 for block in net.blocks]
     if path.exists() and run.has_begun:
@@ -203,7 +203,7 @@ def _alone(own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 
 
 def _slice(net: DecoupledNet, index: int, place: int, data: Data, exchange: Exchange) -> Slice:
-    """One neuron group of a block, with the weights that it has in the network."""
+    """Return one neuron group of a block, with the weights that it has in the network."""
     reference = next(net.parameters())
     features = reference.new_zeros(2, data.channels, data.image_size, data.image_size)
     below = [layer for block in net.blocks[:index] for layer in block.layers]
@@ -211,7 +211,7 @@ def _slice(net: DecoupledNet, index: int, place: int, data: Data, exchange: Exch
 
 
 def _channels(net: DecoupledNet, role: Role) -> slice | None:
-    """Which channels of its block's map a process has, if not all."""
+    """Return which channels of its block's map a process has, or None for all."""
     heads = net.blocks[role.own.start].head
     if role.groups == 1 or not isinstance(heads, GroupedHeads):
         return None
@@ -224,7 +224,7 @@ def _role(placement: Placement, rank: int) -> str:
 
 
 def _part(stage: Stage, rank: int) -> str:
-    """What a process has."""
+    """Return in words what a process has."""
     blocks = stage.blocks
     if stage.groups == 1:
         return _span("block", blocks.start + 1, blocks.stop)

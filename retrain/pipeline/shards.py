@@ -1,4 +1,4 @@
-"""States of neuron groups that have a process each, as those of one process that has them all, and back."""
+"""This module splits and unites the states of neuron groups that are on a process each."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,56 +11,56 @@ from local_learning.slices import Slice
 from retrain.pipeline.role import Role
 
 Order = list[list[str]]
-"""The names of an optimiser's parameters, by its parameter groups: in its state they have numbers only."""
+"""The names of an optimiser's parameters, by parameter group; its state has numbers in their place."""
 
 
 def order_of(optimizer: torch.optim.Optimizer, block: nn.Module) -> Order:
-    """The order in which an optimiser has a block's parameters."""
+    """Return the names of a block's parameters in an optimiser's order."""
     names = {parameter: name for name, parameter in block.named_parameters()}
     return [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
 
 
 class Shards:
-    """What this process has of its role's state: some rows of the first block's tensors, and all else.
+    """A `Shards` says which part of a role's state a process has: rows of the first block, and all the rest.
 
-    Where there is no neuron group on a process of its own, it leaves states as they are.
+    If no neuron group is on a process of its own, it leaves states unchanged.
     """
 
     def __init__(self, role: Role, net: DecoupledNet, whole: Mapping[int, Order]) -> None:
-        """`whole` has the orders that the optimisers of the own blocks have where all groups are together."""
+        """Take in `whole` the orders of the own blocks' optimisers where all groups are together."""
         self._role, self._whole = role, whole
         block = net.blocks[role.own.start]
         self._rows: Mapping[str, slice] = block.rows if isinstance(block, Slice) else {}
         self._in_net = {f"blocks.{role.own.start}.{name}": rows for name, rows in self._rows.items()}
 
     def together(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """A state with the rows of all groups, on the first one's process; elsewhere as it was.
+        """Return a state with the rows of all groups on the first group's process, and elsewhere unchanged.
 
-        Called on all their processes at once. Tensors that have the same name are parts of one.
+        All these processes must call this at the same time. Tensors with the same name are parts of one.
         """
         role = self._role
         if role.groups == 1:
             return dict(state)
         of_all: list[Any] | None = [None] * role.groups if role.place == 0 else None
-        torch.distributed.gather_object(_on_cpu(state), of_all, group=role.desk, group_dst=0)
+        torch.distributed.gather_object(_on_cpu(state), of_all, group=role.cpu_group, group_dst=0)
         united: dict[str, Any] = _united(of_all) if of_all else dict(state)
         return united
 
     def own(self, network: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The own rows of a network's tensors."""
+        """Return this process's rows of a network's tensors."""
         return {name: _rows(tensor, self._in_net.get(name)) for name, tensor in network.items()}
 
     def named(self, state: Mapping[str, Any], order: Order) -> dict[str, Any]:
-        """An optimiser's state by names, as its numbers are others where all groups are together."""
+        """Return an optimiser's state by names, because its numbers differ where all groups are together."""
         names = [name for group in order for name in group]
         return {**state, "state": {names[number]: values for number, values in state["state"].items()}}
 
     def numbered(self, index: int, named: Mapping[str, Any]) -> dict[str, Any]:
-        """The state of a block's optimiser, of all groups, by numbers again."""
+        """Return the state of a block's optimiser for all groups, by numbers again."""
         return _numbered(named, self._whole[index])
 
     def own_optimizer(self, index: int, state: Mapping[str, Any], order: Order) -> dict[str, Any]:
-        """What is the own part of a block's optimiser, out of the state of one that has all groups."""
+        """Return this process's part of a block's optimiser state that is for all groups."""
         named = self.named(state, self._whole[index])
         rows = self._rows if index == self._role.own.start else {}
         here = {name for group in order for name in group}
@@ -83,7 +83,7 @@ def _numbered(named: Mapping[str, Any], order: Order) -> dict[str, Any]:
 
 
 def _rows(value: Any, rows: slice | None) -> Any:
-    # A view would drag the whole tensor along whenever it is sent.
+    # A view would carry the whole tensor along whenever it is sent.
     return value[rows].clone() if rows and isinstance(value, Tensor) and value.ndim else value
 
 

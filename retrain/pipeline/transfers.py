@@ -1,4 +1,4 @@
-"""Tensors on their way from one process to the next: in order, a few at a time, while both go on working."""
+"""This module sends tensors from process to process in order, a few at a time, while both keep working."""
 
 import contextlib
 import math
@@ -18,14 +18,14 @@ WORDS = 4 + 2 * MOST_DIMS
 
 
 class Peer(NamedTuple):
-    """A process on the other side, and which of our rows are also its rows."""
+    """A `Peer` is a process on the other side, and our rows that are also its rows."""
 
     rank: int
     rows: slice
 
 
 class Traffic:
-    """What a process's transfers cost, since the last time that one asked."""
+    """A `Traffic` counts what a process's transfers cost since it was last read."""
 
     KINDS = ("idle", "queue", "sent_mib")
 
@@ -42,37 +42,37 @@ class Traffic:
         self._idle += time.perf_counter() - start
 
     def sent(self, tensor: Tensor) -> None:
-        """Count bytes that leave."""
+        """Count bytes that are sent."""
         self._bytes += tensor.nbytes
 
     def arrived(self, count: int) -> None:
-        """Note how many messages lie ready."""
+        """Note how many messages are ready."""
         self._ready = count
 
     def taken(self) -> dict[str, float]:
-        """Seconds waited, messages that lay ready, and MiB sent."""
-        found = (self._idle, float(self._ready), self._bytes / 2**20)
+        """Return the seconds waited, the messages that were ready and the MiB sent, and count anew."""
+        values = (self._idle, float(self._ready), self._bytes / 2**20)
         self._idle, self._bytes = 0.0, 0
-        return dict(zip(self.KINDS, found, strict=True))
+        return dict(zip(self.KINDS, values, strict=True))
 
 
 def peers(own: Stage, copy: int, other: Stage, batch_size: int) -> list[Peer]:
-    """The processes of a neighbouring stage that share rows with this copy of ours."""
+    """Return the processes of a neighbouring stage that share rows with this copy of our stage."""
 
     def rows(stage: Stage, number: int) -> range:
         return range(batch_size * number // stage.copies, batch_size * (number + 1) // stage.copies)
 
-    mine, found = rows(own, copy), []
+    mine, sharing = rows(own, copy), []
     for number, rank in enumerate(other.ranks):
         theirs = rows(other, number)
         low, high = max(mine.start, theirs.start), min(mine.stop, theirs.stop)
         if low < high:
-            found.append(Peer(rank, slice(low - mine.start, high - mine.start)))
-    return found
+            sharing.append(Peer(rank, slice(low - mine.start, high - mine.start)))
+    return sharing
 
 
 class Outlet:
-    """Sends messages, each of some tensors with a row per image; at most so many are under way at a time."""
+    """An `Outlet` sends messages of tensors with a row per image; only so many are under way at a time."""
 
     def __init__(
         self,
@@ -84,15 +84,23 @@ class Outlet:
         described: bool = False,
         rounded: bool = False,
     ) -> None:
-        """`described`: each message tells its shapes, and not only the first; `rounded`: the first tensor of
-        each is sent in bf16."""
+        """Connect an outlet with its peers.
+
+        Arguments:
+            to: The processes that receive.
+            traffic: What counts the cost.
+            group: The process group of the transfers.
+            limit: The most messages that may be under way.
+            described: Whether each message describes its shapes, and not only the first one.
+            rounded: Whether the first tensor of each message is sent in bf16.
+        """
         self._to, self._traffic, self._group = to, traffic, group
         self._limit, self._described, self._rounded = limit, described, rounded
         self._under_way: deque[tuple[list[Any], list[Tensor]]] = deque()
         self._specs: list[tuple[torch.dtype, torch.Size, tuple[int, ...]]] = []
 
     def send(self, tensors: Sequence[Tensor]) -> None:
-        """Start to send a message; waits while too many are under way."""
+        """Start to send a message; wait first while too many are under way."""
         while len(self._under_way) >= self._limit:
             self._traffic.wait(self._under_way.popleft()[0])
         dense = [tensor if _is_dense(tensor) else tensor.contiguous() for tensor in tensors]
@@ -101,7 +109,7 @@ class Outlet:
             for number, tensor in enumerate(dense)
         ]
         specs = [(tensor.dtype, tensor.shape[1:], tensor.stride()[1:]) for tensor in dense]
-        assert self._described or self._specs in ([], specs), "a message unlike the one that told its shapes"
+        assert self._described or self._specs in ([], specs), "a message of other shapes than the first"
         first, self._specs = not self._specs, specs
         kept, works = list(wire), []
         for rank, rows in self._to:
@@ -113,7 +121,7 @@ class Outlet:
         self._under_way.append((works, kept))
 
     def end(self) -> None:
-        """Say that no more described messages come, and let go of those that were sent."""
+        """Announce that no more described messages come, and wait until all have been sent."""
         header = _header([], [], slice(0, 0)).to(_device(self._group))
         self._traffic.wait([self._start(header, rank) for rank, _ in self._to])
         while self._under_way:
@@ -125,7 +133,7 @@ class Outlet:
 
 
 class Inlet:
-    """Receives what outlets of the neighbouring stage send, and puts the rows together."""
+    """An `Inlet` receives what the outlets of the neighbouring stage send, and puts the rows together."""
 
     def __init__(
         self,
@@ -137,15 +145,23 @@ class Inlet:
         described: bool = False,
         counted: bool = False,
     ) -> None:
-        """`ahead`: for so many messages there is room before they are asked for; `counted`: the traffic tells
-        how many lie ready."""
+        """Connect an inlet with its peers.
+
+        Arguments:
+            of: The processes that send.
+            traffic: What counts the cost.
+            group: The process group of the transfers.
+            ahead: The number of messages for which there is room before they are asked for.
+            described: Whether each message describes its shapes, and not only the first one.
+            counted: Whether the traffic counts how many messages are ready.
+        """
         self._of, self._traffic, self._group = of, traffic, group
         self._ahead, self._described, self._counted = ahead, described, counted
         self._specs: list[_Spec] = []
         self._posted: deque[tuple[list[Any], list[Tensor]]] = deque()
 
     def receive(self, coming: int = 1) -> list[Tensor]:
-        """The next message, with `coming` ones certain to come, it included; empty after the last of all."""
+        """Return the next of `coming` messages that will certainly come, or nothing after the last of all."""
         if self._described or not self._specs:
             self._specs = self._hear()
         if not self._specs:
@@ -165,11 +181,11 @@ class Inlet:
                 buffer = spec.room(_device(self._group))
                 buffers.append(buffer)
             for rank, rows in self._of:
-                works += [torch.distributed.irecv(each[rows], rank, group=self._group) for each in buffers]
+                works += [torch.distributed.irecv(part[rows], rank, group=self._group) for part in buffers]
             self._posted.append((works, buffers))
 
     def _hear(self) -> list["_Spec"]:
-        """What each message consists of, as all senders say."""
+        """Return what each message consists of, as all senders describe it."""
         headers = [_header([], [], slice(0, 0)).to(_device(self._group)) for _ in self._of]
         self._traffic.wait(
             [
@@ -177,13 +193,13 @@ class Inlet:
                 for header, (rank, _) in zip(headers, self._of, strict=True)
             ]
         )
-        each = [_read_header(header.tolist()) for header in headers]
-        counts = [specs[0].rows if specs else 0 for specs in each]
-        return [spec._replace(rows=sum(counts)) for spec in each[0]]
+        described = [_read_header(header.tolist()) for header in headers]
+        counts = [specs[0].rows if specs else 0 for specs in described]
+        return [spec._replace(rows=sum(counts)) for spec in described[0]]
 
 
 class _Spec(NamedTuple):
-    """What there is to know about a tensor before it comes; its rows lie one after the other in memory."""
+    """What is known about a tensor before it arrives; its rows lie one after the other in memory."""
 
     dtype: torch.dtype
     on_the_way: torch.dtype
@@ -192,17 +208,17 @@ class _Spec(NamedTuple):
     strides: tuple[int, ...]
 
     def room(self, device: torch.device) -> Tensor:
-        """Where its rows are to be put, as a matrix."""
+        """Return a matrix that has room for the tensor's rows."""
         return torch.empty(self.rows, math.prod(self.sizes), dtype=self.on_the_way, device=device)
 
     def restored(self, matrix: Tensor) -> Tensor:
-        """The tensor as it was, also in its layout: another one would be another rounding further on."""
+        """Return the tensor as it was, also in its layout; another layout would round differently later."""
         size = math.prod(self.sizes)
         return matrix.as_strided((self.rows, *self.sizes), (size, *self.strides)).to(self.dtype)
 
 
 def _header(tensors: Sequence[Tensor], wire: Sequence[Tensor], rows: slice) -> Tensor:
-    """The shapes of a message for one peer, as numbers."""
+    """Return the shapes of a message for one peer, as numbers."""
     words = [len(tensors)]
     for tensor, on_the_way in zip(tensors, wire, strict=True):
         sizes, strides = tensor.shape[1:], tensor.stride()[1:]
@@ -231,7 +247,7 @@ def _matrix(tensor: Tensor) -> Tensor:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether each row fills a stretch of memory, and the next row the next one."""
+    """Return whether each row fills a stretch of memory, and the next row the stretch after it."""
     filled = 1
     for stride, size in sorted(zip(tensor.stride()[1:], tensor.shape[1:], strict=True)):
         if size > 1 and stride != filled:

@@ -1,1 +1,1 @@
-"""Which process gets which blocks, and how fast that will be."""
+"""This package decides which processes train which blocks, and forecasts how fast that will be."""

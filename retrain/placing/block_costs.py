@@ -1,4 +1,4 @@
-"""What the blocks of a network cost on the device at hand, measured one at a time; and the file of it."""
+"""This module measures the costs of a network's blocks one by one on a device, and keeps them in a file."""
 
 import copy
 import math
@@ -22,7 +22,7 @@ from tools.layout import use_channels_last
 from tools.mistake import Mistake, quoted
 
 REPEATS = 5
-"""Rounds of which the fastest counts; fewer where they take longer than ENOUGH seconds together."""
+"""The fastest of this many rounds counts; there are fewer if they take longer than ENOUGH seconds."""
 ENOUGH = 10.0
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -37,9 +37,9 @@ def measure_block_costs(
     batch_sizes: tuple[int, int],
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> BlockCosts:
-    """Times, sizes and activations of each block as its rule trains it, and of backpropagation.
+    """Measure times, sizes and activations of each block as its rule trains it, and of backpropagation.
 
-    The net stays as it is and where it is; what is measured is a copy of one block on the device. Each time
+    The net stays as it is and where it is; a copy of one block at a time is measured on the device. Each time
     is the best of several.
     """
     assert 0 < batch_sizes[0] < batch_sizes[1]
@@ -72,30 +72,31 @@ def block_seconds(
     rows: int,
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> list[float]:
-    """Seconds of a step of each block alone, on so many rows."""
+    """Return the seconds that a step of each block takes alone, on so many rows."""
     dtype = next(net.parameters()).dtype
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
         torch.manual_seed(0)
         batches = [_Batch.random(count, subject, device, dtype) for count in (max(1, rows // 2), rows)]
-        found = _Bench(RULES[subject.rule], make_optimizer, autocast).measure_all(net, batches)
-    return [cost.passes.at(rows) + cost.update for cost in found]
+        costs = _Bench(RULES[subject.rule], make_optimizer, autocast).measure_all(net, batches)
+    return [cost.passes.at(rows) + cost.update for cost in costs]
 
 
 def save_block_costs(path: Path, costs: BlockCosts) -> None:
-    """Write costs."""
+    """Write the costs of blocks to a file."""
     write_document(path, "block-costs", 1, asdict(costs))
 
 
 def load_block_costs(path: Path) -> BlockCosts:
-    """Read costs.
+    """Read the costs of blocks from a file.
 
     Raises:
-        ValueError: in one line that names the option and the file.
+        ValueError: The file cannot be read as such; the message is one line that names the option and the
+            file.
     """
     try:
         content = read_document(path, "block-costs", 1)
         del content["format"], content["version"]
-        content["blocks"] = tuple(_block_cost(each) for each in content["blocks"])
+        content["blocks"] = tuple(_block_cost(block) for block in content["blocks"])
         content["whole"] = _block_cost(content["whole"])
         for key in ("cuts", "heads", "groups", "image_shape", "batch_sizes"):
             content[key] = tuple(content[key])
@@ -113,19 +114,19 @@ def load_block_costs(path: Path) -> BlockCosts:
 
 
 def check_subject(path: Path, costs: BlockCosts, subject: Subject) -> None:
-    """Refuse costs that are not of this network in these blocks, trained in this way."""
+    """Refuse costs of another network, of other blocks, or of another way of training."""
     for name, wanted in asdict(subject).items():
-        found = getattr(costs, name)
-        if found != wanted:
+        measured = getattr(costs, name)
+        if measured != wanted:
             what = name.replace("_", " ").replace("num ", "number of ")
             raise Mistake(
                 "cluster.profile",
-                f"{path} was measured with {what} {_said(found)}, not {_said(wanted)}",
+                f"{path} was measured with {what} {_in_words(measured)}, not {_in_words(wanted)}",
                 "name another file, to which new measurements are written",
             )
 
 
-def _said(value: object) -> str:
+def _in_words(value: object) -> str:
     return (", ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
 
 
@@ -162,14 +163,14 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Bench:
-    """Where one block after the other is measured."""
+    """A bench on which one block after the other is measured."""
 
     rule: RuleRow
     make_optimizer: MakeOptimizer
     autocast: Callable[[], AbstractContextManager[Any]]
 
     def measure_all(self, net: DecoupledNet, batches: list[_Batch]) -> list[BlockCost]:
-        """The costs of every block."""
+        """Return the costs of every block."""
         last = len(net.blocks) - 1
         return [
             self.measure(block, batches, first=index == 0, last=index == last)
@@ -177,17 +178,17 @@ class _Bench:
         ]
 
     def measure(self, block: Block, batches: list[_Batch], *, first: bool, last: bool) -> BlockCost:
-        """The costs of a block; the batches go on to its outputs."""
+        """Return the costs of a block; afterwards, the batches hold its outputs."""
         block = copy.deepcopy(block).to(batches[0].images.device).train()
         use_channels_last(block)
         optimizer = self.make_optimizer(block.parameters())
         for group in optimizer.param_groups:
-            group["lr"] = 0.0  # weights that ran away would not be the ones that a training has
+            group["lr"] = 0.0  # weights that diverge would not be those of a real training
 
         def forward(batch: _Batch) -> Tensor:
             with torch.no_grad(), self.autocast():
                 outputs: Tensor = block.layers(batch.inputs)
-            # Accelerate hands on what a trained block gives in full precision.
+            # Accelerate returns the outputs of a trained block in full precision.
             return outputs if self.rule.forwards > 1 else outputs.to(batch.images.dtype)
 
         def train(batch: _Batch) -> None:
@@ -214,7 +215,7 @@ class _Bench:
 
         kept = []
         for batch in batches:
-            # The input of a block is a leaf like its weights, but takes memory of its own.
+            # The input of a block is a leaf like its weights, but it takes memory of its own.
             kept.append(saved_activation_bytes(lambda batch=batch: train(batch), leaves=True))  # type: ignore[misc]
             optimizer.zero_grad()
         forwards, trained, updates = ([math.inf] * 2 for _ in range(3))

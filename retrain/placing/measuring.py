@@ -1,4 +1,4 @@
-"""What the blocks of a run's network cost on this machine, and where they are best put."""
+"""This module measures the costs of a run's blocks on this machine, and finds where they are best placed."""
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +14,7 @@ from tools.optim import make_optimizer
 
 
 def conditions_of(config: RetrainConfig) -> Conditions:
-    """Under which a run trains its blocks, on the cluster that its options describe."""
+    """Return the conditions under which a run trains its blocks, on the cluster of its options."""
     return Conditions(
         batch_size=config.recipe.batch_size,
         accumulate=config.recipe.accumulate,
@@ -27,10 +27,10 @@ def conditions_of(config: RetrainConfig) -> Conditions:
 
 
 def placed(costs: BlockCosts, devices: int, on: Conditions, *, apart: bool = False) -> Placement:
-    """The placement with the fastest slowest stage, the links of its devices included.
+    """Return the placement whose slowest stage is fastest, including the links of its devices.
 
     Raises:
-        ValueError: where these devices cannot share the batch evenly.
+        ValueError: These devices cannot share the batch evenly.
     """
     return place_by(
         lambda blocks, copies: stage_forecast(costs, blocks, copies, on).seconds,
@@ -45,7 +45,7 @@ def placed(costs: BlockCosts, devices: int, on: Conditions, *, apart: bool = Fal
 def subject_of(
     config: RetrainConfig, network: str, num_layers: int, decoupling: Decoupling, data: Data
 ) -> Subject:
-    """What costs are of: a network, in words, in these blocks."""
+    """Return what costs are measured on: a network, in words, in these blocks."""
     return Subject(
         network=network,
         rule=config.chosen_rule,
@@ -64,7 +64,7 @@ def subject_of(
 def measure_here(
     net: DecoupledNet, config: RetrainConfig, subject: Subject, accelerator: Accelerator
 ) -> BlockCosts:
-    """Train each block a few steps on this process's device."""
+    """Train each block for a few steps on this process's device, and return the costs."""
     large = max(4, min(config.recipe.batch_size, _enough(subject, accelerator) // 4))
     return measure_block_costs(
         net.to(torch.float64 if config.precision == "fp64" else torch.float32),
@@ -79,7 +79,7 @@ def measure_here(
 def seconds_here(
     net: DecoupledNet, config: RetrainConfig, subject: Subject, accelerator: Accelerator
 ) -> list[float]:
-    """Seconds of a step of each block, alone on this process's device, on the rows of a batch."""
+    """Return the seconds of a step of each block, alone on this process's device, on the rows of a batch."""
     return block_seconds(
         net.to(torch.float64 if config.precision == "fp64" else torch.float32),
         subject,
@@ -91,6 +91,6 @@ def seconds_here(
 
 
 def _enough(subject: Subject, accelerator: Accelerator) -> int:
-    """Rows on which a measurement neither takes too long nor is all overhead."""
+    """Return a number of rows on which a measurement neither takes too long nor is all overhead."""
     small = subject.image_shape[1] <= 64
     return 512 if accelerator.device.type == "cuda" else 128 if small else 32

@@ -1,4 +1,4 @@
-"""Which processes train which blocks: where the slowest stage is fastest, exactly. Free of torch."""
+"""This module finds the placement of blocks on processes whose slowest stage is fastest. Free of torch."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,32 +15,33 @@ from tools.files.atomic import read_document, write_document
 from tools.mistake import Mistake
 
 Seconds = Callable[[range, int], float]
-"""What a step takes a stage of these blocks on so many processes."""
+"""This function returns the time of a step of a stage with these blocks on so many processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Neighbouring blocks on the same processes, which share the rows of the batch, or neuron groups."""
+    """A `Stage` is a row of blocks on the same processes, which share the batch's rows or neuron groups."""
 
     blocks: range
-    """Counted from 0."""
+    """These blocks are counted from 0."""
     ranks: range
     groups: int = 1
-    """The neuron groups of the first block, each on a process of its own; other blocks are with group 1."""
+    """The first block has this many neuron groups, each on its own process; other blocks are with group 1."""
 
     @property
     def copies(self) -> int:
+        """Return how many processes share the rows of a batch."""
         return len(self.ranks) // self.groups
 
     def ranks_of(self, block: int) -> range:
-        """Those that train one of its blocks."""
+        """Return the processes that train one of the stage's blocks."""
         together = self.groups == 1 or block == self.blocks.start
         return self.ranks if together else self.ranks[:1]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Stages in order; every block and every rank is in one of them."""
+    """A `Placement` is a list of stages in order; every block and every rank is in one of them."""
 
     stages: tuple[Stage, ...]
 
@@ -65,7 +66,7 @@ class Placement:
 
     @classmethod
     def of(cls, sizes: Sequence[tuple[int, int]], groups: Sequence[int] = ()) -> "Placement":
-        """From each stage's number of blocks and number of processes, and of neuron groups put apart."""
+        """Make a placement from each stage's numbers of blocks, processes and separate neuron groups."""
         blocks = pairwise(running_sums((size[0] for size in sizes), initial=0))
         ranks = pairwise(running_sums((size[1] for size in sizes), initial=0))
         apart = groups or [1] * len(sizes)
@@ -78,14 +79,16 @@ class Placement:
 
     @property
     def num_blocks(self) -> int:
+        """Return the number of blocks of all stages."""
         return self.stages[-1].blocks.stop
 
     @property
     def world_size(self) -> int:
+        """Return the number of processes of all stages."""
         return self.stages[-1].ranks.stop
 
     def stage_of(self, rank: int) -> int:
-        """The index of the stage to which a rank belongs."""
+        """Return the index of the stage to which a rank belongs."""
         for index, stage in enumerate(self.stages):
             if rank in stage.ranks:
                 return index
@@ -95,10 +98,10 @@ class Placement:
 def place(
     times: Sequence[float], world_size: int, *, batch_size: int, accumulate: int = 1, apart: bool = False
 ) -> Placement:
-    """The fastest placement of blocks whose times are known, and fall as the number of rows does.
+    """Return the fastest placement of blocks whose times are known and shrink with the number of rows.
 
-    Such times let data parallelism look perfect: where the number of processes divides the batch, nothing is
-    faster than all blocks on all of them. `apart` asks for parallel blocks all the same.
+    Such times make data parallelism look perfect: if the number of processes divides the batch, nothing is
+    faster than all blocks on all processes. `apart` asks for parallel blocks nevertheless.
     """
     until = [0.0, *running_sums(times)]
     return place_by(
@@ -120,37 +123,40 @@ def place_by(
     accumulate: int = 1,
     apart: bool = False,
 ) -> Placement:
-    """The placement on exactly `world_size` processes whose slowest stage is fastest.
+    """Return the placement on exactly `world_size` processes whose slowest stage is fastest.
 
-    The processes of a stage take equal parts of the batch, so their number divides it. With a batch in
-    several parts (`accumulate`) every stage has the same number, or a part would be other rows to each.
-    `apart` shares no more than it must: blocks are on the same processes only where these are fewer than the
-    blocks, and then no block is on several.
+    The processes of a stage take equal parts of the batch, so their number divides it. If a batch comes in
+    several parts (`accumulate`), every stage has the same number of processes; otherwise a part would have
+    other rows in each. `apart` shares as little as possible: several blocks are on one process only if there
+    are fewer processes than blocks, and then no block is on several.
 
-    Of equally fast placements the one with most stages is taken, then that whose stages take the least time
-    together, then that with the fewest blocks and processes in the first stages.
+    Among equally fast placements, the one with most stages is taken. Among these, it is the one whose stages
+    take the least time together, then the one with the fewest blocks and processes in the first stages.
 
     Raises:
-        ValueError: where no placement uses all processes, with numbers of processes that could be used.
+        ValueError: No placement uses all processes; the message gives numbers of processes that would do.
     """
     assert num_blocks > 0
     assert world_size > 0
     most_blocks = 1 if apart and world_size >= num_blocks else num_blocks
     best: tuple[tuple[float, int, float], list[tuple[int, int]]] | None = None
     for choices in _choices(batch_size, accumulate, world_size, single=apart and world_size < num_blocks):
-        found = _fastest(seconds, num_blocks, world_size, choices, most_blocks)
-        if found is not None and (best is None or found[0] < best[0]):
-            best = found
+        placed = _fastest(seconds, num_blocks, world_size, choices, most_blocks)
+        if placed is not None and (best is None or placed[0] < best[0]):
+            best = placed
     if best is None:
         raise _unusable(num_blocks, world_size, batch_size, accumulate, apart)
     return Placement.of(best[1])
 
 
 def place_groups(groups: Sequence[int], world_size: int, *, top_is_bare: bool) -> Placement | None:
-    """The placement with every neuron group on a process of its own, where the processes are as many.
+    """Return the placement with every neuron group on its own process, if there are as many processes.
 
-    `groups` are those of each block; a block without has a process, too, but not the last one where it has
-    no layers (`top_is_bare`): that goes with the first group of the block below it.
+    Arguments:
+        groups: The number of neuron groups of each block; a block without groups has a process, too.
+        world_size: The number of processes.
+        top_is_bare: Whether the last block has no layers; it then goes with the first group of the block
+            below.
     """
     if max(groups) == 1:
         return None
@@ -166,21 +172,21 @@ def place_groups(groups: Sequence[int], world_size: int, *, top_is_bare: bool) -
 def usable(
     num_blocks: int, most: int, *, batch_size: int, accumulate: int = 1, apart: bool = False
 ) -> list[int]:
-    """The numbers of processes, up to `most`, that a placement can use to the last one."""
-    found: set[int] = set()
+    """Return the numbers of processes, up to `most`, that a placement can use completely."""
+    numbers: set[int] = set()
     for choices in _choices(batch_size, accumulate, most):
         sums = {0}
         for stages in range(1, num_blocks + 1):
             sums = {total + copies for total in sums for copies in choices if total + copies <= most}
             if not apart or stages == num_blocks:
-                found |= sums
+                numbers |= sums
     if apart and batch_size % accumulate == 0:
-        found.update(range(1, min(num_blocks - 1, most) + 1))
-    return sorted(found)
+        numbers.update(range(1, min(num_blocks - 1, most) + 1))
+    return sorted(numbers)
 
 
 def save_placement(path: str | Path, placement: Placement) -> None:
-    """Write a placement."""
+    """Write a placement to a file."""
     stages = [
         {"blocks": len(stage.blocks), "processes": len(stage.ranks)}
         | ({"groups": stage.groups} if stage.groups > 1 else {})
@@ -190,10 +196,10 @@ def save_placement(path: str | Path, placement: Placement) -> None:
 
 
 def load_placement(path: str | Path) -> Placement:
-    """Read a placement.
+    """Read a placement from a file.
 
     Raises:
-        ValueError: in one line that names the file.
+        ValueError: The file cannot be read as such; the message is one line that names it.
     """
     path = Path(path)
     stages = read_document(path, "placement", 1).get("stages")
@@ -215,7 +221,7 @@ def _count(path: Path, stage: Any, key: str, default: int | None = None) -> int:
 
 
 def _choices(batch_size: int, accumulate: int, most: int, *, single: bool = False) -> list[list[int]]:
-    """Sets of numbers of copies from which all stages of a placement take theirs."""
+    """Return sets of numbers of copies; all stages of a placement take theirs from one set."""
     most = 1 if single else most
     divisors = [d for d in range(1, min(batch_size, most) + 1) if batch_size % d == 0]
     if accumulate == 1:
@@ -226,14 +232,14 @@ def _choices(batch_size: int, accumulate: int, most: int, *, single: bool = Fals
 def _fastest(
     seconds: Seconds, num_blocks: int, world_size: int, choices: Sequence[int], most_blocks: int
 ) -> tuple[tuple[float, int, float], list[tuple[int, int]]] | None:
-    """The best placement with copies out of `choices`, with that by which it is compared."""
+    """Return the best placement with copies from `choices`, and the key by which placements are compared."""
     costs = {
         (start, stop, copies): float(seconds(range(start, stop), copies))
         for start in range(num_blocks)
         for stop in range(start + 1, min(start + most_blocks, num_blocks) + 1)
         for copies in choices
     }
-    # slowest[i][n]: of the blocks from i on, on n processes, the time of the slowest stage at best.
+    # slowest[i][n] is the best time of the slowest stage, with the blocks from i on n processes.
     slowest = [np.full(world_size + 1, math.inf) for _ in range(num_blocks + 1)]
     slowest[num_blocks][0] = -math.inf
     for (start, stop, copies), cost in reversed(costs.items()):
@@ -242,7 +248,7 @@ def _fastest(
     limit = float(slowest[0][world_size])
     if not math.isfinite(limit):
         return None
-    # Whatever stays within the limit is as fast; of this, total[i][s, n] is the least sum over s stages.
+    # Every placement within the limit is equally fast; total[i][s, n] is their least sum over s stages.
     within = {key: cost for key, cost in costs.items() if cost <= limit}
     shape = (num_blocks + 1, world_size + 1)
     total: list[NDArray[np.float64]] = [np.full(shape, math.inf) for _ in range(num_blocks + 1)]

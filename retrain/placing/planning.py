@@ -1,4 +1,4 @@
-"""What `plan` prints: how many devices would share the blocks, how fast that would be, and what limits it."""
+"""This module prints the plan: how devices would share the blocks, how fast that is, and what limits it."""
 
 import os
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ from tools.run.launch import launch
 GIB = 2**30
 
 TRIED = 64
-"""Batch sizes that are tried for one that all devices can share."""
+"""This many batch sizes are tried to find one that all devices can share."""
 
 
 def plan(config: RetrainConfig) -> None:
-    """Measure the blocks, or read what was measured, and print the plan."""
+    """Measure the blocks, or read earlier measurements, and print the plan."""
     check_modelled(config.chosen_rule)
     if not config.rule_row.cuts:
         raise Mistake("plan", "shares blocks that are trained apart", "leave out `rule` backprop")
@@ -49,20 +49,20 @@ def plan(config: RetrainConfig) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """One number of devices."""
+    """A `Row` is the plan for one number of devices."""
 
     devices: int
     kind: str
-    """fastest of all placements, or the fastest of those that keep blocks apart."""
+    """The kind is "fastest" of all placements, or the fastest of those with blocks "apart"."""
     placement: Placement
-    found: Forecast
+    estimate: Forecast
     rows_shared: Forecast
-    """Of backpropagation on as many of the devices as can share the rows."""
+    """This is backpropagation on as many of the devices as can share the rows."""
     notes: list[str]
 
 
 def report(costs: BlockCosts, on: Conditions, devices: tuple[int, ...], memory: float) -> list[str]:
-    """The plan in lines; `memory` is in GiB of one device, or 0."""
+    """Return the plan in lines; `memory` is in GiB of one device, or 0 if unknown."""
     one = backprop(costs, 1, on)
     rows = [row for count in devices for row in _rows(costs, on, count)]
     parts = f" in {on.accumulate} parts" if on.accumulate > 1 else ""
@@ -82,20 +82,20 @@ def report(costs: BlockCosts, on: Conditions, devices: tuple[int, ...], memory: 
     titles = ["devices", "placement", "images/s", "x one", "DDP images/s", "x DDP", "GiB", "DDP GiB"]
     table = [[*titles, "MB/step", "idle", "limited by"]]
     for row in rows:
-        found, ddp = row.found, row.rows_shared
+        estimate, ddp = row.estimate, row.rows_shared
         table.append(
             [
                 f"{row.devices}",
                 row.kind,
-                f"{found.images_per_second:,.1f}",
-                f"{one.pace / found.pace:.2f}",
+                f"{estimate.images_per_second:,.1f}",
+                f"{one.pace / estimate.pace:.2f}",
                 f"{ddp.images_per_second:,.1f}",
-                f"{ddp.pace / found.pace:.2f}",
-                _gib(found.memory) + _fits(found, memory, "*"),
+                f"{ddp.pace / estimate.pace:.2f}",
+                _gib(estimate.memory) + _fits(estimate, memory, "*"),
                 _gib(ddp.memory) + _fits(ddp, memory, "*"),
-                f"{found.traffic / 1e6:.3g}",
-                f"{found.mean_idle:.0%}",
-                found.limit,
+                f"{estimate.traffic / 1e6:.3g}",
+                f"{estimate.mean_idle:.0%}",
+                estimate.limit,
             ]
         )
     lines += _aligned(table)
@@ -109,13 +109,13 @@ def report(costs: BlockCosts, on: Conditions, devices: tuple[int, ...], memory: 
 
 
 def _rows(costs: BlockCosts, on: Conditions, devices: int) -> list[Row]:
-    """The best placement, and the best with every block apart where that is another."""
+    """Return the best placement, and the best one with every block apart if that is another one."""
     rows: list[Row] = []
     shared = usable(1, devices, batch_size=on.batch_size, accumulate=on.accumulate)
     assert shared, "the recipe's parts divide its batch"
     ddp = [f"{devices} devices, DDP: {shared[-1]} are used"] if shared[-1] < devices else []
     for apart in (False, True):
-        # What cannot be used is left idle, as it would have to be.
+        # What cannot be used stays idle, as it would have to.
         most = _usable(costs, on, devices, on.batch_size, apart)[-1]
         placement = placed(costs, most, on, apart=apart)
         if any(row.placement == placement for row in rows):
@@ -126,13 +126,13 @@ def _rows(costs: BlockCosts, on: Conditions, devices: int) -> list[Row]:
             who = f"{_counted(devices, 'device')}, {kind}"
             note = f"{who}: {most} are used; all cannot share batches of {on.batch_size} evenly{cure}"
         notes = [note, *ddp] if note else ddp
-        found, other = forecast(costs, placement, on), backprop(costs, shared[-1], on)
-        rows.append(Row(devices, kind, placement, found, other, notes))
+        estimate, other = forecast(costs, placement, on), backprop(costs, shared[-1], on)
+        rows.append(Row(devices, kind, placement, estimate, other, notes))
     return rows
 
 
 def _cure(costs: BlockCosts, on: Conditions, devices: int, apart: bool) -> str:
-    """A batch that all devices can share, if one that is not much larger can be found."""
+    """Return a batch size that all devices can share, if one can be found that is not much larger."""
     first = (on.batch_size // on.accumulate + 1) * on.accumulate
     for size in range(first, first + TRIED * on.accumulate, on.accumulate):
         if devices in _usable(costs, on, devices, size, apart):
@@ -148,7 +148,7 @@ def _usable(costs: BlockCosts, on: Conditions, most: int, batch_size: int, apart
 
 
 def _costs(config: RetrainConfig, accelerator: Accelerator) -> BlockCosts:
-    """As the file of `cluster.profile` says, or as measured here."""
+    """Return the costs from the file of `cluster.profile`, or measure them here."""
     path = Path(config.cluster.profile) if config.cluster.profile else None
     read = load_block_costs(path) if path and path.exists() else None
     data = _data(config)
@@ -171,7 +171,7 @@ def _costs(config: RetrainConfig, accelerator: Accelerator) -> BlockCosts:
 
 
 def _data(config: RetrainConfig) -> Data:
-    """The data set without its images, where its shape is known without them."""
+    """Return the data set without its images, if its shape is known without them."""
     known = config.data.known
     if config.data.name == "folder":
         return load_data(config.data, config.seed)
@@ -182,7 +182,7 @@ def _data(config: RetrainConfig) -> Data:
 
 
 def _measured_cuts(config: RetrainConfig, network: Network, read: BlockCosts | None) -> Decoupling | None:
-    """Cuts balanced by time come out a little different each time; those of the file are as good."""
+    """Return the cuts of a file of costs, because cuts balanced by time differ a little each time."""
     request = parse_request(config.decoupling)
     if read is None or request.kind != "balanced" or config.balance != "time" or config.groups > 1:
         return None
@@ -197,16 +197,16 @@ def _measured_cuts(config: RetrainConfig, network: Network, read: BlockCosts | N
 
 
 def _stages(row: Row) -> list[str]:
-    """A table of one placement's stages."""
-    found = row.found
+    """Return a table of one placement's stages."""
+    estimate = row.estimate
     table = [["stage", "blocks", "devices", "compute ms", "all-reduce ms", "MB/step", "GiB", "idle"]]
-    for number, (stage, idle) in enumerate(zip(found.stages, found.idle, strict=True), start=1):
+    for number, (stage, idle) in enumerate(zip(estimate.stages, estimate.idle, strict=True), start=1):
         times = [f"{1e3 * stage.compute:.3g}", f"{1e3 * stage.exposed:.3g}"]
         sizes = [f"{stage.traffic / 1e6:.3g}", _gib(stage.memory)]
         table.append([f"{number}", _blocks(stage.blocks), f"{stage.copies}", *times, *sizes, f"{idle:.0%}"])
     return [
         f"The stages of {_counted(row.devices, 'device')}, {row.kind}: a step each "
-        f"{1e3 * found.pace:.3g} ms, the first after {1e3 * found.fill:.3g} ms in which they fill",
+        f"{1e3 * estimate.pace:.3g} ms, the first after {1e3 * estimate.fill:.3g} ms in which they fill",
         *_aligned(table),
         "all-reduce: what the backward pass does not hide; MB/step: the busier direction of a device's link",
     ]
@@ -228,14 +228,14 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.3g}"
 
 
-def _fits(found: Forecast, memory: float, mark: str = "") -> str:
-    if not memory or found.memory <= memory * GIB:
+def _fits(estimate: Forecast, memory: float, mark: str = "") -> str:
+    if not memory or estimate.memory <= memory * GIB:
         return ""
     return mark or f", which do not fit into {memory:g}"
 
 
 def _aligned(table: list[list[str]]) -> list[str]:
-    """Columns of one width each, numbers to the right, the last column as it is."""
+    """Return columns of one width each, numbers to the right, the last column unchanged."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     rows = [[cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in table]
     return ["  ".join([*row[:-1], line[-1]]) for row, line in zip(rows, table, strict=True)]

@@ -1,1 +1,1 @@
-"""The work of predict_images.py."""
+"""This package does the work of predict_images.py."""

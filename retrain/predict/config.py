@@ -1,4 +1,4 @@
-"""The options of predict_images.py; free of torch."""
+"""This module holds the options of predict_images.py; it is free of torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,26 +11,26 @@ from tools.options.config import check_choice, check_range
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(TrainedNetwork):
-    """Which trained network, and for which images."""
+    """The options say which trained network classifies which images."""
 
     USUAL: ClassVar[tuple[str, ...]] = (
         *("run_of", "weights", "export", "images", "top", "out", "plugins", "device"),
     )
 
     export: str = ""
-    """A folder that export_model.py wrote, instead of a run: its state, or else its timm or onnx."""
+    """Use a folder that export_model.py wrote, instead of a run. Its state is read, else its timm or onnx."""
     images: tuple[str, ...] = ()
-    """Images to classify: files, and folders of which all images are taken, in folders inside too."""
+    """Classify these files, and all images in these folders and in the folders inside."""
     top: int = 5
-    """How many classes to tell for each image, the most probable first."""
+    """Print this many classes for each image, the most probable first."""
     out: str = ""
-    """Also write all that is told to this new file, such as predictions.jsonl, one JSON object an image."""
+    """Also write the predictions to this new file, such as predictions.jsonl, one JSON object an image."""
     batch: int = 64
-    """Images that are classified at once."""
+    """Classify this many images at once."""
     device: str = "auto"
-    """Where to compute: cpu, cuda, or auto, which takes cuda where there is any."""
+    """Compute on cpu, cuda or auto, which takes cuda where there is a GPU."""
     threads: int = 0
-    """CPU threads; 0: as many as there are cores."""
+    """Use this many CPU threads; 0 takes as many as there are cores."""
 
     def __post_init__(self) -> None:
         self.check_trained()
@@ -44,7 +44,7 @@ class PredictConfig(TrainedNetwork):
         check_range("threads", self.threads, 0, 4096)
 
     def check_source(self) -> None:
-        """Refuse to predict nothing; not before all options are known."""
+        """Refuse to predict nothing; this is checked when all options are known."""
         if not (self.run_of or self.weights or self.export):
             raise Mistake("run_of", "name a finished run of retrain_model.py, or a folder by `export`")
         if not self.images:

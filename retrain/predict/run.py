@@ -1,4 +1,4 @@
-"""From a trained network and images of any kind to classes and their probabilities."""
+"""This module classifies images of any kind with a trained network, and gives the probabilities."""
 
 import json
 import os
@@ -30,18 +30,18 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network that can be asked."""
+    """A `Classifier` is a trained network that is ready to classify images."""
 
     source: str
-    """Which it is, and from where, in words."""
+    """These words say which network it is, and where it comes from."""
     run: Runner
-    """From prepared images to logits; where there are several outputs, the last is the classifier's."""
+    """This turns prepared images into logits; of several outputs, the last is the classifier's."""
     classes: Sequence[str]
     preparation: Preparation
 
 
 def predict(config: PredictConfig) -> None:
-    """Tell the most probable classes of each image; a file that is no image stops none of the others."""
+    """Print the most probable classes of each image; a file that is no image does not stop the others."""
     files = _files(config.images)
     device = launch(
         device=config.device, precision="fp32", threads=config.threads, trackers=(), folder=Path()
@@ -54,7 +54,7 @@ def predict(config: PredictConfig) -> None:
         images, wrong = _load(files[start : start + config.batch], classifier.preparation)
         unreadable += wrong
         if images:
-            lines += _told(classifier, images, config.top, device)
+            lines += _print_predictions(classifier, images, config.top, device)
     if config.out:
         write_bytes(Path(config.out), "".join(json.dumps(line) + "\n" for line in lines).encode())
         print(f"done: {len(lines)} predictions in {config.out}", flush=True)
@@ -64,20 +64,20 @@ def predict(config: PredictConfig) -> None:
 
 
 def _files(named: Iterable[str]) -> list[Path]:
-    """Files as they are named, and the images of folders; each once."""
+    """Return files as they are named, and the images of folders; each file once."""
     files: list[Path] = []
     for name in named:
         path = Path(name)
-        found = images_below(path) if path.is_dir() else [path]
-        if not found or not path.exists():
+        paths = images_below(path) if path.is_dir() else [path]
+        if not paths or not path.exists():
             what = "a folder without images" if path.is_dir() else "no file or folder"
             raise Mistake("images", f"'{name}' is {what}")
-        files += found
+        files += paths
     return list(dict.fromkeys(files))
 
 
 def _load(files: Sequence[Path], preparation: Preparation) -> tuple[dict[Path, Tensor], list[str]]:
-    """The bytes of the images as evaluation has them, and what is wrong with the other files."""
+    """Return the bytes of the images as evaluation prepares them, and what is wrong with the other files."""
     transform = evaluation_transform(preparation)
 
     def load(path: Path) -> Tensor | str:
@@ -85,19 +85,19 @@ def _load(files: Sequence[Path], preparation: Preparation) -> tuple[dict[Path, T
             image = decode(path)
         except BadImage as error:
             return str(error)
-        # The images that a grey network knows are grey already, and stay as they are.
+        # The images that a grey network knows are grey already, and stay unchanged.
         return transform(image.convert(preparation.mode).convert("RGB"))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works without holding the interpreter's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow does not hold the interpreter's lock
         loaded = list(zip(files, pool.map(load, files), strict=True))
-    images = {path: each for path, each in loaded if isinstance(each, Tensor)}
-    return images, [each for _, each in loaded if isinstance(each, str)]
+    images = {path: result for path, result in loaded if isinstance(result, Tensor)}
+    return images, [result for _, result in loaded if isinstance(result, str)]
 
 
-def _told(
+def _print_predictions(
     classifier: Classifier, images: dict[Path, Tensor], top: int, device: torch.device
 ) -> list[dict[str, Any]]:
-    """Predictions, which are also printed."""
+    """Print predictions, and return them."""
     fed = classifier.preparation
     normalise = Normalise(fed.crop, mean=fed.mean, std=fed.std, device=device)
     logits = classifier.run(normalise(torch.stack(list(images.values())).to(device)))[-1]
@@ -105,14 +105,14 @@ def _told(
     lines = []
     for path, chances, labels in zip(images, best.values.tolist(), best.indices.tolist(), strict=True):
         names = [classifier.classes[label] for label in labels]
-        said = ", ".join(f"{name} {chance:.1%}" for name, chance in zip(names, chances, strict=True))
-        print(f"{path}  {said}", flush=True)
+        named = ", ".join(f"{name} {chance:.1%}" for name, chance in zip(names, chances, strict=True))
+        print(f"{path}  {named}", flush=True)
         lines.append({"image": str(path), "classes": names, "probabilities": chances})
     return lines
 
 
 def _classifier(config: PredictConfig, device: torch.device) -> Classifier:
-    """The network that the options name."""
+    """Return the network that the options name."""
     if not config.export:
         return _restored(config.weights_path, config.label, device)
     folder = Path(config.export)
@@ -134,7 +134,7 @@ def _restored(path: Path, label: str, device: torch.device) -> Classifier:
 
 
 def _exported(folder: Path, note: dict[str, Any], device: torch.device) -> Classifier:
-    """The first of a folder's formats that can be read and cannot run code."""
+    """Return the first of a folder's formats that can be read and cannot run code."""
     if "state" in note["formats"]:
         return _restored(folder / "state.safetensors", "export", device)
     if "input" not in note:

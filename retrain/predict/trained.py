@@ -1,4 +1,4 @@
-"""Which trained network: the options by which a script names one; free of torch."""
+"""This module holds the options by which a script names a trained network; it is free of torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +10,20 @@ from tools.run.folder import Run
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedNetwork:
-    """A finished run's network, or a file's."""
+    """The options name a trained network by its finished run or by a file."""
 
     run_of: str = ""
-    """A finished run of retrain_model.py."""
+    """Take the network of this finished run of retrain_model.py."""
     weights: str = ""
-    """A weights file of such a run instead, wherever it is now, or an exported state.safetensors."""
+    """Take the network of this weights file instead. The file is from such a run, wherever it is now, or is
+    an exported state.safetensors."""
     which: str = "best"
-    """The run's weights that were best on validation (best), or those after the last step (last)."""
+    """Take the run's weights that were best on validation (best), or those after the last step (last)."""
     plugins: tuple[str, ...] = ()
-    """Python files with parts of your own that the network has (docs/your_own.md)."""
+    """Load these Python files with parts of your own that the network has (docs/your_own.md)."""
 
     def check_trained(self) -> None:
-        """Refuse what contradicts itself; whether a network is named at all, scripts ask later."""
+        """Refuse options that contradict each other; whether a network is named is checked later."""
         check_choice("which", self.which, ("best", "last"))
         if self.run_of and self.weights:
             raise Mistake("weights", "cannot go with `run_of`", "choose one")
@@ -31,12 +32,12 @@ class TrainedNetwork:
 
     @property
     def label(self) -> str:
-        """The option that names the network."""
+        """Return the option that names the network."""
         return "weights" if self.weights else "run_of"
 
     @property
     def weights_path(self) -> Path:
-        """The weights file that the options name."""
+        """Return the weights file that the options name."""
         if self.weights:
             return Path(self.weights)
         run = Run(Path(self.run_of))

@@ -1,1 +1,1 @@
-"""The work of make_truth.py."""
+"""This package does the work of make_truth.py."""

@@ -1,4 +1,4 @@
-"""What a truth says: a line for each training, and how the networks differ."""
+"""This module reports a truth: a line for each training, and how the networks differ."""
 
 import json
 import math
@@ -13,13 +13,13 @@ from tools.run.folder import Run
 
 
 def read_results(run: Run, trials: Sequence[Trial]) -> dict[Trial, Mapping[str, Any]]:
-    """The results of those that are finished, in their order."""
-    found = ((trial, folder_of(run, trial).results) for trial in trials)
-    return {trial: results for trial, results in found if results is not None}
+    """Return the results of the finished trainings, in their order."""
+    results_by_trial = ((trial, folder_of(run, trial).results) for trial in trials)
+    return {trial: results for trial, results in results_by_trial if results is not None}
 
 
 def line_of(trial: Trial, seed: int, results: Mapping[str, Any]) -> dict[str, Any]:
-    """What truth.jsonl says of a training; nothing in it depends on time."""
+    """Return what truth.jsonl says of a training; nothing in it depends on time."""
     last = results["test"]["last"]
     line = {**trial.facts, "seed": seed + trial.repeat}
     measured = {"accuracy": "top1", "top5": "top5", "loss": "loss"}
@@ -30,24 +30,24 @@ def line_of(trial: Trial, seed: int, results: Mapping[str, Any]) -> dict[str, An
 
 
 def write_truth(run: Run, seed: int, finished: Mapping[Trial, Mapping[str, Any]]) -> None:
-    """Write truth.jsonl anew, with what is finished in the plan's order."""
+    """Write truth.jsonl anew with the finished trainings, in the plan's order."""
     lines = (line_of(trial, seed, results) for trial, results in finished.items())
     text = "".join(json.dumps(line) + "\n" for line in lines)
     write_bytes(run.path / "truth.jsonl", text.encode())
 
 
 def results_of(plan: TruthPlan, finished: Mapping[Trial, Mapping[str, Any]]) -> dict[str, Any]:
-    """What is in the run's results.json."""
+    """Return the content of the run's results.json."""
     accuracies: dict[int, list[float]] = {}
     for trial, results in finished.items():
         accuracies.setdefault(trial.number, []).append(results["test"]["last"]["top1"])
-    means = {number: statistics.fmean(found) for number, found in accuracies.items()}
+    means = {number: statistics.fmean(several) for number, several in accuracies.items()}
     best = max(means, key=lambda number: means[number])
     facts: dict[str, Any] = {
         "trained": str(plan),
         "networks": len(plan.networks),
         "repeats": plan.repeats,
-        "training_seconds": round(math.fsum(each["training_seconds"] for each in finished.values()), 1),
+        "training_seconds": round(math.fsum(results["training_seconds"] for results in finished.values()), 1),
         "mean_accuracy": statistics.fmean(means.values()),
         "min_accuracy": min(means.values()),
         "max_accuracy": max(means.values()),
@@ -56,16 +56,16 @@ def results_of(plan: TruthPlan, finished: Mapping[Trial, Mapping[str, Any]]) -> 
     if len(means) > 1:
         facts["std_between_networks"] = statistics.stdev(means.values())
     if plan.repeats > 1:
-        within = statistics.fmean(statistics.variance(found) for found in accuracies.values())
+        within = statistics.fmean(statistics.variance(several) for several in accuracies.values())
         facts["std_between_repeats"] = math.sqrt(within)
         if len(means) > 1 and (between := statistics.variance(means.values())):
-            # What chance adds to the variance of means; the rest would be there in another truth too.
+            # Chance adds this part to the variance of means; the rest would be there in another truth too.
             facts["reliability"] = max(0.0, 1 - within / plan.repeats / between)
     return facts
 
 
 def summary(run: Run, results: Mapping[str, Any]) -> str:
-    """What was found, in words."""
+    """Return a summary of the results, in words."""
     lines = [
         f"trained {results['trained']}, in {results['training_seconds']:,.0f} s of training",
         f"test top-1 of the last step's weights: mean {results['mean_accuracy']:.2%}, "

@@ -1,4 +1,4 @@
-"""Which trainings make a truth: decided once, when the run begins, and from then on read from its folder."""
+"""This module plans the trainings of a truth when its run begins, and from then on reads the plan."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,30 +22,30 @@ from tools.run.folder import Run
 
 KIND, VERSION = "truth-plan", 1
 ARCHITECTURES, DECOUPLINGS = "architectures", "decouplings"
-"""Folders of a run with a file for each network; a plan says which of them it has."""
+"""These folders of a run hold a file for each network; a plan says which of them the run has."""
 
 FEW = 50_000
-"""Architectures that are listed rather than drawn one by one."""
+"""Up to this many architectures are listed; of more, each is drawn."""
 PATIENCE = 10_000
-"""Draws in a row without a new network, after which there is taken to be no other."""
+"""After this many draws in a row without a new network, there is assumed to be no other."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of one network."""
+    """A `Trial` is one training of one network."""
 
     number: int
-    """Of the network, from 1."""
+    """The network's number counts from 1."""
     repeat: int
-    """From 0: what is added to the seed."""
+    """The repeat counts from 0, and is added to the seed."""
     label: str
-    """What the network is called."""
+    """The network is called this."""
     facts: Mapping[str, Any] = field(hash=False)
-    """What its lines say of the network."""
+    """The network's lines in truth.jsonl hold these facts about it."""
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Return the name of the training's folder."""
         return f"{self.number:04d}-{self.repeat}"
 
     def __str__(self) -> str:
@@ -54,16 +54,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class TruthPlan:
-    """The networks, and how often each is trained."""
+    """A `TruthPlan` holds the networks, and how often each is trained."""
 
     kind: str
-    """In what the networks differ, which is the folder of their files."""
+    """The kind says in what the networks differ, and is the folder of their files."""
     about: str
-    """The space, or the network that is cut."""
+    """This is the space, or the network that is cut."""
     networks: tuple[Mapping[str, Any], ...]
     repeats: int
     classifier_init: str
-    """With which first weights of their classifiers architectures are trained, all of them."""
+    """All architectures are trained from these first weights of their classifiers."""
 
     def __str__(self) -> str:
         noun = "decoupling" if self.kind == DECOUPLINGS else "network"
@@ -73,7 +73,7 @@ class TruthPlan:
 
     @property
     def trials(self) -> list[Trial]:
-        """All trainings in their order: every network once, then every network again."""
+        """Return all trainings in order: every network once, then every network again."""
         return [
             Trial(number, repeat, self.label(facts), facts)
             for repeat in range(self.repeats)
@@ -81,19 +81,19 @@ class TruthPlan:
         ]
 
     def label(self, facts: Mapping[str, Any]) -> str:
-        """What a network is called."""
+        """Return what a network is called."""
         if self.kind == DECOUPLINGS:
             return f"{self.about} {facts['name']}"
         return f"{self.about}/{Architecture(tuple(facts['choices']))}"
 
 
 def folder_of(run: Run, trial: Trial) -> Run:
-    """The run that a training is."""
+    """Return the run of one training."""
     return Run(run.path / "trainings" / trial.name)
 
 
 def config_of(config: TruthConfig, run: Run, plan: TruthPlan, trial: Trial) -> RetrainConfig:
-    """The options of one training, by the files in the run's folder."""
+    """Return the options of one training, with the files in the run's folder."""
     file = run.path / plan.kind / f"{trial.number:04d}.json"
     if plan.kind == DECOUPLINGS:
         network = {"decoupling": str(file)}
@@ -105,19 +105,19 @@ def config_of(config: TruthConfig, run: Run, plan: TruthPlan, trial: Trial) -> R
 
 
 def read_plan(run: Run) -> TruthPlan:
-    """The plan of a run that has begun."""
+    """Read the plan of a run that has begun."""
     document = read_document(run.path / "plan.json", KIND, VERSION)
     return TruthPlan(
         document["kind"],
         document["about"],
         tuple(document["networks"]),
         int(document["repeats"]),
-        document.get("classifier_init", "timm"),  # the one way there was, before plans said so
+        document.get("classifier_init", "timm"),  # the only way before plans recorded it
     )
 
 
 def write_plan(config: TruthConfig, run: Run, data: Data) -> None:
-    """Choose the networks and write them, the plan itself last."""
+    """Choose the networks and write their files, and the plan itself last."""
     plan = _cuts(config, run, data) if config.decouplings else _networks(config, run, data)
     content = {"kind": plan.kind, "about": plan.about, "repeats": plan.repeats, "seed": config.seed}
     content |= {"classifier_init": plan.classifier_init}
@@ -128,14 +128,14 @@ def _cuts(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
     network = Network.chosen(config)
     chain, name = network.chain(data.num_classes, data.image_size, data.channels), network.name
     networks = []
-    for number, asked in enumerate(config.decouplings, start=1):
-        training = config.training(decoupling=asked)
+    for number, request in enumerate(config.decouplings, start=1):
+        training = config.training(decoupling=request)
         decoupling = choose_decoupling(training, network, chain, data, option="decouplings")
         file = _file(run, DECOUPLINGS, number)
         save_decoupling(file, decoupling, name, chain.num_layers, **network.stem_note)
         facts = {"network": name, "cuts": list(decoupling.cuts), "heads": list(decoupling.heads)}
         widths = {"groups": decoupling.groups, "head_width": decoupling.head_width}
-        networks.append(facts | network.stem_note | widths | {"name": asked})
+        networks.append(facts | network.stem_note | widths | {"name": request})
     return TruthPlan(DECOUPLINGS, name, tuple(networks), config.repeats, config.classifier_init)
 
 
@@ -151,21 +151,21 @@ def _networks(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
         assert space
         architectures = draw(space, config.networks, seed=config.seed, max_macs=int(config.max_macs))
     for path in map(Path, config.architectures):
-        space, found = _read(path, space, images)
-        architectures += found
+        space, more = _read(path, space, images)
+        architectures += more
     assert space
     first: dict[Architecture, Architecture] = {}
-    for each in architectures:
-        first.setdefault(space.canonical(each), each)
+    for architecture in architectures:
+        first.setdefault(space.canonical(architecture), architecture)
     architectures = list(first.values())
     for number, architecture in enumerate(architectures, start=1):
         save_architecture(_file(run, ARCHITECTURES, number), architecture, space, stem=config.stem)
-    networks = tuple({"choices": list(each.choices)} for each in architectures)
+    networks = tuple({"choices": list(architecture.choices)} for architecture in architectures)
     return TruthPlan(ARCHITECTURES, space.name, networks, config.repeats, config.classifier_init)
 
 
 def _read(path: Path, space: Space | None, images: Mapping[str, int]) -> tuple[Space, list[Architecture]]:
-    """The architectures of a file, which must be of the space, and their space."""
+    """Return the architectures of a file, which must be of the space, and their space."""
     try:
         if path.suffix != ".jsonl":
             other, architecture = load_architecture(path, **images)
@@ -173,14 +173,14 @@ def _read(path: Path, space: Space | None, images: Mapping[str, int]) -> tuple[S
                 raise ValueError(f"{path}: is of space {other.name}, others are of {space.name}")
             return other, [architecture]
         assert space
-        found = list(_of_lines(path, space))
+        architectures = list(_of_lines(path, space))
     except OSError as error:
         raise Mistake("architectures", f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise Mistake("architectures", quoted(error)) from None
-    if not found:
+    if not architectures:
         raise Mistake("architectures", f"no line of {path} has choices")
-    return space, found
+    return space, architectures
 
 
 def _of_lines(path: Path, space: Space) -> Iterator[Architecture]:
@@ -190,27 +190,27 @@ def _of_lines(path: Path, space: Space) -> Iterator[Architecture]:
 
 
 def draw(space: Space, count: int, *, seed: int, max_macs: int = 0) -> list[Architecture]:
-    """So many different networks: random strings, each as likely, made canonical, those met again left out.
+    """Draw `count` different networks from random strings of equal probability, without repeated networks.
 
     Raises:
-        ValueError: if there are fewer.
+        ValueError: The space has fewer networks.
     """
-    found = list(itertools.islice(_different(space, seed, max_macs), count))
-    if len(found) < count:
+    networks = list(itertools.islice(_different(space, seed, max_macs), count))
+    if len(networks) < count:
         within = f" of at most {max_macs:,} MACs" if max_macs else ""
         raise Mistake(
             "networks",
-            f"space {space.name} has only {len(found):,} different networks{within}, not {count:,}",
+            f"space {space.name} has only {len(networks):,} different networks{within}, not {count:,}",
             "ask for fewer",
         )
-    return found
+    return networks
 
 
 def _different(space: Space, seed: int, max_macs: int) -> Iterator[Architecture]:
     seen = set()
     without = 0
-    for each in _strings(space, seed, max_macs):
-        network = space.canonical(each)
+    for architecture in _strings(space, seed, max_macs):
+        network = space.canonical(architecture)
         without += 1
         if network not in seen:
             seen.add(network)
@@ -221,7 +221,7 @@ def _different(space: Space, seed: int, max_macs: int) -> Iterator[Architecture]
 
 
 def _strings(space: Space, seed: int, max_macs: int) -> Iterable[Architecture]:
-    """Random strings: all of them in a random order where they are few, otherwise without an end."""
+    """Return random strings: all of them in random order if they are few, and otherwise without end."""
     rng = stream(seed, "truth")
     if max_macs and not LimitedSampler(space).count(max_macs):
         least = space.fixed_cost.macs + sum(min(cost.macs for cost in row) for row in space.costs)
@@ -230,7 +230,7 @@ def _strings(space: Space, seed: int, max_macs: int) -> Iterable[Architecture]:
             f"no network of {space.name} has at most {max_macs:,} MACs; the cheapest has {least:,}",
         )
     if space.size <= FEW:
-        every = [each for each in space.architectures() if not max_macs or space.macs(each) <= max_macs]
+        every = [a for a in space.architectures() if not max_macs or space.macs(a) <= max_macs]
         rng.shuffle(every)
         return every
     if not max_macs:
@@ -246,5 +246,5 @@ def _file(run: Run, kind: str, number: int) -> Path:
 
 
 def unfinished(run: Run, trials: Sequence[Trial]) -> list[Trial]:
-    """Those without results."""
+    """Return the trainings without results."""
     return [trial for trial in trials if not folder_of(run, trial).results_path.exists()]

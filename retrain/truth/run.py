@@ -1,4 +1,4 @@
-"""From a config to the accuracies of many networks: a plan, workers on all ranks, and what they found."""
+"""This module makes a truth from a config: a plan, workers on all ranks, and what the workers measured."""
 
 import signal
 import time
@@ -28,7 +28,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def make_truth(config: TruthConfig) -> None:
-    """Train what the config says, or continue, or say that it is done."""
+    """Train what the config says, continue it, or say that it is done."""
     config.check_source()
     with Stage(config, free=FREE | {"jobs"}) as stage:
         if not stage.finished:
@@ -40,7 +40,7 @@ def _make(config: TruthConfig, run: Run, accelerator: Accelerator) -> None:
     config = kept_in_run(config, run, accelerator)
 
     def settle() -> None:
-        # Until something is trained, a mistake in the options may be mended: the plan is then another.
+        # Until something is trained, a mistake in the options may be corrected; the plan then changes.
         if not run.has_begun:
             data = load_data(config.data, config.seed)
             if data.told:
@@ -70,7 +70,7 @@ def _make(config: TruthConfig, run: Run, accelerator: Accelerator) -> None:
 def _train_all(
     config: TruthConfig, run: Run, plan: TruthPlan, accelerator: Accelerator, log: "_Log", wish: Wish
 ) -> None:
-    """Let this rank's workers train until no rank's have anything left; all ranks come out alike."""
+    """Let this rank's workers train until no rank has trainings left; all ranks end alike."""
     left = len(unfinished(run, plan.trials))
     with Workers(config, min(config.jobs, left), accelerator.device) as workers:
         working = True
@@ -83,36 +83,36 @@ def _train_all(
             if signum or failed:
                 workers.stop()
                 log.look()
-                said = _first_of_all(accelerator, workers)
+                failure = _first_of_all(accelerator, workers)
                 if signum:
                     name = signal.Signals(signum).name
                     raise Interrupted(
                         signum, f"stopped by {name}; {log.kept}, and the same command continues"
                     )
-                if said[0] == "mistake":
-                    raise Mistake("", said[1])
-                raise RunFailed(said[1], everyone=True)
+                if failure[0] == "mistake":
+                    raise Mistake("", failure[1])
+                raise RunFailed(failure[1], everyone=True)
 
 
 def _agree(accelerator: Accelerator, signum: int, failed: bool, working: bool) -> tuple[int, bool, bool]:
-    """What is so on any rank."""
-    if accelerator.num_processes == 1:  # nothing of this process need be on the device
+    """Return what holds on any rank."""
+    if accelerator.num_processes == 1:  # this process need not use the device
         return signum, failed, working
-    told = torch.tensor([signum, failed, working], dtype=torch.int64, device=accelerator.device)
-    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-    agreed = told.tolist()
+    flags = torch.tensor([signum, failed, working], dtype=torch.int64, device=accelerator.device)
+    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    agreed = flags.tolist()
     return int(agreed[0]), bool(agreed[1]), bool(agreed[2])
 
 
 def _first_of_all(accelerator: Accelerator, workers: Workers) -> tuple[str, str]:
-    """The kind and words of the first rank's failure."""
+    """Return the kind and message of the first rank's failure."""
     mine = [(workers.failure.kind, workers.failure.message)] if workers.failure else []
     everyones = gather_object(mine) if accelerator.num_processes > 1 else mine
     return everyones[0] if everyones else ("", "")
 
 
 class _Log:
-    """Tells on the first process what is finished: truth.jsonl, metrics.jsonl, and a line for the user."""
+    """Reports on the first process what is finished: truth.jsonl, metrics.jsonl, and a line for the user."""
 
     def __init__(self, config: TruthConfig, run: Run, plan: TruthPlan, accelerator: Accelerator) -> None:
         self._config, self._run, self._accelerator = config, run, accelerator
@@ -133,34 +133,34 @@ class _Log:
 
     @property
     def kept(self) -> str:
-        """What is not lost by stopping now."""
+        """Return in words what is not lost if the run stops now."""
         return (
             f"{len(self._finished)} of {len(self._trials)} trainings are finished, those under way have "
             "checkpoints"
         )
 
     def look(self) -> None:
-        """Tell of what was finished since the last look."""
+        """Report what was finished since the last look."""
         if not self._main:
             return
         waiting = [trial for trial in self._trials if trial not in self._finished]
         new = read_results(self._run, waiting)
         if not new:
             return
-        found = self._finished | new
-        self._finished = {trial: found[trial] for trial in self._trials if trial in found}
+        finished = self._finished | new
+        self._finished = {trial: finished[trial] for trial in self._trials if trial in finished}
         write_truth(self._run, self._config.seed, self._finished)
-        for number, (trial, results) in enumerate(new.items(), start=len(found) - len(new) + 1):
+        for number, (trial, results) in enumerate(new.items(), start=len(finished) - len(new) + 1):
             self._progress.advance()
-            self._tell(number, trial, results["test"]["last"]["top1"])
+            self._report(number, trial, results["test"]["last"]["top1"])
 
     def close(self) -> None:
-        """Leave terminal and files as they should be."""
+        """Close the progress bar and the files."""
         self._progress.close()
         if self._metrics:
             self._metrics.close()
 
-    def _tell(self, number: int, trial: Trial, accuracy: float) -> None:
+    def _report(self, number: int, trial: Trial, accuracy: float) -> None:
         count, total = number - self._already, len(self._trials)
         left = (time.perf_counter() - self._since) / count * (total - number)
         self._progress.write(

@@ -1,4 +1,4 @@
-"""A process that takes one training of a truth after the other, until none is left."""
+"""This module is the process that takes one training of a truth after the other, until none is left."""
 
 import fcntl
 import gc
@@ -37,37 +37,37 @@ SECONDS_BETWEEN_CLAIMS = 0.2
 
 @dataclass(frozen=True)
 class Begun:
-    """A worker tells that it has taken a training."""
+    """A `Begun` reports that a worker has taken a training."""
 
     trial: Trial
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a worker came to its end."""
+    """An `Ending` says how a worker ended."""
 
     kind: Literal["done", "failed", "mistake", "interrupted"]
     message: str = ""
     signum: int = 0
 
 
-class Teller(Protocol):
-    """The end of a pipe to the process that is told."""
+class Sender(Protocol):
+    """A `Sender` is the end of a pipe to the process that receives reports."""
 
     def send(self, obj: object, /) -> None:
-        """Tell it this."""
+        """Send an object."""
 
 
-def work(config: TruthConfig, environment: Mapping[str, str], teller: Teller) -> None:
-    """Train what nobody else trains, and tell how it ended; the target of a process."""
+def work(config: TruthConfig, environment: Mapping[str, str], sender: Sender) -> None:
+    """Train what nobody else trains, and report how it ended; this is the target of a process."""
     _mind_parent()
-    # Ctrl-C reaches every process of a terminal; those at work notice it in their loop.
+    # Ctrl-C reaches every process of a terminal; workers notice it in their loop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.clear()
     os.environ.update(environment)
-    # Its data loaders make their workers as those of retrain_model.py do, whichever way this one was made.
+    # Its data loaders start workers as retrain_model.py does, however this process was started.
     multiprocessing.set_start_method(None, force=True)
-    gc.freeze()  # what is imported stays: collecting after each training need not look through it
+    gc.freeze()  # what is imported stays, so collecting after each training need not look through it
     run, current = Run(Path(config.run)), ""
     try:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
@@ -76,7 +76,7 @@ def work(config: TruthConfig, environment: Mapping[str, str], teller: Teller) ->
             plan = read_plan(run)
             for trial in _claimed(run, plan.trials):
                 current = f"{trial}: "
-                teller.send(Begun(trial))
+                sender.send(Begun(trial))
                 data = data or load_data(config.data, config.seed)
                 _train(config_of(config, run, plan, trial), folder_of(run, trial), data)
                 tidy(folder_of(run, trial), keep_weights=config.keep_weights)
@@ -90,18 +90,18 @@ def work(config: TruthConfig, environment: Mapping[str, str], teller: Teller) ->
         fewer = f" Or give fewer {flag('jobs')}." if crowded else ""
         ending = Ending("failed", f"{current}{error}{fewer}")
     except ValueError as error:
-        told = Ending("mistake", f"{current}{quoted(error)}")
-        ending = told if is_ours(error) else _unexpected(current, error)
+        mistake = Ending("mistake", f"{current}{quoted(error)}")
+        ending = mistake if is_ours(error) else _unexpected(current, error)
     except Exception as error:
         ending = _unexpected(current, error)
     try:
-        teller.send(ending)
-    except OSError:  # the one who would be told is gone
+        sender.send(ending)
+    except OSError:  # the process that would receive the report is gone
         sys.exit(1)
 
 
 def tidy(run: Run, *, keep_weights: bool) -> None:
-    """Remove what nobody needs of a finished training; the notes beside its checkpoints say that it was."""
+    """Remove what a finished training no longer needs; the notes of its checkpoints stay as a record."""
     if not run.results_path.exists():
         return
     for path in run.checkpoints.glob("*.pt"):
@@ -112,7 +112,7 @@ def tidy(run: Run, *, keep_weights: bool) -> None:
 
 
 def _claimed(run: Run, trials: Sequence[Trial]) -> Iterator[Trial]:
-    """Trainings, each held while the caller works on it, until all are finished."""
+    """Return trainings, each claimed while the caller works on it, until all are finished."""
     while trials := unfinished(run, trials):
         for trial in trials:
             folder = folder_of(run, trial)
@@ -120,13 +120,13 @@ def _claimed(run: Run, trials: Sequence[Trial]) -> Iterator[Trial]:
                 if is_ours and not folder.results_path.exists():
                     yield trial
                     break
-        else:  # others are at work on all that is left; they may yet be stopped
+        else:  # other workers train all that is left; they may still be stopped
             time.sleep(SECONDS_BETWEEN_CLAIMS)
 
 
 @contextmanager
 def _claim(run: Run) -> Iterator[bool]:
-    """Hold a training's folder by the lock that every run has; false if somebody else holds it."""
+    """Hold a training's folder by the lock that every run has; give False if another process holds it."""
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         lock = (run.path / ".lock").open("a+")
@@ -150,7 +150,7 @@ def _claim(run: Run) -> Iterator[bool]:
 
 
 def _train(config: RetrainConfig, run: Run, data: Data) -> None:
-    """One training, with an Accelerator of its own: a scaler in half precision must not know of another."""
+    """Run one training with its own Accelerator, because half precision's scaler must not know of another."""
     accelerator = launch(
         device=config.device,
         precision=config.precision,
@@ -177,7 +177,7 @@ def _unexpected(current: str, error: Exception) -> Ending:
 
 
 def _mind_parent() -> None:
-    """Stop in good order, as by SIGTERM, as soon as the process that started this one is gone."""
+    """Stop in order, as after SIGTERM, as soon as the process that started this one is gone."""
     parent = parent_process()
     assert parent is not None
 

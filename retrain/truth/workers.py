@@ -1,4 +1,4 @@
-"""The worker processes of one rank: started outside its process group, watched, and stopped in good order."""
+"""This module starts, watches and stops the worker processes of one rank, outside its process group."""
 
 import multiprocessing
 import os
@@ -17,11 +17,11 @@ from retrain.truth.worker import Begun, Ending, work
 from tools.options.config import flag
 
 GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_")
-"""How the variables begin by which a launcher makes processes into ranks."""
+"""These prefixes are those of the variables by which a launcher makes processes into ranks."""
 
 
 class Workers:
-    """So many workers; leaving the context stops those that still work."""
+    """A `Workers` holds a number of worker processes; leaving the context stops those that still work."""
 
     def __init__(self, config: TruthConfig, size: int, device: torch.device) -> None:
         environment = _environment(config.jobs, device)
@@ -31,29 +31,29 @@ class Workers:
 
     @property
     def working(self) -> bool:
-        """Whether any is at work."""
+        """Return whether any worker still works."""
         return any(worker.ending is None for worker in self._workers)
 
     @property
     def signum(self) -> int:
-        """The signal that stopped one of them, or 0."""
+        """Return the signal that stopped one of the workers, or 0."""
         return max((worker.ending.signum for worker in self._workers if worker.ending), default=0)
 
     @property
     def failure(self) -> Ending | None:
-        """What made one of them end before its time."""
+        """Return what made one of the workers end early, or None."""
         failed = ("failed", "mistake")
         endings = [worker.ending for worker in self._workers if worker.ending]
         return next((ending for ending in endings if ending.kind in failed), None)
 
     def look(self, patience: float) -> None:
-        """Take note of what they tell and of who is gone; return at the latest after so many seconds."""
-        tellers = [worker.teller for worker in self._workers if worker.ending is None]
-        for teller in connection.wait(tellers, patience):
-            next(worker for worker in self._workers if worker.teller is teller).read()
+        """Note what the workers report and which are gone; return after so many seconds at the latest."""
+        receivers = [worker.receiver for worker in self._workers if worker.ending is None]
+        for receiver in connection.wait(receivers, patience):
+            next(worker for worker in self._workers if worker.receiver is receiver).read()
 
     def stop(self) -> None:
-        """Ask all to stop, each with a checkpoint of its training, and wait for that."""
+        """Ask all workers to stop, each with a checkpoint of its training, and wait until they have."""
         for worker in self._workers:
             worker.send_signal(signal.SIGTERM)
         try:
@@ -64,7 +64,7 @@ class Workers:
             raise
 
     def kill(self) -> None:
-        """End all at once."""
+        """Kill all workers at once."""
         for worker in self._workers:
             worker.send_signal(signal.SIGKILL)
             worker.process.join()
@@ -82,35 +82,35 @@ class Workers:
 
 
 class _Worker:
-    """One process, what it is at, and how it ended."""
+    """A process, the training that it works on, and how it ended."""
 
     def __init__(
         self, context: ForkServerContext | SpawnContext, config: TruthConfig, environment: dict[str, str]
     ) -> None:
-        self.teller, its_end = context.Pipe(duplex=False)
+        self.receiver, its_end = context.Pipe(duplex=False)
         self.ending: Ending | None = None
         self._begun = ""
-        # No daemon: the streaming loader has processes of its own.
+        # Not a daemon, because the streaming loader starts processes of its own.
         self.process = context.Process(target=work, args=(config, environment, its_end))
         self.process.start()
         its_end.close()
 
     def read(self) -> None:
-        """Take note of the next thing it tells, or that it is gone without a word."""
+        """Note the worker's next report, or that it is gone without one."""
         try:
-            told = self.teller.recv()
+            report = self.receiver.recv()
         except (EOFError, OSError):
             self.process.join()
             self.ending = self._without_a_word(self.process.exitcode or 0)
             return
-        if isinstance(told, Begun):
-            self._begun = str(told.trial)
+        if isinstance(report, Begun):
+            self._begun = str(report.trial)
         else:
-            assert isinstance(told, Ending)
-            self.ending = told
+            assert isinstance(report, Ending)
+            self.ending = report
 
     def send_signal(self, signum: signal.Signals) -> None:
-        """Send a signal if it is alive."""
+        """Send a signal if the worker is alive."""
         if self.process.is_alive():
             assert self.process.pid
             os.kill(self.process.pid, signum)
@@ -132,7 +132,7 @@ class _Worker:
 
 
 def _context(device: torch.device) -> ForkServerContext | SpawnContext:
-    """How workers are started: on CPU forked from one that has imported all; CUDA does not survive a fork."""
+    """Return how workers are started: on CPU, forked from a process with all imports; CUDA forbids forks."""
     if device.type != "cpu":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -141,7 +141,7 @@ def _context(device: torch.device) -> ForkServerContext | SpawnContext:
 
 
 def _environment(jobs: int, device: torch.device) -> dict[str, str]:
-    """This process's variables without its rank; with its device only, and its share of the cores."""
+    """Return this process's variables without its rank, with only its device and its share of the cores."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith(GROUP)}
     mine["LOCAL_WORLD_SIZE"] = str(jobs * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if device.type == "cuda" and device.index is not None:
@@ -152,7 +152,7 @@ def _environment(jobs: int, device: torch.device) -> dict[str, str]:
 
 @contextmanager
 def _as_environment(environment: dict[str, str]) -> Iterator[None]:
-    """Inside, new processes start with these variables."""
+    """Start new processes with these variables inside this context."""
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(environment)
