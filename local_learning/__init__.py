@@ -1,1 +1,1 @@
-"""Chains, cuts and heads: networks as ordered layers, and training them in pieces."""
+"""Networks as chains of layers, where to cut them, and how to train the blocks between the cuts."""

@@ -1,4 +1,4 @@
-"""How far local gradients point where backpropagation's do (SEDONA, Fig. 8)."""
+"""This module measures how far local gradients point where backpropagation's do (SEDONA, Fig. 8)."""
 
 import torch
 from torch import Tensor, nn
@@ -9,18 +9,19 @@ from tools.batchnorm import frozen_statistics
 
 
 def gradient_alignment(net: DecoupledNet, images: Tensor, targets: Tensor) -> dict[int, float]:
-    """For each layer, counted from 1, the cosine between its local gradient and backpropagation's.
+    """Return, by layer number from 1, the cosine between the layer's local gradient and backpropagation's.
 
-    As in the paper, over a layer's 3x3 kernels; a layer without them is taken with all its weights. Layers of
-    the last block and of blocks without head are left out: the former's is 1, the latter have no local loss.
-    Nothing of the net changes; over several processes gradients are averaged first.
+    As in the paper, the gradients are those of a layer's 3x3 kernels. A layer that has no such kernel is
+    compared by all its weights. Layers of the last block are left out, because their two gradients are the
+    same. So are layers of blocks without a head, because they have no local loss. The net is left as it
+    is. Over several processes the gradients are averaged first.
     """
     layers = [layer for block in net.blocks for layer in block.layers]
     local_blocks = [block for block in net.blocks[:-1] if block.head is not None]
     wanted = {
         number: weights
         for number, layer in enumerate(layers, start=1)
-        if any(layer is each for block in local_blocks for each in block.layers)
+        if any(layer is local for block in local_blocks for local in block.layers)
         and (weights := _weights(layer))
     }
     flat = [weight for weights in wanted.values() for weight in weights]
@@ -33,15 +34,15 @@ def gradient_alignment(net: DecoupledNet, images: Tensor, targets: Tensor) -> di
         torch.manual_seed(seed)  # the same dropout
         whole = net.joined()
         through = torch.autograd.grad(whole.blocks[0].loss(images, targets, images)[0], flat)
-    found, start = {}, 0
+    cosines, start = {}, 0
     for number, weights in wanted.items():
         stop = start + len(weights)
         one, other = (
             _averaged(torch.cat([g.flatten() for g in grads[start:stop]])) for grads in (local, through)
         )
-        found[number] = float(F.cosine_similarity(one, other, dim=0))
+        cosines[number] = float(F.cosine_similarity(one, other, dim=0))
         start = stop
-    return found
+    return cosines
 
 
 def _weights(layer: nn.Module) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""A chain in blocks: layers, a head, and the loss by which they are trained apart from all others."""
+"""A chain is cut into blocks; each has layers, a head and a loss, and is trained apart from all others."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -19,20 +19,22 @@ from tools.layout import guard_convolutions
 
 
 class Outcome(NamedTuple):
-    """What one block makes of a batch."""
+    """An outcome is what one block makes of a batch."""
 
     loss: Tensor
+    """The block's loss, as a mean over the batch."""
     outputs: Tensor
-    """What the next block takes: detach it."""
+    """The next block takes these outputs as its inputs; detach them first."""
     logits: tuple[Tensor, ...]
-    """One per neuron group."""
+    """The head's logits, one tensor per neuron group."""
 
 
 class Block(nn.Module):
-    """The layers between two cuts, with their head and loss.
+    """A block is the layers between two cuts, with their head and loss.
 
-    The last block's head is the chain's classifier. A block may have no head; then it has no loss either,
-    and a rule must bring its error from elsewhere. `layout` says how a local head is to read the features.
+    The last block's head is the chain's classifier. A block may have no head. It then has no loss either,
+    and a rule must bring its error from elsewhere. `layout` says how the features are laid out that a
+    local head reads.
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class Block(nn.Module):
     def forward(
         self, inputs: Tensor, targets: Tensor | None = None, images: Tensor | None = None
     ) -> Outcome | Tensor:
-        """Run the layers, the head and the loss; `images` is what a decoder is to reconstruct.
+        """Run the layers, the head and the loss; `images` are what a decoder has to reconstruct.
 
-        Without targets, the layers alone: what a rule trains that has an error signal instead of a loss.
+        Without targets only the layers run. Rules that train by an error signal instead of a loss need no
+        more.
         """
         features: Tensor = self.layers(inputs)
         if targets is None or images is None:
@@ -64,27 +67,33 @@ class Block(nn.Module):
         return Outcome(self.objective(outputs, targets, images), features, _logits(outputs))
 
     def loss(self, inputs: Tensor, targets: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss on inputs that are the images or the outputs of the block before, and the own outputs."""
+        """Return the loss and the block's outputs.
+
+        The inputs are the images, or the outputs of the block below.
+        """
         outcome = self(inputs, targets, images)
         return outcome.loss, outcome.outputs
 
     def read(self, features: Tensor) -> Any:
-        """What the head makes of the layers' outputs."""
+        """Return what the head makes of the layers' outputs."""
         assert self.head is not None, "this block has no head"
         return self.head(as_map(features, self.layout) if self.layout else features)
 
     def logits(self, features: Tensor) -> tuple[Tensor, ...]:
-        """The head's logits, one tensor per neuron group."""
+        """Return the head's logits for the layers' outputs, one tensor per neuron group."""
         return _logits(self.read(features))
 
     def judge(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The outputs, and the logits of every neuron group; none without a head."""
+        """Return the block's outputs and the logits of each neuron group.
+
+        A block without a head has no logits.
+        """
         features = self.layers(inputs)
         return features, () if self.head is None else self.logits(features)
 
 
 class DecoupledNet(nn.Module):
-    """A chain cut into blocks; its output is that of the last block."""
+    """A decoupled net is a chain that is cut into blocks; its output is that of the last block."""
 
     blocks: Sequence[Block]
 
@@ -101,7 +110,7 @@ class DecoupledNet(nn.Module):
         return self.blocks[-1].logits(features)[0]
 
     def losses(self, images: Tensor, targets: Tensor) -> list[Tensor]:
-        """Every block's own loss; no gradient of one reaches another block."""
+        """Return every block's own loss; the gradient of one loss reaches no other block."""
         losses, inputs = [], images
         for block in self.blocks:
             loss, outputs = block.loss(inputs, targets, images)
@@ -110,21 +119,24 @@ class DecoupledNet(nn.Module):
         return losses
 
     def all_logits(self, images: Tensor) -> list[tuple[Tensor, ...]]:
-        """The logits of every head that there is, from the first block to the classifier."""
-        found, features = [], images
+        """Return the logits of every head that there is, from the first block to the classifier."""
+        by_head, features = [], images
         for block in self.blocks:
             features, logits = block.judge(features)
             if logits:
-                found.append(logits)
-        return found
+                by_head.append(logits)
+        return by_head
 
     def drop_heads(self) -> None:
-        """Take away all heads but the classifier, for rules that do not train them."""
+        """Remove all heads but the classifier, for rules that do not train them."""
         for block in self.blocks[:-1]:
             block.head = None
 
     def keep_only(self, own: range, first: Block | None = None) -> None:
-        """Let go of all other blocks, in whose places empty ones remain; `first` may replace the first."""
+        """Keep the blocks of one range and put empty blocks in the place of the others.
+
+        `first`, where it is given, takes the place of the first block that is kept.
+        """
         for index in range(len(self.blocks)):
             if index not in own:
                 self.blocks[index] = Block((), None)  # type: ignore[index]  # it is a ModuleList
@@ -132,20 +144,23 @@ class DecoupledNet(nn.Module):
             self.blocks[own.start] = first  # type: ignore[index]
 
     def joined(self) -> "DecoupledNet":
-        """The same layers as one block, which is trained by backpropagation."""
+        """Return the same layers as a net of one block, which is trained by backpropagation."""
         layers = [layer for block in self.blocks for layer in block.layers]
         last = self.blocks[-1]
         whole = Block(layers, last.head, last.objective, layout=last.layout)
         return DecoupledNet([whole], Decoupling((), ()), width=self.width)
 
     def chain(self) -> Chain:
-        """The trunk as a chain that shares the weights."""
+        """Return the layers and the classifier as a chain that shares the weights."""
         classifier = self.blocks[-1].head
         assert classifier is not None
         return Chain((layer for block in self.blocks for layer in block.layers), classifier, width=self.width)
 
     def with_names(self) -> Chain:
-        """A view that shares the weights and names them as files do: the chain's names, and heads.<block>."""
+        """Return a chain that shares the weights and names them as files do.
+
+        The names are those of the chain, and heads.<block> for the heads.
+        """
         view = self.chain()
         local = enumerate(self.blocks[:-1], start=1)
         heads = {str(k): block.head for k, block in local if block.head is not None}
@@ -155,7 +170,7 @@ class DecoupledNet(nn.Module):
 
 
 def file_names(net: DecoupledNet) -> dict[str, str]:
-    """What the net's tensors are called in files, by their names here."""
+    """Return the names that the net's tensors have in files, by their names in the net."""
     named = net.with_names().state_dict(keep_vars=True)
     in_files = {id(tensor): name for name, tensor in named.items()}
     return {name: in_files[id(tensor)] for name, tensor in net.state_dict(keep_vars=True).items()}
@@ -176,13 +191,17 @@ def decouple(
 ) -> DecoupledNet:
     """Cut a chain into blocks; layers without neuron groups are the chain's own, not copies.
 
-    `last_loss` is the cross-entropy of the classifier and of all heads that have nothing else; `mean` and
-    `std` are those by which the images were normalised, which InfoPro's decoder undoes. Heads start from
-    torch's global generator. `make` makes a head, in the way of
-    `local_learning.heads.make_head`.
+    New heads start from torch's global random generator.
+
+    Arguments:
+        options: The options of the local losses.
+        last_loss: The cross-entropy of the classifier, and of all heads that have no loss of their own.
+        mean: The means by which the images were normalised. InfoPro's decoder needs them.
+        std: The standard deviations by which the images were normalised, likewise.
+        make: A function that makes a head, called as `local_learning.heads.make_head` is.
 
     Raises:
-        ValueError: where the decoupling does not fit the chain, or the chain cannot be cut so.
+        ValueError: if the decoupling does not fit the chain, or the chain cannot be cut there.
     """
     check_form(chain, image_size)
     options = LocalLosses() if options is None else options
@@ -222,7 +241,7 @@ def decouple(
         objective = loss_at(kind, place)
         if groups[k] > 1:
             shared = options.shared_heads
-            heads = GroupedHeads((head(chs if shared else each) for each in sizes), sizes, shared=shared)
+            heads = GroupedHeads((head(chs if shared else size) for size in sizes), sizes, shared=shared)
             objective = Grouped(objective, options.diversity, options.diversity_gradient == "stopped")
             blocks.append(Block(own, heads, objective, layout=layout))
         else:
@@ -235,4 +254,4 @@ def _logits(outputs: object) -> tuple[Tensor, ...]:
     if isinstance(outputs, Tensor) or hasattr(outputs, "logits"):
         return (logits_of(outputs),)
     assert isinstance(outputs, list | tuple)
-    return tuple(logits_of(each) for each in outputs)
+    return tuple(logits_of(part) for part in outputs)

@@ -1,4 +1,4 @@
-"""Networks by name, as chains: those of the papers, and any timm model that can be traced."""
+"""Networks are built by name, as chains: those of the papers, and any timm model that can be traced."""
 
 import math
 from typing import Any, Protocol
@@ -33,13 +33,20 @@ def build_chain(
 ) -> Chain:
     """Build the network called `name` for square images of `image_size` pixels.
 
-    Initial weights come from torch's global generator, which the caller seeds. `width` scales the channels
-    of the papers' networks, `stem` says whether a ResNet's stem is part of layer 1 (SEDONA) or a layer (DGL,
-    InfoPro), and `init` chooses their Kaiming initialisation (SEDONA: fan_in; DGL, InfoPro
-    and GN-DGL: fan_out); timm models have their own. `drop_path` and `pretrained` are for timm models,
-    `dropout` for those networks that have one. Timm models hold for this image size only. What was registered
-    by `@register_network(name)` is called with those of the options that it takes, and gives a Chain, an
-    nn.Sequential whose last module is the classifier, or a module that can be traced as timm's are.
+    Initial weights come from torch's global generator, which the caller seeds. A timm model fits this
+    image size only. A builder registered by `@register_network(name)` is called with those of the options
+    that it takes. It gives a Chain, an nn.Sequential whose last module is the classifier, or a module that
+    can be traced as timm's models are.
+
+    Arguments:
+        width: A factor on the channels of the papers' networks.
+        dropout: The dropout rate of networks that have dropout.
+        drop_path: The drop-path rate of timm models.
+        init: The Kaiming initialisation of the papers' networks: fan_in (SEDONA), or fan_out (DGL, InfoPro
+            and
+            GN-DGL). Timm models have their own.
+        stem: fused makes a ResNet's stem a part of layer 1 (SEDONA); unit makes it a layer (DGL, InfoPro).
+        pretrained: Whether a timm model starts from timm's weights.
 
     Raises:
         ValueError: in one line, for an unknown name or an option that the network does not have.
@@ -87,7 +94,7 @@ def build_chain(
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is no network of the papers or of the user's, nor, behind timm/, a model of timm."""
+    """Refuse a name that is neither a known network nor, behind timm/, a model of timm."""
     if name in NETWORKS or (name.startswith("timm/") and timm.is_model(name.removeprefix("timm/"))):
         return
     hint = suggest(name, [*NETWORKS, *(f"timm/{model}" for model in timm.list_models())])
@@ -96,7 +103,10 @@ def check_name(name: str) -> None:
 
 
 def _own(name: str, images: dict[str, int], options: dict[str, Any]) -> Chain:
-    """The network that a user's function builds, which need not have options that it has no use for."""
+    """Return the network that a user's function builds.
+
+    The function need not take options that it has no use for.
+    """
     builder = NETWORKS[name].maker
     defaults = build_chain.__kwdefaults__ or {}
     for option, value in options.items():
@@ -133,7 +143,7 @@ def _check_rates(**rates: float) -> None:
 
 
 class NetworkOptions(Protocol):
-    """The options by which a script's user names a network."""
+    """These are the options by which a script's user names a network."""
 
     @property
     def network(self) -> str: ...
@@ -154,7 +164,7 @@ class NetworkOptions(Protocol):
 
 
 def seeded_chain(options: NetworkOptions, num_classes: int, image_size: int, in_chs: int) -> Chain:
-    """The network that the options name, initialised from their seed."""
+    """Build the network that the options name, initialised from their seed."""
     seed_globals(options.seed, "init")
     try:
         return build_chain(

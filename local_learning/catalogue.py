@@ -1,4 +1,4 @@
-"""Heads and their losses by name, and what others need to know of them. Free of torch."""
+"""This catalogue lists heads and losses by name, with what others need to know of them. Free of torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,26 +9,27 @@ from tools.options.catalogue import Catalogue, Row, import_part
 
 @dataclass(frozen=True, kw_only=True)
 class HeadRow(Row):
-    """The auxiliary network at a cut, and the loss that goes with it.
+    """A head is the auxiliary network at a cut, together with the loss that goes with it.
 
-    `make` is called with `in_chs`, `in_size` and `num_classes`, and with those of `width` and `image_shape`
-    that it takes. `reads` are options of local losses.
+    `make` is called with `in_chs`, `in_size` and `num_classes`. It also gets `width` and `image_shape` if
+    it takes them. `reads` names options of local losses.
     """
 
     loss: Callable[..., Any] | str = ""
-    """What makes a loss of its own, from a `local_learning.losses.Place`; without, that of `local.loss`."""
+    """What makes the head's own loss from a `local_learning.losses.Place`. A head without one has that of
+    `local.loss`."""
     searchable: bool = True
-    """It gives logits and nothing else, so that several can be mixed."""
+    """Whether the head gives logits and nothing else, so that several heads can be mixed."""
     sees_images: bool = False
-    """Its loss looks at the network's input images."""
+    """Whether the head's loss looks at the network's input images."""
     hidden: int = 0
-    """Hidden channels in a network of full width, where its paper gives a number."""
+    """The hidden channels in a network of full width, where the head's paper gives a number."""
     needs_classes: bool = False
-    """Its loss needs one class for each image, not probabilities."""
+    """Whether the head's loss needs one class for each image, not probabilities."""
 
     @property
     def loss_maker(self) -> Callable[..., Any] | None:
-        """What makes its own loss, if it has one."""
+        """What makes the head's own loss, if it has one."""
         return (import_part(self.loss) if isinstance(self.loss, str) else self.loss) if self.loss else None
 
 
@@ -91,9 +92,9 @@ HEADS: Catalogue[HeadRow] = Catalogue(
         _plain("linear", "a global average and a linear classifier"),
     ],
 )
-"""The heads of the papers, and a user's own. A decoupling may name others."""
+"""These are the heads of the papers and the user's own. A decoupling may use others."""
 
 LOSSES: Catalogue[Row] = Catalogue(
     "loss", Row, [Row(name="cross_entropy", says="cross-entropy", make="local_learning.losses:CrossEntropy")]
 )
-"""Losses of heads that have none of their own."""
+"""These are the losses for heads that have none of their own."""

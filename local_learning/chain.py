@@ -1,4 +1,4 @@
-"""The one form that every network of the house takes: layers in a row, and a classifier."""
+"""Every network here takes one form, the chain: layers in a row, and a classifier."""
 
 from collections.abc import Iterable
 
@@ -8,11 +8,11 @@ from tools.layout import guard_convolutions
 
 
 class Chain(nn.Module):
-    """A network as an ordered list of layers and a classifier.
+    """A chain is a network as an ordered list of layers and a classifier.
 
-    A layer takes one tensor and returns one tensor and is never cut inside; the classifier turns the last
-    layer's output into logits. `width` is the factor by which the network's channels were scaled, from
-    which heads take theirs. Parameters are named "layers.<index>.<...>" and "classifier.<...>".
+    A layer takes one tensor, returns one tensor, and is never cut inside. The classifier turns the last
+    layer's output into logits. `width` is the factor by which the network's channels were scaled; heads
+    are scaled by it too. Parameters are named "layers.<index>.<...>" and "classifier.<...>".
     """
 
     def __init__(self, layers: Iterable[nn.Module], classifier: nn.Module, *, width: float = 1.0) -> None:
@@ -24,6 +24,7 @@ class Chain(nn.Module):
 
     @property
     def num_layers(self) -> int:
+        """The number of layers, without the classifier."""
         return len(self.layers)
 
     def forward(self, images: Tensor) -> Tensor:

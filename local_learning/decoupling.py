@@ -1,4 +1,4 @@
-"""Where a network is cut, and what gives the loss at each cut. Free of torch."""
+"""A decoupling says where a network is cut, and which head gives the loss at each cut. Free of torch."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -17,23 +17,24 @@ from tools.options.config import suggest
 
 @dataclass(frozen=True)
 class Decoupling:
-    """Cuts, one head per cut, and the number of groups into which the blocks' neurons are split."""
+    """A decoupling holds the cuts, one head per cut, and the number of neuron groups in each block."""
 
     cuts: tuple[int, ...]
-    """Ascending and 1-based: a cut at l stops the gradient after layer l."""
+    """The cuts in ascending order, counted from 1: a cut at l stops the gradient after layer l."""
 
     heads: tuple[str, ...]
-    """The kind of the head at each cut. The last block has the network's own classifier."""
+    """The kind of head at each cut. The last block has the network's own classifier."""
 
     groups: int | tuple[int, ...] = 1
-    """Neuron groups, trained apart: one number for every block with a cut, or one number per block."""
+    """The number of neuron groups, which are trained apart: one number for every block with a cut, or one
+    per block."""
 
     uneven: bool = False
-    """Groups may differ by one channel where their number does not divide the channels."""
+    """Whether groups may differ by one channel where their number does not divide the channels."""
 
     head_width: str | float = PAPER
-    """Hidden channels of the heads: as many as the papers', scaled like the network (paper), as fits the map
-    (map), or this factor on the papers' numbers."""
+    """How many hidden channels heads have: as in the papers, scaled like the network (paper); as fits the
+    map (map); or this factor on the papers' numbers."""
 
     def __post_init__(self) -> None:
         cuts = _integers("cuts", self.cuts)
@@ -57,10 +58,11 @@ class Decoupling:
 
     @property
     def num_blocks(self) -> int:
+        """The number of blocks, one more than there are cuts."""
         return len(self.cuts) + 1
 
     def blocks(self, num_layers: int) -> list[range]:
-        """Each block's layers, counted from 0. A cut at the last layer leaves the last block empty."""
+        """Return each block's layers, counted from 0. A cut at the last layer leaves the last block empty."""
         if self.cuts and self.cuts[-1] > num_layers:
             raise ValueError(
                 f"cuts: there is no layer {self.cuts[-1]} to cut after; the network has {num_layers}"
@@ -68,14 +70,17 @@ class Decoupling:
         return [range(*ends) for ends in pairwise((0, *self.cuts, num_layers))]
 
     def groups_of(self, num_layers: int) -> tuple[int, ...]:
-        """Each block's number of groups; the last block is always one."""
+        """Return each block's number of neuron groups; the last block always has one."""
         blocks = self.blocks(num_layers)
         if isinstance(self.groups, tuple):
             return self.groups
         return (self.groups,) * (len(blocks) - 1) + (1,)
 
     def closed(self, num_layers: int, head: str) -> "Decoupling":
-        """This decoupling with a cut after the last layer, as in GN-DGL: the classifier stands alone."""
+        """Return this decoupling with a cut after the last layer.
+
+        The classifier then stands alone, as in GN-DGL.
+        """
         if not self.blocks(num_layers)[-1]:
             return self
         groups = (*self.groups, 1) if isinstance(self.groups, tuple) else self.groups
@@ -85,10 +90,11 @@ class Decoupling:
     def uniform(
         cls, num_layers: int, num_blocks: int, head: str, *, groups: int = 1, split: str = "floor"
     ) -> "Decoupling":
-        """Blocks of about the same number of layers, with the same head.
+        """Return blocks of about equally many layers, all with the same head.
 
-        `split` is floor, SEDONA's way, or ceil_units, DGL's, where the stem counts as one more layer. With
-        several groups there are `num_blocks` blocks of them, and the classifier alone in one more.
+        `split` is floor, as in SEDONA, or ceil_units, as in DGL, where the stem counts as one more layer.
+        With several groups, `num_blocks` blocks are split into groups, and the classifier alone is one
+        more block.
         """
         _check_num_blocks(num_layers, num_blocks)
         if split == "floor":
@@ -111,11 +117,17 @@ class Decoupling:
         groups: int = 1,
         entry_costs: Sequence[float] = (),
     ) -> "Decoupling":
-        """The blocks whose most expensive one is cheapest; of such choices, the one with the cheapest heads.
+        """Return the cuts that make the most expensive block cheapest.
 
-        A block costs its layers and its head; `head_costs` has the head's cost after each layer, and
-        `entry_costs`, if there are any, what else it costs a block to begin with each layer. With
-        several groups the last layer is cut as well, and the classifier's cost plays no part.
+        Among cuts that are equally good, those with the cheapest heads are chosen. A block costs its
+        layers and its head. With several groups the last layer is cut as well, and the classifier's cost
+        plays no part.
+
+        Arguments:
+            layer_costs: The cost of each layer.
+            head_costs: The cost of a head after each layer.
+            classifier_cost: The cost of the classifier.
+            entry_costs: What else it costs a block to begin with each layer, if anything.
         """
         layers, heads = _costs("layer_costs", layer_costs), _costs("head_costs", head_costs)
         (classifier,) = _costs("classifier_cost", [classifier_cost])
@@ -138,18 +150,20 @@ class Decoupling:
 
 @dataclass(frozen=True)
 class DecouplingFile:
-    """What a decoupling.json says."""
+    """This is what a decoupling.json says."""
 
     decoupling: Decoupling
+    """The decoupling itself."""
 
     network: str
-    """The network for which it was made, or empty."""
+    """The network for which the decoupling was made, or nothing."""
 
     num_layers: int | None
-    """Of that network."""
+    """The number of layers of that network, if the file gives it."""
 
     stem: str = ""
-    """Of an architecture: fused, if it is part of layer 1, or unit, if its layers are counted."""
+    """How the layers of an architecture are counted: with the stem as part of layer 1 (fused), or apart
+    (unit)."""
 
 
 def load_decoupling(path: str | Path) -> Decoupling:
@@ -158,7 +172,7 @@ def load_decoupling(path: str | Path) -> Decoupling:
 
 
 def read_decoupling(path: str | Path) -> DecouplingFile:
-    """Read a decoupling with what its file says of the network.
+    """Read a decoupling, and what its file says about the network.
 
     Raises:
         ValueError: in one line that names the file.
@@ -187,9 +201,9 @@ def save_decoupling(
     *,
     stem: str = "",
 ) -> None:
-    """Write a decoupling, with the network for which it was made where that is known.
+    """Write a decoupling to a file, with the network for which it was made, if that is known.
 
-    `stem` says of an architecture how its layers are counted.
+    `stem` says how the layers of an architecture are counted, as in `DecouplingFile`.
     """
     content: dict[str, Any] = {"network": network} if network else {}
     if num_layers is not None:

@@ -1,6 +1,6 @@
-"""Maps out of whatever a layer gives: heads sit on square maps (B, C, S, S), layers of timm models may not.
+"""Heads need square maps (B, C, S, S); this module makes maps of whatever a layer gives.
 
-B batch, C channels, S height and width, N tokens.
+Layers of timm models may give other shapes. B is the batch, C channels, S height and width, N tokens.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,12 +13,13 @@ LAYOUTS = ("nchw", "nhwc", "tokens", "flat")
 
 
 def layout_of(shape: Sequence[int]) -> str:
-    """How the features of `shape`, batch first, are laid out.
+    """Return how features of this shape, batch first, are laid out.
 
-    nchw is (B, C, S, S), also where C = S; nhwc is (B, S, S, C); tokens is (B, N, C), flat is (B, C).
+    The answer is nchw for (B, C, S, S), also where C = S; nhwc for (B, S, S, C); tokens for (B, N, C); and
+    flat for (B, C).
 
     Raises:
-        ValueError: for a shape that a head cannot sit on, such as a map that is not square.
+        ValueError: for a shape that no head can read, such as a map that is not square.
     """
     if all(size > 0 for size in shape[1:]):
         match tuple(shape[1:]):
@@ -38,7 +39,10 @@ def layout_of(shape: Sequence[int]) -> str:
 
 
 def map_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """Channels and size of the map that `as_map` makes of features of `shape`, batch first."""
+    """Return the channels and the size of the map that `as_map` makes of features.
+
+    `shape` is that of the features, batch first.
+    """
     match layout_of(shape):
         case "nchw":
             return shape[1], shape[3]
@@ -51,10 +55,11 @@ def map_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def as_map(features: Tensor, layout: str) -> Tensor:
-    """The features, in one of LAYOUTS, as a map (B, C, S, S).
+    """Return features in one of the layouts as a map (B, C, S, S).
 
-    Of tokens the last S * S make the map, S as large as N allows. Those before them are taken for prefix
-    tokens (class, distillation, registers) and left out, which holds for up to 2S of them.
+    Of tokens, the last S * S make the map, with S as large as N allows. The tokens before them are taken
+    for prefix tokens (class, distillation, registers) and left out. That is right for up to 2S prefix
+    tokens.
     """
     match layout:
         case "nchw":
@@ -73,7 +78,10 @@ def as_map(features: Tensor, layout: str) -> Tensor:
 
 @torch.no_grad()
 def probe(layers: Iterable[nn.Module], features: Tensor) -> Tensor:
-    """What the layers give in evaluation mode, to see its shape; modes stay as they were."""
+    """Return what the layers give in evaluation mode, to learn its shape.
+
+    The modes of the layers stay as they were.
+    """
     layers = list(layers)
     modes = [(module, module.training) for layer in layers for module in layer.modules()]
     with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):

@@ -1,8 +1,8 @@
-"""Neuron groups: a block split in width into modules that are trained apart (GN-DGL).
+"""Neuron groups split a block in width into modules that are trained apart (GN-DGL).
 
 The first convolution after a cut (and the shortcut beside it) reads the whole map, and its output channels
-fall into G slices; from there on every convolution is grouped, so that a slice depends on nothing but the
-parameters of its own. The slices' channels lie side by side, and the next block reads them all.
+fall into G slices. All later convolutions are grouped, so that a slice depends only on its own parameters.
+The channels of the slices lie side by side, and the next block reads them all.
 """
 
 import contextlib
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 
 class GroupedHeads(nn.Module):
-    """One head per group of channels.
+    """These heads judge one group of channels each.
 
-    A shared head (Algorithm 2 of GN-DGL) sees the whole map, of which all but its own slice is detached.
+    With shared heads (Algorithm 2 of GN-DGL) each head sees the whole map, detached except for its own
+    slice.
     """
 
     def __init__(self, heads: Iterable[nn.Module], sizes: Sequence[int], *, shared: bool) -> None:
@@ -29,7 +30,7 @@ class GroupedHeads(nn.Module):
         slices = torch.split(features, list(self.sizes), dim=1)
         if not self.shared:
             return tuple(head(own) for head, own in zip(self.heads, slices, strict=True))
-        constant = [each.detach() for each in slices]
+        constant = [part.detach() for part in slices]
         return tuple(
             head(torch.cat([*constant[:index], slices[index], *constant[index + 1 :]], dim=1))
             for index, head in enumerate(self.heads)
@@ -39,14 +40,19 @@ class GroupedHeads(nn.Module):
 def group_layers(
     layers: Sequence[nn.Module], inputs: Tensor, groups: int, *, first: int = 1, uneven: bool = False
 ) -> tuple[list[nn.Module], list[int]]:
-    """Copies of a block's layers in G groups, and the number of output channels of each.
+    """Return copies of a block's layers, split into groups, and each group's number of output channels.
 
-    Weights of a convolution that becomes grouped are the diagonal blocks of the old ones, times sqrt(G):
-    with G times fewer inputs, its outputs keep their variance. `first` is the number of the first layer,
-    for messages. Uneven slices, which differ by one, are for blocks of one convolution or linear layer.
+    Where a convolution becomes grouped, its weights are the diagonal blocks of the old ones times sqrt(G).
+    With G times fewer inputs, its outputs then keep their variance.
+
+    Arguments:
+        inputs: Inputs that the block could have, to learn its shapes.
+        groups: The number of groups, G.
+        first: The number of the block's first layer, for messages.
+        uneven: Whether groups may differ by one channel, in blocks of one convolution or linear layer.
 
     Raises:
-        ValueError: if the layers cannot be split so; the message names the layer.
+        ValueError: if the layers cannot be split in this way; the message names the layer.
     """
     block = nn.Sequential(*copy.deepcopy(list(layers)))
     mixers = [(name, module) for name, module in block.named_modules() if _mixes(module)]
@@ -65,7 +71,7 @@ def group_layers(
 
 
 def slice_sizes(chs: int, groups: int) -> list[int]:
-    """The channels of each group; the first ones have one more where groups do not divide the channels."""
+    """Return the channels of each group; where they cannot be equal, the first groups have one more."""
     whole, rest = divmod(chs, groups)
     return [whole + (index < rest) for index in range(groups)]
 
@@ -84,17 +90,18 @@ def _out_chs(module: nn.Module) -> int:
 
 
 def _entries(block: nn.Sequential, inputs: Tensor) -> tuple[set[nn.Module], Tensor]:
-    """The mixing modules that read the block's inputs through no other, and the block's outputs.
+    """Return the mixing modules that read the block's inputs through no other one, and the outputs.
 
-    Their outputs are made to require a gradient: what depends on one requires a gradient too.
+    The outputs of mixing modules are made to require a gradient. What depends on one then requires a
+    gradient too.
     """
     probe = copy.deepcopy(block).requires_grad_(False).eval()
     names = {module: name for name, module in probe.named_modules()}
-    found = set()
+    entries = set()
 
     def enter(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         if not arguments[0].requires_grad:
-            found.add(names[module])
+            entries.add(names[module])
 
     def leave(module: nn.Module, arguments: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
         return outputs.detach().requires_grad_().clone()  # a clone: an in-place activation may follow
@@ -106,7 +113,7 @@ def _entries(block: nn.Sequential, inputs: Tensor) -> tuple[set[nn.Module], Tens
     with torch.enable_grad(), _own_random_state(inputs):
         outputs = probe(inputs.clone())
     own = dict(block.named_modules())
-    return {own[name] for name in found}, outputs.detach()
+    return {own[name] for name in entries}, outputs.detach()
 
 
 def _check_slices(layer: str, chs: int, groups: int, uneven: bool) -> None:
@@ -122,7 +129,7 @@ def _check_slices(layer: str, chs: int, groups: int, uneven: bool) -> None:
 def _group(conv: nn.Conv2d, layer: str, groups: int) -> None:
     """Make a convolution grouped, in place."""
     if conv.groups % groups == 0:
-        return  # it falls apart into finer groups already
+        return  # its groups are finer already
     for chs in (conv.in_channels, conv.out_channels):
         _check_slices(layer, chs, groups, uneven=False)
     if groups % conv.groups:
@@ -143,7 +150,7 @@ def _insist_on_isolation(block: nn.Sequential, inputs: Tensor, sizes: Sequence[i
         torch.manual_seed(0)
         for module in probe.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.reset_running_stats()  # pretrained ones could turn everything negative
+                module.reset_running_stats()  # pretrained statistics could turn everything negative
         for parameter in probe.parameters():
             nn.init.uniform_(parameter, 0.5, 1.0)  # a zero would hide a path
             if parameter.ndim > 1:

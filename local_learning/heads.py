@@ -1,7 +1,7 @@
-"""Heads: the auxiliary networks that give the loss at a cut.
+"""Heads are the auxiliary networks that give the loss at a cut.
 
-A head takes a map (B, C, S, S) and returns logits, or a tuple of outputs with logits first where its loss
-needs more. All hidden convolutions go without bias into a BatchNorm.
+A head takes a map (B, C, S, S). It returns logits, or a tuple that begins with logits where its loss needs
+more. Hidden convolutions have no bias, and a BatchNorm follows each.
 """
 
 from collections import OrderedDict
@@ -33,12 +33,16 @@ def make_head(
     width: float = 1.0,
     image_shape: tuple[int, int, int] = (3, 32, 32),
 ) -> nn.Module:
-    """Build the head called `kind`, ours or registered, for maps of `in_chs` channels and `in_size` pixels.
+    """Build the head called `kind` for maps of `in_chs` channels and `in_size` pixels.
 
-    `width` scales the hidden channels that the papers give as numbers; those that follow the map do not
-    need it. `image_shape` is what the InfoPro heads reconstruct. Initial weights are Kaiming normal from
-    torch's global generator. What was registered by `@register_head(kind)` is called with the first three
-    and those of the others that it takes.
+    The head may be one of ours or a registered one. Initial weights are Kaiming normal from torch's global
+    generator. A maker registered by `@register_head(kind)` is called with the first three numbers, and
+    with those of the options that it takes.
+
+    Arguments:
+        width: A factor on the hidden channels for which the papers give numbers. Other channels follow the
+            map.
+        image_shape: The shape of the images, which the InfoPro heads reconstruct.
 
     Raises:
         ValueError: for an unknown kind, or a number below 1.
@@ -56,19 +60,21 @@ def make_head(
 
 
 class PredSimOutput(NamedTuple):
-    """What PredSim's two losses look at."""
+    """PredSim's two losses look at these outputs."""
 
     logits: Tensor
+    """The logits of the classifier."""
     similarity: Tensor
     """The map whose pairwise similarities within a batch the similarity loss compares."""
 
 
 @by_name
 class PredSimHead(nn.Module):
-    """Prediction and similarity matching: a pooled linear classifier beside one convolution.
+    """This head predicts and matches similarities, by a pooled linear classifier beside one convolution.
 
-    The map is pooled to the largest n x n that keeps C * n * n within 2048 features, a square as in SEDONA's
-    Table 1; its code halves height and width by turns, and may keep twice as many.
+    The map is pooled to the largest n x n that keeps C * n * n within 2048 features. It is a square, as in
+    SEDONA's Table 1. SEDONA's code halves height and width by turns instead, and may keep twice as many
+    features.
     """
 
     def __init__(self, in_chs: int, in_size: int, num_classes: int, *, width: float) -> None:
@@ -88,16 +94,17 @@ class PredSimHead(nn.Module):
 
 
 class InfoProOutput(NamedTuple):
-    """What InfoPro's two losses look at."""
+    """InfoPro's two losses look at these outputs."""
 
     logits: Tensor
+    """The logits of the classifier."""
     reconstruction: Tensor
-    """The image before the sigmoid."""
+    """The reconstructed image, before the sigmoid."""
 
 
 @by_name
 class InfoProHead(nn.Module):
-    """InfoPro with cross-entropy: a classifier, and a decoder that reconstructs the image."""
+    """This is InfoPro's head for cross-entropy: a classifier, and a decoder that reconstructs the image."""
 
     def __init__(
         self, in_chs: int, in_size: int, num_classes: int, *, width: float, image_shape: tuple[int, int, int]
@@ -111,19 +118,19 @@ class InfoProHead(nn.Module):
 
 
 class InfoProContrastOutput(NamedTuple):
-    """What InfoPro's two losses look at with contrast for cross-entropy, and logits that teach nothing."""
+    """InfoPro's two losses look at these outputs where contrast takes the place of cross-entropy."""
 
     logits: Tensor
-    """Of a probe: their gradient does not reach the features."""
+    """The logits of a probe, whose gradient does not reach the features."""
     reconstruction: Tensor
-    """The image before the sigmoid."""
+    """The reconstructed image, before the sigmoid."""
     embedding: Tensor
-    """Of length 1."""
+    """The embedding that the contrast compares, of length 1."""
 
 
 @by_name
 class InfoProContrastHead(nn.Module):
-    """InfoPro with the contrastive loss: a projection, the decoder, and a linear probe for an accuracy."""
+    """This is InfoPro's head for contrast: a projection, the decoder, and a probe that gives an accuracy."""
 
     def __init__(
         self, in_chs: int, in_size: int, num_classes: int, *, width: float, image_shape: tuple[int, int, int]
@@ -143,26 +150,30 @@ class InfoProContrastHead(nn.Module):
 
 @by_name
 def conv1c2f(in_chs: int, in_size: int, num_classes: int, *, width: float) -> nn.Module:
-    """One convolution with stride 2 to twice the channels, and two linear layers (InfoPro, GN-DGL)."""
+    """Make a head of one convolution and two linear layers (InfoPro, GN-DGL).
+
+    The convolution has stride 2 and doubles the channels.
+    """
     return _conv1c2f(in_chs, 2 * in_chs, 2, _scaled(128, width), num_classes)
 
 
 @by_name
 def linear(in_chs: int, in_size: int, num_classes: int) -> nn.Module:
-    """A global average and a linear classifier."""
+    """Make a head of a global average and a linear classifier."""
     return nn.Sequential(_pooled_fc(in_chs, num_classes))
 
 
 @by_name
 def aux(in_chs: int, in_size: int, num_classes: int, *, width: float, depth: int) -> nn.Module:
-    """SEDONA's Aux heads, with a quarter of the map's channels and `depth` - 1 inverted residuals.
+    """Make one of SEDONA's Aux heads.
 
-    timm rounds an expansion to a multiple of 8, which changes nothing where `in_chs` divides by 16.
+    It works on a quarter of the map's channels and has `depth` - 1 inverted residuals. timm rounds an
+    expansion to a multiple of 8, which changes nothing where `in_chs` divides by 16.
     """
     chs, out_chs = max(1, in_chs // 4), _scaled(2048, width)
     wide_chs = max(1, int(1.5 * chs))
     residuals = [(chs, chs, 1), (chs, wide_chs, 2), (wide_chs, wide_chs, 1)]
-    if in_size // 2 < 2:  # nothing left to stride over
+    if in_size // 2 < 2:  # the map is too small for another stride
         residuals[1:] = [(chs, chs, 1), (chs, chs, 1)]
 
     head = OrderedDict[str, nn.Module](
@@ -178,7 +189,7 @@ def aux(in_chs: int, in_size: int, num_classes: int, *, width: float, depth: int
 
 @by_name
 def mlp_sr(in_chs: int, in_size: int, num_classes: int) -> nn.Module:
-    """DGL's MLP-SR head: 1x1 convolutions on a map a quarter as wide, and an MLP on a 2x2 one."""
+    """Make DGL's MLP-SR head: 1x1 convolutions on a map a quarter as wide, and an MLP on a map of 2x2."""
     head = OrderedDict[str, nn.Module](reduce=nn.AdaptiveAvgPool2d(ceil(in_size / 4)))
     for index in range(1, 4):
         head[f"conv{index}"] = _conv_bn(in_chs, in_chs, 1)
@@ -194,7 +205,7 @@ def mlp_sr(in_chs: int, in_size: int, num_classes: int) -> nn.Module:
 
 
 def _conv1c2f(in_chs: int, conv_chs: int, stride: int, hidden: int, num_outputs: int) -> nn.Module:
-    """One convolution and two linear layers."""
+    """Make one convolution and two linear layers."""
     return nn.Sequential(
         OrderedDict(
             conv=_conv_bn(in_chs, conv_chs, 3, stride=stride, act=False),
@@ -207,13 +218,13 @@ def _conv1c2f(in_chs: int, conv_chs: int, stride: int, hidden: int, num_outputs:
 
 
 def _infopro_conv1c2f(in_chs: int, width: float, num_outputs: int) -> nn.Module:
-    """InfoPro's: as above, but from 64 channels on the convolution keeps the map as it is."""
+    """Make InfoPro's version; from 64 channels on, its convolution keeps the size and channels of the map."""
     conv_chs, stride = (in_chs, 1) if in_chs >= _scaled(64, width) else (2 * in_chs, 2)
     return _conv1c2f(in_chs, conv_chs, stride, _scaled(128, width), num_outputs)
 
 
 def _decoder(in_chs: int, width: float, image_shape: tuple[int, int, int]) -> nn.Module:
-    """InfoPro's decoder, without the sigmoid at its end: the loss takes logits."""
+    """Make InfoPro's decoder without the sigmoid at its end, because the loss takes logits."""
     image_chs, *image_size = image_shape
     hidden = _scaled(12, width)
     return nn.Sequential(
@@ -232,7 +243,7 @@ def _pooled_fc(in_chs: int, num_outputs: int) -> OrderedDict[str, nn.Module]:
 def _conv_bn(
     in_chs: int, out_chs: int, kernel_size: int, *, stride: int = 1, groups: int = 1, act: bool = True
 ) -> nn.Module:
-    """A convolution that keeps the map's size but for its stride, BatchNorm and, with `act`, ReLU."""
+    """Make a convolution that keeps the map's size but for its stride, BatchNorm and, with `act`, ReLU."""
     conv = nn.Conv2d(
         in_chs,
         out_chs,

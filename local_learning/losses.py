@@ -1,7 +1,7 @@
-"""Local losses: what a block minimises, given what its head made of the features.
+"""Local losses are what blocks minimise, computed from what their heads make of the features.
 
-Targets are class numbers (B,), or probabilities (B, n) where it is not said otherwise. Losses are means over
-the batch, and taken in float32 at least, whatever precision the network runs in.
+Targets are class numbers (B,) or, unless stated otherwise, probabilities (B, n). Losses are means over the
+batch. They are computed in float32 at least, whatever precision the network runs in.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,10 @@ register_loss = LOSSES.register
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0, over: str = "all") -> Tensor:
-    """Cross-entropy, with a share of the target spread evenly over all classes or over the `others`.
+    """Return the cross-entropy, with a share of the target spread evenly over classes.
 
-    "all" is torch's label smoothing; "others" is SEDONA's, which leaves 1 - smoothing on the true class.
+    `over` says which classes: "all" is torch's label smoothing; "others" is SEDONA's, which leaves 1 -
+    smoothing on the true class.
     """
     assert over in ("all", "others")
     if over == "others":
@@ -37,10 +38,10 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0, ov
 
 
 def similarity_matrix(features: Tensor) -> Tensor:
-    """Correlations between the samples of a batch, (B, B).
+    """Return the correlations between the samples of a batch, (B, B).
 
-    Of a map (B, C, H, W) with more than 3 channels and more than one row, each channel's spread over the
-    pixels is what is compared.
+    For a map (B, C, H, W) with more than 3 channels and more than one row, each channel's standard
+    deviation over the pixels is compared instead of the pixels.
     """
     features = upcast(features)
     if features.ndim == 4 and features.shape[1] > 3 and features.shape[2] > 1:
@@ -52,17 +53,17 @@ def similarity_matrix(features: Tensor) -> Tensor:
 
 
 def similarity_matching(features: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """Mean squared difference between the features' similarities and those of the labels."""
-    found = similarity_matrix(features)
-    wanted = similarity_matrix(_probabilities(targets, num_classes, found.dtype))
-    return F.mse_loss(found, wanted)
+    """Return the mean squared difference between the features' similarities and those of the labels."""
+    of_features = similarity_matrix(features)
+    of_labels = similarity_matrix(_probabilities(targets, num_classes, of_features.dtype))
+    return F.mse_loss(of_features, of_labels)
 
 
 def supervised_contrast(embeddings: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Supervised contrast of embeddings (B, d) of length 1, one view per image; class numbers only.
+    """Return the supervised contrast of embeddings (B, d) of length 1, one view per image.
 
-    L_out of Khosla et al. (2020), as a mean over the anchors that have a positive, another sample of their
-    class; 0 where there is none.
+    This is L_out of Khosla et al. (2020). It is a mean over the anchors that have a positive, another
+    sample of their class. It is 0 where no anchor has one. Targets must be class numbers.
     """
     _insist_on_classes(targets, "supervised contrast")
     itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
@@ -77,11 +78,11 @@ def supervised_contrast(embeddings: Tensor, targets: Tensor, temperature: float)
 def diversity(
     logits: Sequence[Tensor], targets: Tensor, *, temperature: float = 3.0, stop_gradient: bool = True
 ) -> Tensor:
-    """How alike neuron groups judge the wrong classes: Eq. 1 of GN-DGL; class numbers only.
+    """Return how alike neuron groups judge the wrong classes: Eq. 1 of GN-DGL.
 
-    The mean over all ordered pairs of groups of the cosine between their softmax outputs without the true
-    class. With `stop_gradient` the second of a pair is a constant, as in the paper; in the released code
-    it is not. One group gives 0.
+    The groups' softmax outputs are compared without the true class, by their cosine. The result is the
+    mean over all ordered pairs of groups. With `stop_gradient` the second of a pair is a constant, as in
+    the paper; in the released code it is not. One group gives 0. Targets must be class numbers.
     """
     cosines_GB = _cosines(logits, targets, temperature, stop_gradient)
     return cosines_GB.mean() / max(1, len(logits) - 1)
@@ -90,16 +91,19 @@ def diversity(
 def diversity_share(
     index: int, logits: Sequence[Tensor], targets: Tensor, *, temperature: float = 3.0
 ) -> Tensor:
-    """The part of `diversity` whose gradient reaches one group, where that stops; all shares add up to it."""
+    """Return the part of `diversity` whose gradient reaches one group, where the gradient is stopped.
+
+    The shares of all groups add up to the diversity.
+    """
     cosines_GB = _cosines(logits, targets, temperature, stop_gradient=True)
     return cosines_GB[index].mean() / (len(logits) * max(1, len(logits) - 1))
 
 
 def _cosines(logits: Sequence[Tensor], targets: Tensor, temperature: float, stop_gradient: bool) -> Tensor:
-    """Of each group and image, the sum of its cosines to all other groups."""
+    """Return, for each group and image, the sum of its cosines to all other groups."""
     _insist_on_classes(targets, "diversity")
     # G groups, B images, N classes
-    z_GBN = torch.stack([upcast(each) for each in logits])
+    z_GBN = torch.stack([upcast(group) for group in logits])
     true_BN = F.one_hot(targets, z_GBN.shape[2]).bool()
     # The softmax over the wrong classes is the renormalised one, and stays finite where they underflow.
     wrong_GBN = (z_GBN / temperature).masked_fill(true_BN, -torch.inf).softmax(dim=2)
@@ -111,17 +115,19 @@ def _cosines(logits: Sequence[Tensor], targets: Tensor, temperature: float, stop
 
 
 class Objective(Protocol):
-    """The loss of a block, from what its head returned, the targets, and the network's input images."""
+    """An objective is a block's loss, from its head's outputs, the targets, and the network's images."""
 
     def __call__(self, outputs: Any, targets: Tensor, images: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """For heads that return logits, whatever else they return."""
+    """This is the loss of heads that return logits, whatever else they return."""
 
     smoothing: float = 0.0
+    """The share of the target that is spread over classes."""
     over: str = "all"
+    """Whether the share is spread over all classes, or over the others (all, others)."""
 
     def __call__(self, outputs: Any, targets: Tensor, images: Tensor) -> Tensor:
         return cross_entropy(logits_of(outputs), targets, smoothing=self.smoothing, over=self.over)
@@ -129,29 +135,34 @@ class CrossEntropy:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """The cut for which a loss is made."""
+    """A place is the cut for which a loss is made."""
 
     options: LocalLosses
+    """The options of the local losses."""
     index: int
-    """Of the cut, from 0."""
+    """The number of the cut, from 0."""
     count: int
-    """Of all cuts."""
+    """The number of cuts in the network."""
     num_classes: int
+    """The number of classes."""
     plain: CrossEntropy
     """The classifier's loss."""
     mean: tuple[float, ...]
+    """The means by which the images were normalised."""
     std: tuple[float, ...]
+    """The standard deviations by which the images were normalised."""
 
     def weight(self, ends: tuple[float, float]) -> float:
-        """A weight here, linear between those of the first and the last cut."""
+        """Return the weight at this cut, linear between those of the first and the last cut."""
         return interpolate(ends, self.index, self.count)
 
 
 @dataclass(frozen=True)
 class PredSim:
-    """Cross-entropy, and `share` of similarity matching (Nøkland and Eidnes, 2019)."""
+    """This loss is cross-entropy and a share of similarity matching (Nøkland and Eidnes, 2019)."""
 
     share: float
+    """The weight of similarity matching; cross-entropy has the rest."""
     num_classes: int
 
     def __call__(self, outputs: Any, targets: Tensor, images: Tensor) -> Tensor:
@@ -161,7 +172,7 @@ class PredSim:
 
 @dataclass(frozen=True)
 class InfoPro:
-    """Weighted reconstruction of the image and cross-entropy (Wang et al., 2021).
+    """This loss is weighted reconstruction of the image and cross-entropy (Wang et al., 2021).
 
     `mean` and `std` are those by which the images were normalised, one per channel or one for all.
     """
@@ -181,7 +192,7 @@ class InfoPro:
 
 @dataclass(frozen=True)
 class InfoProContrast:
-    """Weighted reconstruction and supervised contrast; cross-entropy for the probe alone."""
+    """This loss is weighted reconstruction and supervised contrast. Cross-entropy trains the probe alone."""
 
     reconstruction: float
     prediction: float
@@ -198,13 +209,13 @@ class InfoProContrast:
 
 @by_name
 def predsim_loss(place: Place) -> PredSim:
-    """PredSim's loss at a cut."""
+    """Make PredSim's loss at a cut."""
     return PredSim(place.options.similarity, place.num_classes)
 
 
 @by_name
 def infopro_loss(place: Place) -> InfoPro:
-    """InfoPro's loss at a cut."""
+    """Make InfoPro's loss at a cut."""
     return InfoPro(
         reconstruction=place.weight(place.options.reconstruction),
         prediction=place.weight(place.options.prediction),
@@ -217,7 +228,7 @@ def infopro_loss(place: Place) -> InfoPro:
 
 @by_name
 def infopro_contrast_loss(place: Place) -> InfoProContrast:
-    """InfoPro's loss with contrast at a cut."""
+    """Make InfoPro's loss with contrast at a cut."""
     return InfoProContrast(
         reconstruction=place.weight(place.options.reconstruction),
         prediction=place.weight(place.options.prediction),
@@ -228,7 +239,7 @@ def infopro_contrast_loss(place: Place) -> InfoProContrast:
 
 
 def loss_at(kind: str, place: Place) -> Objective:
-    """The loss that goes with a kind of head at a cut."""
+    """Return the loss that goes with a kind of head at a cut."""
     row = HEADS.get(kind)
     if row is not None and row.loss_maker is not None:
         objective: Objective = row.loss_maker(place)
@@ -243,11 +254,14 @@ def loss_at(kind: str, place: Place) -> Objective:
 
 @dataclass(frozen=True)
 class Grouped:
-    """The sum of the neuron groups' own losses, and the diversity between them."""
+    """This loss is the sum of the neuron groups' own losses and the diversity between them."""
 
     each: Objective
+    """The loss of each group."""
     weight: float
+    """The weight of the diversity."""
     stop_gradient: bool = True
+    """Whether the second group of a pair is a constant for the diversity."""
 
     def __call__(self, outputs: Sequence[Any], targets: Tensor, images: Tensor) -> Tensor:
         loss = torch.stack([self.each(own, targets, images) for own in outputs]).sum()
@@ -258,26 +272,26 @@ class Grouped:
 
 
 def sees_images(objective: Objective) -> bool:
-    """Whether a loss may look at the images; of one that is not ours, it is taken for granted."""
+    """Return whether a loss may look at the images; a loss that is not ours is assumed to."""
     if isinstance(objective, Grouped):
         return sees_images(objective.each)
     return not isinstance(objective, CrossEntropy | PredSim)
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """The logits in what a head returned."""
+    """Return the logits among what a head returned."""
     logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
     return logits
 
 
 def interpolate(ends: tuple[float, float], index: int, count: int) -> float:
-    """A weight at the local head `index` of `count`, linear between those of the first and the last."""
+    """Return the weight at the local head `index` of `count`, linear between those of the two ends."""
     share = index / (count - 1) if count > 1 else 0.0
     return (1 - share) * ends[0] + share * ends[1]
 
 
 def upcast(values: Tensor) -> Tensor:
-    """The values in float32 at least."""
+    """Return the values in float32 at least."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -295,18 +309,21 @@ def _probabilities(targets: Tensor, num_classes: int, dtype: torch.dtype) -> Ten
 
 
 def _products(rows: Tensor) -> Tensor:
-    """All inner products between rows."""
-    with torch.autocast(rows.device.type, enabled=False):  # which would take them in half precision
+    """Return all inner products between rows."""
+    with torch.autocast(rows.device.type, enabled=False):  # autocast would take them in half precision
         return rows @ rows.T
 
 
 def _reconstruction_error(
     reconstruction: Tensor, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
-    """Binary cross-entropy between the sigmoid of a reconstruction and the image with pixels in [0, 1]."""
+    """Return the binary cross-entropy between a reconstruction, after a sigmoid, and the image.
+
+    The image's pixels are brought back to [0, 1].
+    """
     reconstruction = upcast(reconstruction)
     if reconstruction.shape != images.shape:
-        sizes = [" x ".join(map(str, each.shape[1:])) for each in (reconstruction, images)]
+        sizes = [" x ".join(map(str, batch.shape[1:])) for batch in (reconstruction, images)]
         raise ValueError(
             f"InfoPro's head was made to reconstruct images of {sizes[0]}, and these are {sizes[1]}; images "
             "are square, of the image_size that the heads were made for"

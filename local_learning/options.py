@@ -1,4 +1,4 @@
-"""The options of local losses and of gluing; free of torch."""
+"""These are the options of local losses and of gluing. Free of torch."""
 
 from dataclasses import dataclass
 
@@ -9,26 +9,29 @@ from tools.options.config import check_choice, check_range
 
 @dataclass(frozen=True, kw_only=True)
 class LocalLosses:
-    """The losses of heads."""
+    """The losses by which heads train their blocks."""
 
     loss: str = "cross_entropy"
-    """Of heads that have no loss of their own (predsim, infopro, infopro_contrast have): cross_entropy, or
-    your own. The classifier's is cross-entropy in any case."""
+    """The loss of heads that have none of their own: cross_entropy, or one you registered. The heads
+    predsim, infopro and infopro_contrast have their own; the classifier always has cross-entropy."""
     similarity: float = 0.99
-    """PredSim: share of similarity matching in the loss; the rest is cross-entropy."""
+    """The share of similarity matching in PredSim's loss; the rest is cross-entropy."""
     reconstruction: tuple[float, float] = (5.0, 5.0)
-    """InfoPro: weight of the reconstruction at the first and at the last local head, linear in between."""
+    """The weight of InfoPro's reconstruction at the first and at the last local head. It is linear in
+    between."""
     prediction: tuple[float, float] = (1.0, 1.0)
-    """InfoPro: weight of cross-entropy or contrast at the first and at the last local head, likewise."""
+    """The weight of InfoPro's cross-entropy or contrast at the first and at the last local head. It is
+    linear in between."""
     temperature: float = 0.07
-    """Temperature of the supervised contrast of infopro_contrast."""
+    """The temperature of the contrastive loss of the infopro_contrast head."""
     diversity: float = 0.5
-    """GN-DGL: weight of the diversity term between neuron groups; 0 leaves it out."""
+    """The weight of GN-DGL's diversity term between neuron groups; 0 leaves it out."""
     diversity_gradient: str = "stopped"
-    """stopped (as in the paper: the other groups' outputs are constants) or released (as in the released
-    code: the gradient flows into both groups of a pair, which doubles it)."""
+    """Where the gradient of the diversity term goes: stopped or released. stopped, as in the paper, takes
+    the other groups' outputs as constants. released, as in the released code, sends it into both groups
+    of a pair, which doubles it."""
     shared_heads: bool = True
-    """GN-DGL's stop-gradient variant: each group's head sees the other groups' features too, detached."""
+    """Let each group's head see the other groups' features too, detached (GN-DGL's stop-gradient variant)."""
 
     def __post_init__(self) -> None:
         LOSSES.check("local.loss", self.loss)
@@ -42,22 +45,22 @@ class LocalLosses:
 
 @dataclass(frozen=True, kw_only=True)
 class GluingOptions:
-    """How BlockProp finds its gluing variables, the inputs of all blocks but the first."""
+    """How BlockProp finds its gluing variables, which stand for the inputs of all blocks but the first."""
 
     penalty: tuple[float, ...] = (1.0,)
-    """Weight of the squared gap at each boundary between blocks (lambda), or one for all."""
+    """The weight of the squared gap (lambda) at each boundary between blocks, or one weight for all."""
     step: tuple[float, ...] = (0.01,)
-    """Size of the h-steps at each boundary (gamma), or one for all."""
+    """The size of the h-steps (gamma) at each boundary between blocks, or one size for all."""
     h_steps: int = 1
-    """Steps that a gluing variable takes in an h-step; with 0 only the last block learns."""
+    """How many steps a gluing variable takes in an h-step; with 0 only the last block learns."""
     cache: bool = False
-    """Start from the gluing variables stored for each image (Algorithm 2), not from the forward pass."""
+    """Start from the gluing variables stored for each image (Algorithm 2) instead of a forward pass."""
     h_every: int = 1
-    """Take h-steps at every n-th visit of an image, and the stored variables as they are in between; over 1
-    it needs cache."""
+    """Take h-steps only at every n-th visit of an image, and use the stored variables in between. Numbers
+    above 1 need the cache."""
     refresh: int = 0
-    """Start from the forward pass again at every n-th visit of an image: 0 never, 1 always; over 0 it needs
-    cache."""
+    """Start from a forward pass again at every n-th visit of an image: 0 is never, 1 is always. Numbers
+    above 0 need the cache."""
 
     def __post_init__(self) -> None:
         for name in ("penalty", "step"):

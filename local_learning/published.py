@@ -1,4 +1,4 @@
-"""The decouplings that SEDONA found, from its Tables 10-13. Free of torch."""
+"""These are the decouplings that SEDONA found, from its Tables 10-13. Free of torch."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,15 @@ from local_learning.decoupling import Decoupling
 @dataclass(frozen=True)
 class _Ranking:
     layers: tuple[int, ...]
-    """By descending softmax(alpha)_1: the cuts of K blocks are the first K - 1."""
+    """The layers by descending softmax(alpha)_1. The cuts for K blocks are the first K - 1."""
 
     heads: tuple[int, ...]
-    """m of the head Aux m at each of them, the argmax of beta."""
+    """The m of the head Aux m at each of these layers, the argmax of beta."""
 
     ties: tuple[frozenset[int], ...] = ()
-    """Layers of equal softmax(alpha)_1 in float32, so that their order is arbitrary.
+    """Layers whose softmax(alpha)_1 is equal in float32, so that their order is arbitrary.
 
-    From layer 35 of ResNet-152 on, softmax(beta) is a tie as well; the heads are those of Table 10.
-    """
+    From layer 35 of ResNet-152 on, softmax(beta) is a tie as well; the heads are those of Table 10."""
 
 
 _RANKINGS = {
@@ -42,11 +41,11 @@ _RANKINGS = {
 }
 
 PUBLISHED = tuple(_RANKINGS)
-"""The networks that have one."""
+"""These networks have a published decoupling."""
 
 
 def published(name: str, num_blocks: int) -> Decoupling:
-    """SEDONA's decoupling of a network into `num_blocks` blocks.
+    """Return SEDONA's decoupling of a network into `num_blocks` blocks.
 
     Raises:
         ValueError: for a network or a number of blocks that the paper does not have.
@@ -57,7 +56,10 @@ def published(name: str, num_blocks: int) -> Decoupling:
 
 
 def is_tied(name: str, num_blocks: int) -> bool:
-    """Whether the published values leave open which cuts these are: some chosen layer equals one left out."""
+    """Return whether the published values leave the cuts open.
+
+    They do where a layer that was chosen equals one that was left out.
+    """
     ranking = _ranking(name, num_blocks)
     chosen = set(ranking.layers[: num_blocks - 1])
     return any(chosen & tie and tie - chosen for tie in ranking.ties)

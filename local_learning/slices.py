@@ -1,6 +1,6 @@
-"""One neuron group of a block on its own: the module that a process needs which trains no other group of it.
+"""One neuron group of a block becomes a module of its own, for a process that trains no other group of it.
 
-Slices are rows: every tensor of a group is a stretch, along the first dimension, of the block's tensor.
+A slice consists of rows: each of its tensors is a range, along the first dimension, of the block's tensor.
 """
 
 import copy
@@ -18,17 +18,17 @@ from tools.mistake import Mistake
 
 
 class Exchange(Protocol):
-    """How the groups of a block hear of each other."""
+    """An exchange lets the groups of a block see one another's tensors."""
 
     def __call__(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        """The same tensor of all groups, in their order and without gradients.
+        """Return the same tensor of all groups, in their order and without gradients.
 
-        They have so many channels each; in all other dimensions they are alike.
+        `sizes` are the groups' channels. In all other dimensions the tensors are alike.
         """
 
 
 class HeadOfSlice(nn.Module):
-    """One of the heads of `local_learning.groups.GroupedHeads`, with the name that it has there."""
+    """This is one of the heads of `local_learning.groups.GroupedHeads`, with the name that it has there."""
 
     def __init__(self, heads: GroupedHeads, index: int) -> None:
         super().__init__()
@@ -36,16 +36,16 @@ class HeadOfSlice(nn.Module):
         self.index, self.sizes, self.shared = index, heads.sizes, heads.shared
 
     def forward(self, features: Tensor) -> object:
-        """What the head makes of a map in which all slices but the own one are constant."""
+        """Return what the head makes of a map in which all slices but its own are constant."""
         head = self.heads[str(self.index)]
         return head(features if self.shared else torch.split(features, list(self.sizes), 1)[self.index])
 
 
 class Slice(Block):
-    """One group of a grouped block: its rows of all layers, and its head.
+    """A slice is one group of a grouped block: its rows of all layers, and its head.
 
-    Its outputs are the block's whole map, and its loss is the group's part of the block's loss; of both the
-    gradient reaches this group only.
+    Its outputs are the block's whole map, and its loss is the group's part of the block's loss. Gradients
+    of both reach this group only.
     """
 
     head: HeadOfSlice
@@ -53,7 +53,11 @@ class Slice(Block):
     def __init__(
         self, block: Block, index: int, inputs: Tensor, exchange: Exchange, *, first: int = 1
     ) -> None:
-        """`inputs` are some that the block could have; `first` is its first layer's number, for messages.
+        """Take one group out of a block.
+
+        Arguments:
+            inputs: Inputs that the block could have.
+            first: The number of the block's first layer, for messages.
 
         Raises:
             ValueError: if a group of the block cannot run by itself; the message names the layer.
@@ -72,7 +76,7 @@ class Slice(Block):
         super().__init__(layers, HeadOfSlice(heads, index), objective, layout=block.layout)
         self.index, self.sizes = index, heads.sizes
         self.rows: Mapping[str, slice] = {f"layers.{name}": stretch for name, stretch in rows.items()}
-        """Of each tensor in the state that is a part of the block's, which part."""
+        """The rows that this group has of the block's tensors, by the tensor's name."""
         self._exchange = exchange
 
     def forward(
@@ -96,7 +100,7 @@ class Slice(Block):
         return features, tuple(self._of_all(logits_of(self.read(features))))
 
     def _whole(self, own: Tensor) -> Tensor:
-        """The map of all groups, in which this one's slice is alive."""
+        """Return the map of all groups, in which only this group's slice has a gradient."""
         slices = self._exchange(own.detach(), self.sizes)
         slices[self.index] = own
         return torch.cat(slices, dim=1)
@@ -108,11 +112,15 @@ class Slice(Block):
 def slice_layers(
     layers: nn.Sequential, inputs: Tensor, sizes: Sequence[int], index: int, *, first: int = 1
 ) -> tuple[nn.Sequential, dict[str, slice]]:
-    """A copy of one group's part of a block's layers, and which rows its tensors are.
+    """Return a copy of one group's part of a block's layers, and the rows of the block's tensors that it has.
 
-    `local_learning.groups.group_layers` made them; `sizes` are the groups' output channels. What reads the
-    whole map keeps some of its outputs; a grouped convolution keeps some of its groups; what has a number
-    per channel keeps some of these.
+    `local_learning.groups.group_layers` made the layers. A module that reads the whole map keeps some of
+    its outputs. A grouped convolution keeps some of its groups. A module with one number per channel keeps
+    some of these.
+
+    Arguments:
+        sizes: The output channels of each group.
+        first: The number of the block's first layer, for messages.
 
     Raises:
         ValueError: if a group cannot run by itself; the message names the layer.
@@ -135,7 +143,7 @@ def slice_layers(
 
 
 class _Take(nn.Module):
-    """The shortcut that has no weights, of a group whose block is the first to read the whole map."""
+    """This is the shortcut without weights of a group whose block is the first to read the whole map."""
 
     def __init__(self, index: int, groups: int) -> None:
         super().__init__()
@@ -146,15 +154,15 @@ class _Take(nn.Module):
 
 
 def _cut(module: nn.Module, groups: int, index: int) -> dict[str, slice]:
-    """Leave a module one group's rows of its own tensors, and say which these are."""
+    """Reduce a module's own tensors to one group's rows, and return which rows these are."""
     if isinstance(module, BasicBlock | Bottleneck) and not module.downsample and module.conv1.groups == 1:
         module.downsample = _Take(index, groups)
     tensors = {**module._parameters, **module._buffers}
-    found = {}
+    rows = {}
     for key, tensor in tensors.items():
         if tensor is not None and tensor.ndim:
             stretch = _stretch(module, key, tensor, groups, index)
-            found[key] = stretch
+            rows[key] = stretch
             part = tensor.detach()[stretch].clone()
             alive = isinstance(tensor, nn.Parameter)
             setattr(module, key, nn.Parameter(part, tensor.requires_grad) if alive else part)
@@ -168,14 +176,14 @@ def _cut(module: nn.Module, groups: int, index: int) -> dict[str, slice]:
         module.out_features = len(module.weight)
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):
         module.num_features = len(_own(module.num_features, groups, index))
-    return found
+    return rows
 
 
 def _stretch(module: nn.Module, key: str, tensor: Tensor, groups: int, index: int) -> slice:
-    """One group's rows of a tensor."""
+    """Return one group's rows of a tensor."""
     if isinstance(module, nn.Conv2d) and module.groups > 1:
-        own, each = _own(module.groups, groups, index), len(tensor) // module.groups
-        return slice(own.start * each, own.stop * each)
+        own, chs = _own(module.groups, groups, index), len(tensor) // module.groups
+        return slice(own.start * chs, own.stop * chs)
     if not isinstance(module, nn.Conv2d | nn.Linear) and tensor.ndim > 1:
         raise ValueError(f"{type(module).__name__} has a {key} that is not one number per channel")
     own = _own(len(tensor), groups, index)
@@ -183,7 +191,7 @@ def _stretch(module: nn.Module, key: str, tensor: Tensor, groups: int, index: in
 
 
 def _own(count: int, groups: int, index: int) -> range:
-    """One group's part of so many channels, or of so many finer groups."""
+    """Return one group's part of `count` channels, or of `count` finer groups."""
     sizes = slice_sizes(count, groups)
     return range(sum(sizes[:index]), sum(sizes[: index + 1]))
 
@@ -192,24 +200,24 @@ def _own(count: int, groups: int, index: int) -> range:
 def _insist_on_likeness(
     whole: nn.Sequential, own: nn.Sequential, inputs: Tensor, sizes: Sequence[int], index: int, first: int
 ) -> None:
-    """Refuse a part that does not give what the whole gives in its channels."""
-    whole, own = (copy.deepcopy(each).double().eval() for each in (whole, own))
+    """Refuse a part that does not give what the whole block gives in the part's channels."""
+    whole, own = (copy.deepcopy(layers).double().eval() for layers in (whole, own))
     source = torch.Generator().manual_seed(0)
-    # Positive ones: what ends in a rectifier would hide a path from the others.
+    # Inputs are positive: a rectifier would hide the path of negative ones.
     expected = torch.rand(inputs.shape, dtype=torch.float64, generator=source).to(inputs.device)
-    found = expected.clone()
+    actual = expected.clone()
     for number, (layer, part) in enumerate(zip(whole, own, strict=True), start=first):
         expected = layer(expected.clone())
         try:
-            found = part(found.clone())
+            actual = part(actual.clone())
         except RuntimeError:
             raise ValueError(_unlike(number)) from None
         channels = _own(expected.shape[1], len(sizes), index)
-        entered = found.shape != expected.shape
+        entered = actual.shape != expected.shape
         wanted = expected[:, channels.start : channels.stop] if entered else expected
-        if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=1e-9, atol=1e-9):
+        if actual.shape != wanted.shape or not torch.allclose(actual, wanted, rtol=1e-9, atol=1e-9):
             raise ValueError(_unlike(number))
-    if found.shape[1] != sizes[index]:
+    if actual.shape[1] != sizes[index]:
         raise ValueError(_unlike(first + len(whole) - 1))
 
 

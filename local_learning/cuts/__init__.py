@@ -1,1 +1,1 @@
-"""Where to cut a chain, when no search decides it."""
+"""Cuts of a chain can be chosen without a search."""

@@ -1,4 +1,4 @@
-"""Cuts that make the most expensive block as cheap as possible, exactly. Free of torch."""
+"""Find the cuts that make the most expensive block as cheap as possible, exactly. Free of torch."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,10 +12,17 @@ def balanced_cuts(
     entries: Sequence[float],
     num_blocks: int,
 ) -> list[int]:
-    """The K - 1 cuts with the smallest largest block; among those the cheapest heads, then the lowest cuts.
+    """Return the K - 1 cuts whose most expensive block is cheapest.
 
-    A block costs its layers, the head at its end, and something for where it begins: `heads` has the cost
-    for a cut after each layer, `entries` for a beginning with each, and `last_head` is the last block's.
+    Among equally good cuts, those with the cheapest heads are chosen, and then the lowest ones. A block
+    costs its layers, the head at its end, and something for where it begins.
+
+    Arguments:
+        layers: The cost of each layer.
+        heads: The cost of the head for a cut after each layer.
+        last_head: The cost of the last block's head.
+        entries: The cost of beginning a block with each layer.
+        num_blocks: The number of blocks, K.
     """
     trunk = [[0.0, *accumulate(layers[start:])] for start in range(len(layers))]
 
@@ -27,7 +34,7 @@ def balanced_cuts(
 
     costs = _best(len(layers), num_blocks, last, lambda start, cut, rest: max(block(start, cut), rest))
     limit = costs[num_blocks][0]
-    # Whatever stays within the limit is as good; what then differs is how much work the heads add.
+    # All choices within the limit are equally good; they differ in how much work their heads add.
     extra = _best(
         len(layers),
         num_blocks,
@@ -52,7 +59,7 @@ def _best(
     last: Callable[[int], float],
     joined: Callable[[int, int, float], float],
 ) -> dict[int, dict[int, float]]:
-    """A dynamic programme: best[n][i] is the value of n blocks that share the layers from i on.
+    """Run a dynamic programme: best[n][i] is the value of n blocks that share the layers from i on.
 
     `joined` is the value of a block from `start` to `cut` in front of blocks whose value is known.
     """
@@ -66,5 +73,5 @@ def _best(
 
 
 def _possible(num_layers: int, n: int, start: int) -> range:
-    """Where the first of n blocks can end."""
+    """Return where the first of n blocks can end."""
     return range(start + 1, num_layers - n + 2)

@@ -1,4 +1,4 @@
-"""What a network must be to be trained in blocks, each with an error in one line where it is not."""
+"""A network must meet some conditions to be trained in blocks; these checks name what it lacks."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from local_learning.features import probe
 
 
 def check_form(chain: object, image_size: object) -> None:
-    """Refuse what is no chain, and images that are not square."""
+    """Refuse anything that is no chain, and images that are not square."""
     if not isinstance(chain, Chain):
         raise ValueError(
             f"chain: this is a {type(chain).__name__}, not a Chain; Chain(modules[:n], modules[n:]) makes "
@@ -22,7 +22,10 @@ def check_form(chain: object, image_size: object) -> None:
 
 
 def check_apart(chain: Chain, blocks: Sequence[range]) -> None:
-    """Refuse weights or statistics that two blocks would both train; what has none may be in many."""
+    """Refuse weights or statistics that two blocks would both train.
+
+    A module that has neither may stand in several blocks.
+    """
     parts = [(index, f"layer {index + 1}", layer) for index, layer in enumerate(chain.layers)]
     parts.append((chain.num_layers, "the classifier", chain.classifier))
     ends = [block.stop for block in blocks[:-1]]
@@ -39,7 +42,7 @@ def check_apart(chain: Chain, blocks: Sequence[range]) -> None:
 
 
 def through(layer: nn.Module, features: Tensor, number: int) -> Tensor:
-    """What layer `number` gives in evaluation mode, to see its shape."""
+    """Return what layer `number` gives in evaluation mode, to learn its shape."""
     outputs: object = probe([layer], features)
     if not isinstance(outputs, Tensor):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How wide the hidden layers of heads are: as in papers, as fits the map, or by a factor. Free of torch."""
+"""The hidden layers of heads are as wide as in papers, as fits the map, or scaled. Free of torch."""
 
 import math
 
@@ -8,11 +8,12 @@ from tools.mistake import Mistake
 PAPER, MAP = "paper", "map"
 
 MULTIPLE = 8
-"""Hidden channels for each channel of the map: as many as behind the first stage of the papers' ResNets."""
+"""The hidden channels for each channel of the map, as many as behind the first stage of the papers'
+ResNets."""
 
 
 def parse_head_width(value: object) -> str | float:
-    """paper, map, or a factor on the papers' numbers, from an option's text or a file.
+    """Return paper, map, or a factor on the papers' numbers, from an option's text or a file.
 
     Raises:
         ValueError: for anything else.
@@ -29,24 +30,25 @@ def parse_head_width(value: object) -> str | float:
 
 
 def check_head_width(text: str) -> None:
-    """Refuse what `head_width` cannot be."""
+    """Refuse a text that the option `head_width` cannot take."""
     try:
         parse_head_width(text)
     except ValueError as error:
         raise Mistake("head_width", str(error)) from None
 
 
-def scale_of(asked: str | float, kind: str, in_chs: int, num_classes: int, width: float) -> float:
-    """The factor on the papers' hidden channels, for a head on a map of `in_chs` channels.
+def scale_of(head_width: str | float, kind: str, in_chs: int, num_classes: int, width: float) -> float:
+    """Return the factor on the papers' hidden channels, for a head on a map of `in_chs` channels.
 
-    `paper` takes `width`, the network's. `map` takes `MULTIPLE` channels for each of the map, and no more
-    than the papers; and no more for each class than SEDONA has on CIFAR-10, 512 for 10 classes. By this
-    quotient goes the curvature of the last layer, and with it the largest rate at which it learns.
+    `paper` takes `width`, the network's own factor. `map` takes `MULTIPLE` hidden channels for each
+    channel of the map, at most as many as the papers. It also takes at most as many for each class as
+    SEDONA has on CIFAR-10, 512 for 10 classes. This quotient sets the curvature of the last layer, and so
+    the largest rate at which it learns.
     """
     row = HEADS.get(kind)
     hidden = row.hidden if row else 0
-    if asked == PAPER or (asked == MAP and not hidden):
+    if head_width == PAPER or (head_width == MAP and not hidden):
         return width
-    if not isinstance(asked, str):
-        return asked
+    if not isinstance(head_width, str):
+        return head_width
     return min(hidden, MULTIPLE * in_chs, max(1, 512 * num_classes // 10)) / hidden

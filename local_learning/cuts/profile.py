@@ -1,4 +1,4 @@
-"""What layers, heads and blocks cost, for balanced cuts and for the figures by which methods are compared."""
+"""This module measures what layers, heads and blocks cost, to balance cuts and to compare methods."""
 
 import copy
 import math
@@ -24,13 +24,17 @@ CORRECTIONS = 4
 
 @dataclass(frozen=True)
 class Costs:
-    """Of each layer, of a head on each layer, and of the classifier."""
+    """These are the costs of each layer, of a head on each layer, and of the classifier."""
 
     layers: tuple[float, ...]
+    """The cost of each layer."""
     heads: tuple[float, ...]
+    """The cost of a head after each layer."""
     classifier: float
+    """The cost of the classifier."""
     entries: tuple[float, ...]
-    """Of beginning a block with each layer: the bytes of its inputs, which no other layer of it keeps."""
+    """The cost of beginning a block with each layer: the bytes of its inputs, which no other layer of the
+    block keeps."""
 
 
 def measure_costs(
@@ -44,9 +48,15 @@ def measure_costs(
     batch_size: int = 32,
     head_width: str | float = PAPER,
 ) -> Costs:
-    """Cost of forward and backward passes: seconds, multiply-accumulates (forward), or bytes kept between.
+    """Measure the cost of forward and backward passes.
 
-    The chain is left as it is. With `head` empty the heads cost nothing.
+    The chain is left as it is.
+
+    Arguments:
+        head: The kind of head to put on each layer. Without one, heads cost nothing.
+        by: What to measure: time in seconds, macs (multiply-accumulates of the forward pass), or memory
+            (bytes
+            kept for the backward pass).
     """
     chain = copy.deepcopy(chain).train()
     reference = next(chain.parameters())
@@ -93,11 +103,15 @@ def balanced(
     costs_of: str | None = None,
     blocks_cost: Callable[[Decoupling], Sequence[float]] | None = None,
 ) -> Decoupling:
-    """The cuts by which the most expensive block, with its head, is cheapest.
+    """Return the cuts that make the most expensive block, with its head, cheapest.
 
-    `costs_of` is the head whose cost counts, where that is not `head`: empty for rules without heads. Layers
-    measured one by one do not quite add up to blocks: with `blocks_cost`, which measures whole ones, the
-    costs of the layers are corrected by it, until the cuts stay as they are.
+    Arguments:
+        by: What to measure, as in `measure_costs`.
+        costs_of: The kind of head whose cost counts, where it is not `head`. It is empty for rules without
+            heads.
+        blocks_cost: Measures whole blocks. Layers measured one by one do not quite add up to blocks. Their
+            costs
+            are corrected by this function until the cuts no longer change.
     """
     costs = measure_costs(
         chain,
@@ -111,13 +125,13 @@ def balanced(
     )
 
     def cut(layers: Sequence[float]) -> Decoupling:
-        found = Decoupling.balanced(
+        decoupling = Decoupling.balanced(
             layers, costs.heads, costs.classifier, num_blocks, head, groups=groups, entry_costs=costs.entries
         )
-        return replace(found, head_width=head_width)
+        return replace(decoupling, head_width=head_width)
 
-    found = cut(costs.layers)
-    return found if blocks_cost is None else _corrected(found, costs, cut, blocks_cost)
+    first = cut(costs.layers)
+    return first if blocks_cost is None else _corrected(first, costs, cut, blocks_cost)
 
 
 def _corrected(
@@ -126,7 +140,7 @@ def _corrected(
     cut: Callable[[Sequence[float]], Decoupling],
     blocks_cost: Callable[[Decoupling], Sequence[float]],
 ) -> Decoupling:
-    """The best of the cuts that are found when the layers' costs are made to add up to the blocks'."""
+    """Return the best of the cuts that come up when the layers' costs are made to add up to the blocks'."""
     tried: dict[Decoupling, float] = {}
     decoupling = first
     while decoupling not in tried and len(tried) < CORRECTIONS:
@@ -139,17 +153,18 @@ def _corrected(
             for index in block:
                 layers[index] *= factor
         decoupling = cut(layers)
-    return min(tried, key=lambda each: tried[each])
+    return min(tried, key=lambda decoupling: tried[decoupling])
 
 
 def module_macs(net: DecoupledNet, image_shape: Sequence[int]) -> list[int]:
-    """MACs of each module that could have a device of its own: a block with its head, or one group of it.
+    """Return the MACs of each module that could have a device of its own.
 
-    Its largest entry is the busiest module's: what bounds the time of training in parallel (GN-DGL).
+    Such a module is a block with its head, or one neuron group of it. The largest number belongs to the
+    busiest module, which bounds the time of training in parallel (GN-DGL).
     """
     reference = next(net.parameters())
     features = torch.zeros(2, *image_shape, device=reference.device, dtype=reference.dtype)
-    found = []
+    macs = []
     for block in net.blocks:
         trunk = 0
         for layer in block.layers:
@@ -158,25 +173,25 @@ def module_macs(net: DecoupledNet, image_shape: Sequence[int]) -> list[int]:
         inputs = as_map(features, block.layout) if block.layout else features
         match block.head:
             case None:
-                found.append(trunk)
+                macs.append(trunk)
             case GroupedHeads(heads=heads, sizes=sizes, shared=shared):
                 for head, size in zip(heads, sizes, strict=True):
                     seen = inputs if shared else inputs[:, :size]
-                    found.append(math.ceil(trunk * size / sum(sizes)) + count_macs(head, seen.shape[1:]))
+                    macs.append(math.ceil(trunk * size / sum(sizes)) + count_macs(head, seen.shape[1:]))
             case head:
-                found.append(trunk + count_macs(head, inputs.shape[1:]))
-    return found
+                macs.append(trunk + count_macs(head, inputs.shape[1:]))
+    return macs
 
 
 def kept_bytes(net: DecoupledNet, image_shape: Sequence[int]) -> list[int]:
-    """Bytes that each block's pass keeps for going backward, for one image, without autocast.
+    """Return the bytes that each block keeps for its backward pass, for one image, without autocast.
 
-    The net is left as it is.
-    Blocks that learn one after the other need the largest at once, backpropagation its only one.
+    Blocks that learn one after the other need the largest number at once. Backpropagation has only one
+    number. The net is left as it is.
     """
     reference = next(net.parameters())
     count = 2  # BatchNorm of a map of one pixel refuses a single image
-    found = []
+    kept = []
     devices = [reference.device] if reference.is_cuda else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         images = torch.randn(count, *image_shape, device=reference.device, dtype=reference.dtype)
@@ -190,13 +205,13 @@ def kept_bytes(net: DecoupledNet, image_shape: Sequence[int]) -> list[int]:
                 loss, outputs = own.loss(inputs, targets, images)
                 torch.autograd.backward(loss)
 
-            found.append(math.ceil(saved_activation_bytes(learn) / count))
+            kept.append(math.ceil(saved_activation_bytes(learn) / count))
             inputs = outputs.detach()
-    return found
+    return kept
 
 
 class _OnFeatures(nn.Module):
-    """A head that takes features as a layer gives them."""
+    """This head takes features as a layer gives them."""
 
     def __init__(self, head: nn.Module, layout: str) -> None:
         super().__init__()
@@ -218,7 +233,11 @@ def _macs(module: nn.Module, inputs: Tensor) -> float:
 
 
 def _kept_bytes(module: nn.Module, inputs: Tensor) -> float:
-    """Inputs are a leaf and do not count; outputs do, for whatever follows keeps them as its inputs."""
+    """Return the bytes that a module keeps.
+
+    Its inputs are a leaf and do not count. Its outputs do, because whatever follows keeps them as its
+    inputs.
+    """
     factor = torch.ones((), device=inputs.device, dtype=inputs.dtype, requires_grad=True)
 
     def run() -> None:
@@ -232,14 +251,20 @@ _MEASURES: dict[str, Callable[[nn.Module, Tensor], float]] = {"macs": _macs, "me
 
 
 def _measured(pieces: Sequence[tuple[nn.Module, Tensor]], by: str) -> list[float]:
-    """The cost of each piece; what measuring draws changes nothing for what is made afterwards."""
+    """Return the cost of each piece.
+
+    Random numbers that are drawn here change nothing that is made afterwards.
+    """
     device = pieces[0][1].device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return _times(pieces) if by == "time" else [_MEASURES[by](*piece) for piece in pieces]
 
 
 def _times(pieces: Sequence[tuple[nn.Module, Tensor]]) -> list[float]:
-    """Seconds of each piece: the best of several rounds, so that a disturbance does not fall on one piece."""
+    """Return the seconds of each piece, the best of several rounds.
+
+    The rounds alternate between the pieces, so that a disturbance does not hit one piece alone.
+    """
     best = [math.inf] * len(pieces)
     for _ in range(REPEATS):
         for index, (module, inputs) in enumerate(pieces):
@@ -258,6 +283,6 @@ def _wait(tensor: Tensor) -> None:
 
 
 def _backward(outputs: object) -> None:
-    """Go back from all tensors that a module gave."""
+    """Go backward from all tensors that a module gave."""
     tensors = [outputs] if isinstance(outputs, Tensor) else list(outputs)  # type: ignore[call-overload]
     torch.autograd.backward(tensors, [torch.ones_like(tensor) for tensor in tensors])

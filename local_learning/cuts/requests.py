@@ -1,4 +1,4 @@
-"""What `decoupling` can say: a file, or how to choose the cuts. Free of torch."""
+"""The option `decoupling` names a file, or a way to choose the cuts. Free of torch."""
 
 import difflib
 import os
@@ -12,27 +12,28 @@ from tools.mistake import Mistake
 OPTION = "decoupling"
 
 FORMS = {"uniform": "uniform:K:HEAD", "balanced": "balanced:K:HEAD", "published": "published:K"}
-"""How a way of choosing the cuts into K blocks is written; anything else is a file."""
+"""How to write each way of choosing the cuts into K blocks. Any other text names a file."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One way to come by a decoupling."""
+    """A request is one way to obtain a decoupling."""
 
     kind: Literal["file", "uniform", "balanced", "published"]
+    """The way, as it is written in front of the first colon, or file."""
 
     path: str = ""
-    """Of the file."""
+    """The path of the file."""
 
     num_blocks: int = 0
-    """Where it is not a file."""
+    """The number of blocks, unless the request is for a file."""
 
     head: str = ""
-    """At every cut of the uniform and balanced ones."""
+    """The head at every cut, for uniform and balanced cuts."""
 
 
 def parse_request(text: str) -> Request:
-    """Read the value of `decoupling`.
+    """Read the value of the option `decoupling`.
 
     Raises:
         ValueError: in one line that says what would be right.

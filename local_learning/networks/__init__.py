@@ -1,1 +1,1 @@
-"""The networks of the papers, and any traceable timm model, as chains."""
+"""The networks of the papers, and timm models made into chains."""

@@ -1,9 +1,9 @@
-"""Where a traced trunk can be cut: after a point through which one tensor carries everything.
+"""A traced trunk can be cut after any point where one tensor carries everything on.
 
-Such a point is a cut only if it does not lie inside a unit such as a residual block, even where the unit
-itself narrows to one tensor (the parts of an MBConv without a shortcut). Modules are *open* (cuts may lie
-between their children) or closed. Sequences are open; so is any module that strings together composite
-modules, as a stage does with its blocks; a child of a closed module is closed.
+Such a point is a cut only if it does not lie inside a unit such as a residual block. That holds even where
+the unit itself narrows to one tensor (the parts of an MBConv without a shortcut). Modules are *open*, so
+that cuts may lie between their children, or closed. Sequences are open. So is any module that strings
+together composite modules, as a stage does with its blocks. A child of a closed module is closed.
 """
 
 import itertools
@@ -20,14 +20,14 @@ _STEMS = ("stem", "patch_embed", "pos_embed")  # timm's names for what comes bef
 
 @dataclass(frozen=True)
 class Cut:
-    """Everything up to and with `node` lies before the cut; `carrier` is the tensor that crosses it."""
+    """A cut lies after `node`, and `carrier` is the tensor that crosses it."""
 
     node: fx.Node
     carrier: fx.Node
 
 
 def worth_tracing(model: nn.Module) -> set[str]:
-    """The modules that may be open, as far as can be told without a graph."""
+    """Return the names of the modules that may be open, as far as one can know without a graph."""
     return {
         name
         for name, module in model.named_modules()
@@ -42,10 +42,10 @@ def worth_tracing(model: nn.Module) -> set[str]:
 
 
 def open_modules(traced: Trace, model: nn.Module, inside: Iterable[str]) -> set[str]:
-    """Of the modules that were traced into, those that cuts may lie in; the model itself is always open."""
+    """Return those of the modules traced into in which cuts may lie; the model itself is always open."""
     modules = dict(model.named_modules())
     inside = set(inside)
-    found = {name for name in inside if _is_sequence(modules[name])}
+    opened = {name for name in inside if _is_sequence(modules[name])}
     for left, right, _ in _narrow_points(traced):
         parent = _common(traced.paths[left], traced.paths[right])
         children = [_child(traced.paths[node], parent, modules) for node in (left, right)]
@@ -53,20 +53,20 @@ def open_modules(traced: Trace, model: nn.Module, inside: Iterable[str]) -> set[
             continue
         if _is_sequence(modules[parent]):
             # The sequence of a stage: this makes the modules around it open.
-            found.update(ancestor for ancestor in _ancestors(parent) if ancestor in inside)
+            opened.update(ancestor for ancestor in _ancestors(parent) if ancestor in inside)
         elif parent and all(child is not None and _depth(child) > 1 for child in children):
-            found.add(parent)
-    return {name for name in found if all(ancestor in found for ancestor in _ancestors(name))}
+            opened.add(parent)
+    return {name for name in opened if all(ancestor in opened for ancestor in _ancestors(name))}
 
 
 def find_cuts(traced: Trace, model: nn.Module, opened: Iterable[str]) -> list[Cut]:
-    """The cuts between layers, and last the trunk's end.
+    """Return the cuts between layers and, last, the end of the trunk.
 
-    A composite module is a layer; so is a single convolution or linear layer with what follows it. What
-    comes before the first block (the stem) belongs to the block's layer, if there are blocks.
+    A composite module is a layer. So is a single convolution or linear layer with what follows it. What
+    comes before the first block (the stem) belongs to that block's layer, if there are blocks.
 
     Raises:
-        Untraceable: if weights are shared across the trunk's end.
+        Untraceable: if weights are shared across the end of the trunk.
     """
     allowed = {"", *opened}
     spans = _shared_spans(traced, model)
@@ -94,7 +94,10 @@ def find_cuts(traced: Trace, model: nn.Module, opened: Iterable[str]) -> list[Cu
 
 
 def free_nodes(traced: Trace) -> set[fx.Node]:
-    """What any layer can make again for itself: reads of attributes, and what follows from buffers alone."""
+    """Return the nodes that any layer can compute again for itself.
+
+    These are reads of attributes, and what follows from buffers alone.
+    """
     free: set[fx.Node] = set()
     learned: set[fx.Node] = set()
     for node in traced.graph.nodes:
@@ -112,7 +115,10 @@ def free_nodes(traced: Trace) -> set[fx.Node]:
 
 
 def num_weights(module: nn.Module) -> int:
-    """Convolutions and linear layers in a module: submodules with a matrix or a kernel of their own."""
+    """Return how many convolutions and linear layers a module has.
+
+    Counted are submodules with a matrix or a kernel of their own.
+    """
     return sum(
         any(sum(size > 1 for size in parameter.shape) > 1 for parameter in part.parameters(recurse=False))
         for part in module.modules()
@@ -123,9 +129,9 @@ def num_weights(module: nn.Module) -> int:
 
 
 def _narrow_points(traced: Trace) -> list[tuple[fx.Node, fx.Node, fx.Node]]:
-    """(node, next node, carrier) wherever one tensor carries everything from what is before to what is after.
+    """Return (node, next node, carrier) for each point where one tensor carries everything on.
 
-    A batch size does not count: a layer reads it from its own input.
+    A batch size does not count, because a layer reads it from its own input.
     """
     free = free_nodes(traced)
     nodes = [node for node in traced.graph.nodes if node not in free]
@@ -148,10 +154,10 @@ def _narrow_points(traced: Trace) -> list[tuple[fx.Node, fx.Node, fx.Node]]:
 
 
 def _last(user: fx.Node, order: Mapping[fx.Node, int]) -> int:
-    """Where a use happens; the use by a free node is where that one is used in turn."""
+    """Return where a use happens; a use by a free node counts where that node is used in turn."""
     if user in order:
         return order[user]
-    return max((_last(each, order) for each in user.users), default=-1)
+    return max((_last(reader, order) for reader in user.users), default=-1)
 
 
 def _is_size(traced: Trace, node: fx.Node) -> bool:
@@ -169,10 +175,10 @@ def _advances(place: Cut, cuts: list[Cut]) -> bool:
 
 
 def _pieces(traced: Trace, model: nn.Module, places: list[Cut]) -> list[str]:
-    """What lies before the first place, between the first and the second, and so on.
+    """Name what lies before the first place, between the first and the second, and so on.
 
-    A "single" convolution or linear layer, a "composite" of several in a stem, a "block" of several, or
-    "" for nothing with weights.
+    A piece is a "single" convolution or linear layer, a "composite" of several in a stem, a "block" of
+    several, or "" for one without weights.
     """
     pieces: list[str] = []
     count, is_block = 0, False
@@ -194,7 +200,7 @@ def _pieces(traced: Trace, model: nn.Module, places: list[Cut]) -> list[str]:
 
 
 def _shared_spans(traced: Trace, model: nn.Module) -> list[tuple[int, int]]:
-    """From the first to the last use of each parameter or state that is used more than once."""
+    """Return the first and the last use of each parameter or state that is used more than once."""
     spans: dict[int, tuple[int, int]] = {}
     for index, node in enumerate(traced.graph.nodes):
         owned: list[Tensor] = []
@@ -226,7 +232,7 @@ def _is_sequence(module: nn.Module) -> bool:
 
 
 def _num_composite_parts(module: nn.Module) -> int:
-    """Composite modules in it of which none contains another."""
+    """Count the composite modules in a module that do not contain one another."""
     return sum((_num_composite_parts(child) or 1) for child in module.children() if num_weights(child) > 1)
 
 
@@ -237,13 +243,13 @@ def _depth(module: nn.Module) -> int:
 
 
 def _ancestors(name: str) -> list[str]:
-    """The modules around a module, without the model."""
+    """Return the modules around a module, without the model."""
     atoms = name.split(".")
     return [".".join(atoms[:length]) for length in range(1, len(atoms))]
 
 
 def _common(left: tuple[str, ...], right: tuple[str, ...]) -> str:
-    """The deepest module around two nodes."""
+    """Return the deepest module around two nodes."""
     shared = []
     for a, b in zip(left[:-1], right[:-1], strict=False):
         if a != b:
@@ -253,6 +259,6 @@ def _common(left: tuple[str, ...], right: tuple[str, ...]) -> str:
 
 
 def _child(path: tuple[str, ...], parent: str, modules: Mapping[str, nn.Module]) -> nn.Module | None:
-    """The child of `parent` that a node is or lies in; None for the parent's own operations."""
+    """Return the child of `parent` that a node is or lies in; None for the parent's own operations."""
     depth = len(parent.split(".")) if parent else 0
     return modules.get(".".join(path[: depth + 1]))

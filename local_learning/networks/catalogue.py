@@ -1,4 +1,4 @@
-"""Networks by name, and which options each of them has. Free of torch."""
+"""This catalogue lists the networks by name, with the options that each of them has. Free of torch."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from tools.options.catalogue import Catalogue, Row
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkRow(Row):
-    """A network that can be built by name.
+    """This row describes a network that can be built by name.
 
     `make` is called with `num_classes`, `image_size` and `in_chs`, and with those of the other options of
-    `build_chain` that it takes. It gives a Chain, an nn.Sequential whose last module is the classifier, or a
-    module that can be traced as timm's are.
+    `build_chain` that it takes. It gives a Chain, an nn.Sequential whose last module is the classifier, or
+    a module that can be traced as timm's models are.
     """
 
     smallest_image: int = 1
-    """Pixels below which nothing is left of a map."""
+    """The smallest side of an image, in pixels, at which something is left of every map."""
 
 
 def _resnet(name: str, block: str, depths: tuple[int, ...], small: bool = False) -> NetworkRow:
@@ -49,7 +49,7 @@ NETWORKS: Catalogue[NetworkRow] = Catalogue(
         ),
         NetworkRow(
             name="vgg6a",
-            says="VGG6a of the local-loss and GN-DGL papers",
+            says="the VGG6a of the local-loss and GN-DGL papers",
             make="local_learning.networks.vgg:vgg6a",
             reads=("width", "init", "dropout"),
             smallest_image=8,
@@ -62,4 +62,4 @@ NETWORKS: Catalogue[NetworkRow] = Catalogue(
         ),
     ],
 )
-"""The papers' networks, and a user's own. Beside them, "timm/<model name>" is any timm model."""
+"""These are the papers' networks and the user's own. Beside them, "timm/<model name>" is any timm model."""

@@ -1,13 +1,15 @@
-"""The widest part of a head: 1x1 convolution, BatchNorm, ReLU and global average, without its wide map.
+"""The widest part of a head is computed without its wide map.
 
-A head that ends in 2048 channels makes its largest map last, only to average it. Where that map is large
-it need not exist. The convolution is linear, so its statistics follow from the covariance of its inputs; and
-the mean of a ReLU is a linear function of the inputs' means over those pixels at which the channel is on:
+That part is a 1x1 convolution, BatchNorm, ReLU and a global average. A head that ends in 2048 channels
+makes its largest map last, only to average it. Where that map is large it need not exist. The convolution
+is linear, so its statistics follow from the covariance of its inputs. The mean of a ReLU is a linear
+function of the inputs' means over those pixels at which the channel is on:
 
     mean(relu(w' x + b)) = w' q + b n,   q = mean(on x), n = mean(on), on = (w' x + b > 0)
 
-with w' and b the weight and bias into which BatchNorm is folded. What is on is found sample by sample, and
-again in the backward pass. All else is small, and differentiable as often as one likes.
+Here w' and b are the weight and bias into which BatchNorm is folded. Which pixels are on is computed
+sample by sample, and again in the backward pass. All else is small, and can be differentiated any number
+of times.
 
 Shapes: B samples, K channels that come in, S pixels, M channels that go out.
 """
@@ -22,11 +24,11 @@ from local_learning.networks.relu_mean import relu_mean
 from tools.batchnorm import statistics_are_shared
 
 AT_ONCE = 2**18
-"""Values of the wide map that exist at a time on a CPU: what its cache holds."""
+"""How many values of the wide map exist at a time on a CPU, so that they fit into its cache."""
 
 
 class Expansion(nn.Module):
-    """Means over the map of relu(bn(conv(x))): (B, K, H, W) to (B, M)."""
+    """This module gives the means over the map of relu(bn(conv(x))): (B, K, H, W) to (B, M)."""
 
     def __init__(self, in_chs: int, out_chs: int) -> None:
         super().__init__()
@@ -63,7 +65,10 @@ class Expansion(nn.Module):
             bn.running_var.lerp_(variance, bn.momentum)
 
     def folds(self, inputs: Tensor) -> bool:
-        """Whether the map is large beside its inputs, and nothing wants to see it or its statistics."""
+        """Return whether the means are computed without the wide map.
+
+        They are if the map is large beside its inputs, and nothing wants to see it or its statistics.
+        """
         return (
             self.training
             and 2 * inputs.shape[1] <= inputs.shape[2] * inputs.shape[3]
@@ -115,7 +120,10 @@ class _SpreadWhereOn(torch.autograd.Function):
 def _means_where_on(
     values: Tensor, x: Tensor, weight: Tensor, bias: Tensor, parts: Tensor | None = None
 ) -> Tensor:
-    """The means over pixels of (B, K, S) values where a channel is on; `parts` is set to how often."""
+    """Return the means over pixels of (B, K, S) values where a channel is on.
+
+    `parts` is set to the share of pixels at which it is on.
+    """
     means = x.new_empty(len(x), len(weight), x.shape[1])
     for rows, on in _where_on(x, weight, bias):
         torch.bmm(on, values[rows].transpose(1, 2), out=means[rows])
@@ -125,9 +133,9 @@ def _means_where_on(
 
 
 def _where_on(x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows, and 1 where their channels are on and 0 elsewhere (rows, M, S)."""
-    each = len(weight) * x.shape[2]
-    at_once = max(1, AT_ONCE // each) if x.device.type == "cpu" else len(x)
+    """Yield rows, with 1 where their channels are on and 0 elsewhere (rows, M, S)."""
+    values = len(weight) * x.shape[2]
+    at_once = max(1, AT_ONCE // values) if x.device.type == "cpu" else len(x)
     for start in range(0, len(x), at_once):
         part = x[start : start + at_once]
         wide = torch.baddbmm(bias[:, None], weight.expand(len(part), *weight.shape), part)

@@ -1,4 +1,4 @@
-"""Initial weights of the papers' networks and heads."""
+"""The papers' networks and heads start from these weights."""
 
 from typing import Literal
 
@@ -6,10 +6,13 @@ from torch import nn
 
 
 def initialise(module: nn.Module, mode: str = "fan_in") -> None:
-    """Kaiming normal with gain sqrt(2), also for linear layers; zero bias; BatchNorm as it is, 1 and 0."""
+    """Draw Kaiming normal weights with gain sqrt(2), for convolutions and linear layers.
+
+    Biases become 0. BatchNorm stays as it is, at weight 1 and bias 0.
+    """
     fan: Literal["fan_in", "fan_out"] = "fan_out" if mode == "fan_out" else "fan_in"
-    for each in module.modules():
-        if isinstance(each, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(each.weight, mode=fan, nonlinearity="relu")
-            if each.bias is not None:
-                nn.init.zeros_(each.bias)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(part.weight, mode=fan, nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

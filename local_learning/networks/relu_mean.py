@@ -1,4 +1,4 @@
-"""ReLU and global average pooling as one operator that keeps little for the backward pass."""
+"""ReLU and global average pooling become one operator that keeps little for the backward pass."""
 
 from typing import Any
 
@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 
 class ReluMean(nn.Module):
-    """The mean over each channel of ReLU: (B, C, H, W) to (B, C).
+    """This module gives the mean of each channel after ReLU: (B, C, H, W) to (B, C).
 
-    Autograd would keep the whole map after the ReLU, and a head's last map is its largest; one byte for
-    each value says all that the backward pass asks. It can be differentiated twice.
+    Autograd would keep the whole map after the ReLU, and a head's last map is its largest. The backward
+    pass needs only whether each value is positive, which takes one byte. The operator can be
+    differentiated twice.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -18,7 +19,7 @@ class ReluMean(nn.Module):
 
 
 def relu_mean(inputs: Tensor) -> Tensor:
-    """The same as a function."""
+    """Return the mean of each channel after ReLU: (B, C, H, W) to (B, C)."""
     outputs: Tensor = _ReluMean.apply(inputs)  # type: ignore[no-untyped-call]
     return outputs
 

@@ -1,7 +1,7 @@
-"""ResNets as SEDONA, InfoPro and their followers cut them: one residual block, one layer.
+"""These are ResNets as SEDONA, InfoPro and their followers cut them: one residual block is one layer.
 
-The stem belongs to layer 1, so ResNet-50/101/152 have 16/33/50 layers; as a unit of its own, as in DGL and
-InfoPro, it makes one more. Bottlenecks are v1.5: the stride is on the 3x3 convolution.
+The stem belongs to layer 1, so ResNet-50/101/152 have 16/33/50 layers. As a layer of its own, as in DGL
+and InfoPro, it makes one more. Bottlenecks are v1.5: the stride is on the 3x3 convolution.
 """
 
 from collections import OrderedDict
@@ -27,10 +27,10 @@ def resnet(
     stem: str,
     small: bool,
 ) -> Chain:
-    """A ResNet of so many blocks in each stage, the channels of which double from one to the next.
+    """Build a ResNet with `depths` blocks in its stages; channels double from one stage to the next.
 
-    It has the stem that the literature uses at this image size. A `small` one, for CIFAR-10, starts from 16
-    channels and always has a 3x3 stem.
+    It has the stem that the literature uses at this image size. A `small` one, for CIFAR-10, starts from
+    16 channels and always has a 3x3 stem.
     """
     first_chs = max(1, round((16 if small else 64) * width))
     begin = _small_stem(in_chs, first_chs) if small else _stem(in_chs, first_chs, image_size)
@@ -57,7 +57,10 @@ def resnet(
 def _residual_block(
     block: type[BasicBlock] | type[Bottleneck], in_chs: int, planes: int, stride: int
 ) -> nn.Module:
-    """A block of torchvision; where the shape changes, the shortcut is a 1x1 convolution and BatchNorm."""
+    """Make a block of torchvision.
+
+    Where the shape changes, its shortcut is a 1x1 convolution and BatchNorm.
+    """
     out_chs = planes * block.expansion
     shortcut = None
     if stride != 1 or in_chs != out_chs:

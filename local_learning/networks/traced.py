@@ -1,4 +1,4 @@
-"""Any timm model as a chain, cut where one tensor carries everything; its output is the model's own."""
+"""Any timm model becomes a chain, cut where one tensor carries everything; its output stays the model's."""
 
 import operator
 import re
@@ -25,7 +25,7 @@ def build_traced(
     drop_path: float = 0.0,
     pretrained: bool = False,
 ) -> Chain:
-    """The timm model `name` as a chain for images of `image_size` pixels.
+    """Build the timm model `name` as a chain for images of `image_size` pixels.
 
     Layers and classifier are graphs over the model's own modules and keep their names (see `timm_names`).
 
@@ -45,10 +45,10 @@ def build_traced(
 
 
 def split(model: nn.Module, name: str, image_shape: tuple[int, int, int]) -> Chain:
-    """A model with timm's `forward_features` and `forward_head` as a chain that shares its weights.
+    """Split a model with timm's `forward_features` and `forward_head` into a chain that shares its weights.
 
     Raises:
-        ValueError: if it cannot be split; the message says why.
+        ValueError: if the model cannot be split; the message says why.
     """
     try:
         traced, inside = trace(model, image_shape, worth_tracing(model))
@@ -70,12 +70,12 @@ def split(model: nn.Module, name: str, image_shape: tuple[int, int, int]) -> Cha
 
 
 def timm_names(chain: Chain) -> dict[str, str]:
-    """For every key of the chain's state dict, timm's own name of that parameter or buffer."""
+    """Return timm's own name of each parameter and buffer, by its key in the chain's state dict."""
     return {key: re.sub(r"^(layers\.\d+|classifier)\.", "", key) for key in chain.state_dict()}
 
 
 def with_our_names(network: str, chain: Chain, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a weights file by the chain's names, where a file of a timm model has timm's."""
+    """Return the tensors of a weights file by the chain's names; a file of a timm model may have timm's."""
     if not network.startswith("timm/"):
         return dict(tensors)
     ours = {timm_name: name for name, timm_name in timm_names(chain).items()}
@@ -88,13 +88,13 @@ _OPTION = {"drop_rate": "dropout", "drop_path_rate": "drop_path", "in_chans": "i
 
 
 def _create(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
-    """Make the model, leaving out what its family has no argument for."""
+    """Make the model, leaving out options for which its family has no argument."""
     while True:
         try:
             model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
             return model
         except TypeError as error:
-            # Families say it as Python does, or with a list of what they do not know.
+            # Families report it as Python does, or with a list of the options that they do not know.
             unknown = [option for option in options if f"'{option}'" in str(error)]
             if "unexpected keyword" not in str(error) or not unknown:
                 raise ValueError(f"timm/{name} cannot be made: {_line(error)}") from error
@@ -148,7 +148,7 @@ def _graph_module(
     free: set[fx.Node],
     kind: str,
 ) -> fx.GraphModule:
-    """A module that computes `result` from `carrier` by these nodes."""
+    """Make a module that computes `result` from `carrier` by these nodes."""
     graph = fx.Graph()
     made = {carrier: graph.placeholder("inputs")}
 
@@ -172,14 +172,14 @@ def _graph_module(
     graph.output(make(result))
     for node in reversed(graph.nodes):
         if not node.users and (node.target == "size" or node.target is operator.getitem):
-            graph.erase_node(node)  # what the model's code read of a shape, known by now
+            graph.erase_node(node)  # a size that the model's code read, which is a known number by now
     module = fx.GraphModule(model, graph, class_name=kind)
     _keep_persistence(module, model)
     return module
 
 
 def _keep_persistence(module: nn.Module, model: nn.Module) -> None:
-    """torch.fx registers every tensor it copies as a persistent buffer; only the model's own are."""
+    """Leave only the model's own buffers persistent; torch.fx makes every tensor that it copies one."""
     persistent = model.state_dict(keep_vars=True).keys()
     for path, part in module.named_modules():
         for name in part._buffers:
@@ -188,7 +188,7 @@ def _keep_persistence(module: nn.Module, model: nn.Module) -> None:
 
 
 def _verify(chain: Chain, model: nn.Module, name: str, image_shape: tuple[int, int, int]) -> None:
-    """The chain must be the model, also at another batch size than that of the trace."""
+    """Check that the chain gives the model's output, also at another batch size than that of the trace."""
     images = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0))
     training = model.training
     model.eval()

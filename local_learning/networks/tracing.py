@@ -1,10 +1,11 @@
-"""Tracing a model into a graph, module by module, with its shapes known.
+"""A model is traced into a graph, module by module, with its shapes known.
 
 Plain torch.fx stops at Python that looks at a shape, and bakes in whatever depends on the mode. Here every
-step of the trace also runs on fake tensors: spatial sizes are plain numbers (a graph holds for one image
-size), only the batch stays symbolic. Modules are calls in the graph unless they have to be looked into,
-so nearly everything that a mode changes stays inside modules and follows train() and eval(); flags that
-are read outside of them (functional dropout in a model's own forward) become reads of `self.training`.
+step of the trace also runs on fake tensors. Spatial sizes are plain numbers, because a graph holds for one
+image size; only the batch stays symbolic. Modules are calls in the graph unless they have to be looked
+into. So nearly everything that a mode changes stays inside modules and follows train() and eval(). Flags
+that are read outside of them (functional dropout in a model's own forward) become reads of
+`self.training`.
 """
 
 import copy
@@ -19,8 +20,8 @@ from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-# A prime that no size of a real model is a multiple of by chance, so that a number tells whether it comes
-# from the batch. Fake tensors cost nothing; any batch size runs through the graph afterwards.
+# No size of a real model is by chance a multiple of this prime. So a number shows whether it comes from the
+# batch. Fake tensors cost nothing, and any batch size runs through the graph afterwards.
 _BATCH = 61
 
 
@@ -30,21 +31,24 @@ class Untraceable(Exception):
 
 @dataclass(kw_only=True)
 class Trace:
-    """The graph of `classifier(trunk(images))` and what is known about its nodes."""
+    """A trace is the graph of `classifier(trunk(images))`, with what is known about its nodes."""
 
     graph: fx.Graph
+    """The graph of the model."""
     boundary: fx.Node
-    """The call between the trunk and the classifier; its one argument is the trunk's output."""
+    """The call between the trunk and the classifier. Its one argument is the trunk's output."""
     values: dict[fx.Node, Any]
-    """What the node gave on fake images (or a number)."""
+    """What each node gave on fake images, a tensor or a number."""
     paths: dict[fx.Node, tuple[str, ...]]
-    """The module that a node runs in and, last, the node's own name there."""
+    """The names of the modules in which each node runs and, last, the node's own name there."""
     constants: dict[str, Tensor] = field(default_factory=dict)
-    """Tensors that the forward made of numbers alone, under the names that the graph reads them by."""
+    """Tensors that the forward made of numbers alone, by the names under which the graph reads them."""
 
 
 def trace(model: nn.Module, image_shape: tuple[int, ...], inside: Collection[str]) -> tuple[Trace, set[str]]:
-    """Trace `model`, looking into those modules of `inside` (names) that allow it; return these with it.
+    """Trace `model`, looking into those modules named in `inside` that allow it.
+
+    The modules that were looked into are returned with the trace.
 
     Raises:
         Untraceable: if the forward of the model itself does what a graph cannot hold.
@@ -65,7 +69,9 @@ def trace(model: nn.Module, image_shape: tuple[int, ...], inside: Collection[str
 def follow_modes(
     traced: Trace, model: nn.Module, image_shape: tuple[int, ...], inside: Collection[str]
 ) -> None:
-    """Let `traced` do in training what the model does: compare with a trace of the model in training mode.
+    """Let `traced` do in training what the model does there.
+
+    It is compared with a trace of the model in training mode.
 
     Raises:
         Untraceable: if the modes differ by more than flags.
@@ -84,7 +90,7 @@ def follow_modes(
 
 
 class _Trunk(nn.Module):
-    """Marks the boundary of trunk and classifier in a timm model; every timm model has the two methods."""
+    """This module marks where a timm model's trunk ends; every timm model has the two methods called here."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -156,7 +162,7 @@ class _Tracer(fx.Tracer):
         return proxy
 
     def _run(self, node: fx.Node) -> Any:
-        """The node's value on fake tensors; modules run as they are, untraced."""
+        """Return the node's value on fake tensors; modules run as they are, untraced."""
         args, kwargs = self._plain(node.args), self._plain(node.kwargs)
         self._running = True
         try:
@@ -175,7 +181,10 @@ class _Tracer(fx.Tracer):
             self._running = False
 
     def _plain(self, argument: Any) -> Any:
-        """Values for nodes, and ordinary lists for the graph's immutable ones: modules may write to them."""
+        """Put values in the place of nodes, and ordinary lists in that of the graph's.
+
+        Modules may write to their arguments, and the graph's lists cannot be written to.
+        """
         if isinstance(argument, fx.Node):
             return self.values[argument]
         if isinstance(argument, dict):
@@ -234,16 +243,16 @@ class _Proxy(fx.Proxy):
 
 
 def _is_known(value: Any) -> bool:
-    """Whether a value consists of numbers that do not come from the batch."""
+    """Return whether a value consists of numbers that do not come from the batch."""
     if isinstance(value, tuple | list):
-        return all(_is_known(each) for each in value)
+        return all(_is_known(item) for item in value)
     return isinstance(value, int) and (value == 0 or value % _BATCH != 0)
 
 
 def _attempt(
     model: nn.Module, image_shape: tuple[int, ...], inside: Collection[str], *, training: bool
 ) -> tuple[_Tracer, fx.Graph | None]:
-    # On a copy (of the modules, not of the tensors): what a forward caches in its modules is fake here.
+    # A copy of the modules (not of the tensors) is traced: what a forward caches in its modules is fake here.
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     root = _Trunk(copy.deepcopy(model, tensors)).train(training)
     tracer = _Tracer((_BATCH, *image_shape), inside)
@@ -271,7 +280,7 @@ def _finish(tracer: _Tracer, graph: fx.Graph) -> Trace:
 
 
 def _merge(ours: Any, theirs: Any, node: fx.Node, traced: Trace) -> Any:
-    """Our arguments, where a flag that is True in training and False in evaluation reads the mode."""
+    """Return our arguments; a flag that is True in training and False in evaluation then reads the mode."""
     if isinstance(ours, fx.Node):
         if not isinstance(theirs, fx.Node) or ours.name != theirs.name:
             raise Untraceable(f"the arguments of {node.name} differ between training and evaluation")
@@ -304,7 +313,7 @@ def _one_line(error: Exception | None) -> str:
 
 
 def reads_mode(module: nn.Module) -> bool:
-    """Whether the module's own code looks at `training`: then a graph must not look into it."""
+    """Return whether the module's own code looks at `training`; a graph must then not look into it."""
     methods = (
         member
         for kind in type(module).__mro__
@@ -316,5 +325,5 @@ def reads_mode(module: nn.Module) -> bool:
 
 
 def is_notrace(module: nn.Module) -> bool:
-    """Whether timm says of the module's class that no graph must look into it."""
+    """Return whether timm says that no graph must look into modules of this class."""
     return isinstance(module, tuple(get_notrace_modules()))  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""VGG-19 as SEDONA cuts it, and VGG6a of the local-loss and GN-DGL papers.
+"""VGG-19 as SEDONA cuts it, and the VGG6a of the local-loss and GN-DGL papers.
 
 A layer is a convolution with its BatchNorm and ReLU. A max-pool and dropout stand in front of the next
-layer, so that a head sees the map before them; the last pool of VGG-19 belongs to the classifier.
+layer, so that a head sees the map before them. The last pool of VGG-19 belongs to the classifier.
 """
 
 from collections import OrderedDict
@@ -17,7 +17,7 @@ _VGG6A_CHS = (128, 256, 512, 512)
 
 @by_name
 def vgg19(*, num_classes: int, image_size: int, width: float, in_chs: int, dropout: float) -> Chain:
-    """VGG-19; `dropout` acts after each hidden linear layer."""
+    """Build VGG-19; `dropout` acts after each hidden linear layer."""
     layers: list[nn.Module] = []
     chs = in_chs
     for group, (planes, depth) in enumerate(_VGG19_CHS):
@@ -43,7 +43,7 @@ def vgg19(*, num_classes: int, image_size: int, width: float, in_chs: int, dropo
 
 @by_name
 def vgg6a(*, num_classes: int, image_size: int, width: float, in_chs: int, dropout: float) -> Chain:
-    """VGG6a; `dropout` acts after its convolutions and after the hidden linear layer."""
+    """Build VGG6a; `dropout` acts after its convolutions and after the hidden linear layer."""
     layers: list[nn.Module] = []
     chs = in_chs
     for index, planes in enumerate(_VGG6A_CHS):

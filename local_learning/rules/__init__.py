@@ -1,1 +1,1 @@
-"""How a batch becomes updates of the blocks: greedy, Features Replay, BlockProp."""
+"""Rules turn a batch into updates of a network's blocks."""

@@ -1,4 +1,4 @@
-"""The rules by name, and what others need to know of them. Free of torch."""
+"""This catalogue lists the rules by name, with what others need to know of them. Free of torch."""
 
 from dataclasses import dataclass
 
@@ -7,26 +7,28 @@ from tools.options.catalogue import Catalogue, Row
 
 @dataclass(frozen=True, kw_only=True)
 class RuleRow(Row):
-    """How a batch becomes updates of blocks, and what follows from it.
+    """A rule turns a batch into updates of blocks; its row says what follows from that.
 
-    `make` is called with the engine, and with those of `options` (of gluing) and `num_images` that it takes.
+    `make` is called with the engine. It also gets `options` (those of gluing) and `num_images` if it takes
+    them.
     """
 
     cuts: bool = True
-    """Blocks are trained apart. Without, the network is trained as one block, whatever the cuts."""
+    """Whether blocks are trained apart. Without, the network is trained as one block, whatever the cuts."""
     trains_heads: bool = True
-    """Each block learns by the loss of its head. Without, heads are left away."""
+    """Whether each block learns by the loss of its head. Without, heads are left out."""
     errors_come_down: bool = False
-    """Each block hands the one below an error signal, as large as the activations that go up."""
+    """Whether each block hands the one below an error signal, as large as the activations that go up."""
     forwards: int = 1
-    """Forward passes of a batch through the layers of a block below the last. With two, the first one only
-    hands activations on, and the second one trains."""
+    """How often a batch passes forward through the layers of a block below the last. With two passes, the
+    first only hands activations on, and the second trains."""
     measures: str = ""
-    """What each block but the last reports beside its loss, numbered from 1."""
+    """The name of what each block but the last reports beside its loss. Blocks are numbered from 1."""
     in_halves: bool = True
-    """Its updates are large enough for half precision and for activations that are sent rounded."""
+    """Whether its updates are large enough for half precision, and for activations that are rounded before
+    they are sent."""
     forecast: bool = False
-    """There is a model of how fast it is on many devices."""
+    """Whether there is a model of how fast it is on many devices."""
 
 
 RULES: Catalogue[RuleRow] = Catalogue(
@@ -35,7 +37,7 @@ RULES: Catalogue[RuleRow] = Catalogue(
     [
         RuleRow(
             name="backprop",
-            says="the whole network by one loss, as if there were no cuts",
+            says="trains the whole network by one loss, as if there were no cuts",
             make="local_learning.rules.greedy:Greedy",  # on a network of one block
             reads=(),
             cuts=False,
@@ -44,14 +46,14 @@ RULES: Catalogue[RuleRow] = Catalogue(
         ),
         RuleRow(
             name="greedy",
-            says="each block by the loss of its head (DGL, SEDONA, PredSim, InfoPro, GN-DGL)",
+            says="trains each block by the loss of its head (DGL, SEDONA, PredSim, InfoPro, GN-DGL)",
             make="local_learning.rules.greedy:Greedy",
             reads=("local", "head_width"),
             forecast=True,
         ),
         RuleRow(
             name="replay",
-            says="each block by an error signal that is some steps old (Features Replay)",
+            says="trains each block by an error signal that is some steps old (Features Replay)",
             make="local_learning.rules.replay:Replay",
             reads=(),
             trains_heads=False,
@@ -61,7 +63,7 @@ RULES: Catalogue[RuleRow] = Catalogue(
         ),
         RuleRow(
             name="gluing",
-            says="blocks joined by gluing variables that move downhill on their own (BlockProp)",
+            says="joins blocks by gluing variables that move downhill on their own (BlockProp)",
             make="local_learning.rules.gluing:Gluing",
             reads=("gluing",),
             trains_heads=False,
@@ -70,6 +72,6 @@ RULES: Catalogue[RuleRow] = Catalogue(
         ),
     ],
 )
-"""Ours, and a user's own."""
+"""These are our rules and the user's own."""
 
 register_rule = RULES.register

@@ -1,4 +1,4 @@
-"""What every rule works with: running a block, going backward, updating it."""
+"""Every rule works with an engine, which runs blocks, goes backward through them, and updates them."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -11,46 +11,51 @@ from local_learning.blocks import DecoupledNet, Outcome
 
 
 class Part(NamedTuple):
-    """Rows of a batch; a batch comes in one part, or in several that share one update."""
+    """A part is some rows of a batch; a batch comes in one part, or in several that share one update."""
 
     images: Tensor
+    """The images of these rows."""
     targets: Tensor
+    """The class of each image, or its probabilities."""
     indices: Tensor
-    """Which images of the training set these are."""
+    """The numbers of these images in the training set."""
     received: Tensor | None = None
-    """The outputs of the block below, where that is on another process; `images` may then be empty."""
+    """The outputs of the block below, where that block is on another process. `images` may then be empty."""
 
     @property
     def inputs(self) -> Tensor:
-        """What the first block here takes."""
+        """What the first block here takes as its inputs."""
         return self.images if self.received is None else self.received
 
 
 class Report(NamedTuple):
-    """What a step tells: losses by name ("loss" is the classifier's), and its logits for each part."""
+    """A report holds what a step gives back."""
 
     losses: dict[str, Tensor]
+    """The losses by name; "loss" is the classifier's."""
     logits: list[Tensor]
+    """The classifier's logits for each part."""
 
 
 class Rule(Protocol):
-    """How a batch becomes updates of all blocks."""
+    """A rule turns a batch into updates of all blocks."""
 
     def step(self, parts: Sequence[Part]) -> Report:
         """Update the blocks by one batch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on besides weights and optimisers."""
+        """Return what the next step depends on, besides weights and optimisers."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved state."""
+        """Return to a saved state."""
 
 
 class Engine:
-    """Runs and updates blocks in plain PyTorch; a stage may do so in mixed precision and on many devices.
+    """An engine runs and updates blocks in plain PyTorch.
 
-    `own` are neighbouring blocks that are trained here, with one optimiser each; the others are on processes
-    to which an engine that has only some hands tensors, and from which it takes them.
+    A subclass may do so in mixed precision and on many devices. `own` are neighbouring blocks that are
+    trained here, each with its own optimiser. The other blocks are on other processes. A subclass that has
+    only some blocks sends tensors to those processes and receives tensors from them.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class Engine:
 
     @property
     def num_blocks(self) -> int:
+        """The number of blocks of the whole network."""
         return len(self.net.blocks)
 
     @property
@@ -72,11 +78,11 @@ class Engine:
 
     @property
     def below_top(self) -> range:
-        """The blocks here but the one with the classifier."""
+        """The blocks here, without the one that has the classifier."""
         return range(self.own.start, min(self.own.stop, self.num_blocks - 1))
 
     def hand_up(self, outputs: Tensor, part: Part) -> None:
-        """Give the outputs of the last block here to the block above, with what else it needs of the part."""
+        """Give the block above the outputs of the last block here, with what else it needs of the part."""
         raise AssertionError("all blocks are here")
 
     def hand_down(self, tensor: Tensor) -> None:
@@ -84,49 +90,55 @@ class Engine:
         raise AssertionError("all blocks are here")
 
     def from_above(self) -> Tensor:
-        """What the block above handed down, in the order in which it did."""
+        """Return what the block above handed down, in the order in which it did."""
         raise AssertionError("all blocks are here")
 
     def from_below(self) -> Tensor:
-        """What the block below handed up, where a rule asks for it in the middle of a step."""
+        """Return what the block below handed up, where a rule needs it in the middle of a step."""
         raise AssertionError("all blocks are here")
 
     def all_rows(self, rows: Tensor) -> Tensor:
-        """These rows with those of the other processes that train the same blocks, in the batch's order."""
+        """Return these rows with those of the other processes that train the same blocks.
+
+        The rows are in the batch's order.
+        """
         return rows
 
     def own_rows(self, rows: Tensor) -> Tensor:
-        """Of all rows, those of this process."""
+        """Return those of all rows that belong to this process."""
         return rows
 
     def run(self, index: int, inputs: Tensor, part: Part) -> Outcome:
-        """A block with its head and loss."""
+        """Run a block with its head and loss."""
         outcome: Outcome = self.net.blocks[index](inputs, part.targets, part.images)
         return outcome
 
     def features(self, index: int, inputs: Tensor) -> Tensor:
-        """A block's layers only, where no gradient of its parameters is wanted."""
+        """Run a block's layers only, where no gradient of its parameters is wanted."""
         with self.precision():
             outputs: Tensor = self.net.blocks[index].layers(inputs)
         return outputs
 
     def trained_features(self, index: int, inputs: Tensor) -> Tensor:
-        """The layers of a block that has no head, for a backward pass to its parameters."""
+        """Run the layers of a block that has no head, for a backward pass to its parameters."""
         outputs: Tensor = self.net.blocks[index](inputs)
         return outputs
 
     def objective(self, features: Tensor, part: Part) -> Tensor:
-        """The classifier's loss on the features of the last block's layers, as a mean over the rows."""
+        """Return the classifier's loss on features of the last block's layers, as a mean over the rows."""
         block = self.net.blocks[-1]
         loss: Tensor = block.objective(block.read(features), part.targets, part.images)
         return loss
 
     def backward(self, tensor: Tensor, gradient: Tensor | None = None) -> None:
-        """Add to the gradients; `gradient` is that of the loss with respect to the tensor."""
+        """Go backward and add to the gradients.
+
+        `gradient` is that of the loss with respect to the tensor.
+        """
         tensor.backward(gradient)  # type: ignore[no-untyped-call]
 
     def error_signal(self, inputs: Tensor) -> Tensor:
-        """The gradient that a backward pass left at a block's inputs."""
+        """Return the gradient that a backward pass left at a block's inputs."""
         assert inputs.grad is not None
         return inputs.grad
 
@@ -136,37 +148,44 @@ class Engine:
         self.optimizers[index].zero_grad()
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Around passes outside `run` and `trained_features`, which see to this themselves."""
+        """Return a context that sets the precision of a pass.
+
+        `run` and `trained_features` set it themselves.
+        """
         return contextlib.nullcontext()
 
     def part(self, index: int, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around the forward and backward pass of one part; gradients are final after the last."""
+        """Return a context for the forward and backward pass of one part.
+
+        Gradients are final after the last part.
+        """
         return contextlib.nullcontext()
 
 
 class Stateless:
-    """A rule that remembers nothing from step to step."""
+    """A stateless rule remembers nothing from step to step."""
 
     def state_dict(self) -> dict[str, Any]:
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        pass
+        """Do nothing, because there is no state."""
 
 
 class Means:
-    """Means over the parts of a batch, by name."""
+    """This class takes means over the parts of a batch, by name."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self.values: dict[str, Tensor] = {}
 
     def add(self, name: str, value: Tensor) -> None:
-        """Add one part's value."""
+        """Add the value of one part."""
         share = value.detach() / self._count
         self.values[name] = self.values[name] + share if name in self.values else share
 
 
 def loss_name(index: int, num_blocks: int) -> str:
-    """ "loss" for the classifier's, loss/<block> for the local ones, counted from 1."""
+    """Return "loss" for the classifier's loss, or loss/<block> for a local one, counted from 1."""
     return "loss" if index == num_blocks - 1 else f"loss/{index + 1}"

@@ -1,7 +1,7 @@
-"""BlockProp (Gotmare et al., 2018): blocks are joined by gluing variables instead of a backward pass.
+"""BlockProp joins blocks by gluing variables instead of a backward pass (Gotmare et al., 2018).
 
 h_k stands for the inputs of block k. The h-step moves the h_k downhill on the penalties and the loss, from
-the last one down; the W-step then lets every block learn to give the h_{k+1} that were found.
+the last one down. In the W-step every block then learns to give the new h_{k+1}.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,13 @@ from tools.mistake import Mistake
 
 
 class Gluing:
-    """Algorithm 1; with `cache`, Algorithm 2, which keeps the h found for each of `num_images` images.
+    """This rule is Algorithm 1 or, with `cache`, Algorithm 2.
+
+    Algorithm 2 keeps the h of each of `num_images` images from one visit to the next.
 
     L = sum_k penalty_k |h_{k+1} - b_k(h_k)|^2 + loss(b_K(h_K)), summed over the batch in the h-step (each
-    image has its own h) and averaged in the W-step. BatchNorm's running statistics move in the W-step only.
+    image has its own h) and averaged in the W-step. BatchNorm's running statistics move in the W-step
+    only.
     """
 
     def __init__(self, engine: Engine, options: GluingOptions, *, num_images: int = 0) -> None:
@@ -34,7 +37,7 @@ class Gluing:
         self._cache = GluingCache(options, num_images) if options.cache else None
 
     def step(self, parts: Sequence[Part]) -> Report:
-        """An h-step on every part, and a W-step of every block."""
+        """Take an h-step on every part, and a W-step of every block."""
         engine, top = self._engine, self._engine.num_blocks - 1
         with frozen_statistics(engine.net), engine.precision():
             if self._cache:
@@ -61,16 +64,16 @@ class Gluing:
         return Report(means.values, logits)
 
     def _glue(self, part: Part, cache: GluingCache) -> Inputs:
-        """The inputs of every block here and of the one above, after the h-step from what is stored.
+        """Return the inputs of every block here and of the one above, after the h-step from what is stored.
 
-        What is done depends on all images of the part, wherever their rows are: all processes do the same.
-        Between h-steps the variable of the block above is all that a block asks of another one.
+        What is done depends on all images of the part, wherever their rows are, so all processes do the
+        same. Between h-steps a block needs nothing of another one but the variable of the block above.
         """
         engine, own = self._engine, part.indices.cpu()
         everyone = engine.all_rows(part.indices).cpu()
         fresh, due = cache.wanted(own)
-        some_fresh, some_due = (bool(each.any()) for each in cache.wanted(everyone))
-        all_fresh, all_due = (bool(each.all()) for each in cache.wanted(everyone))
+        some_fresh, some_due = (bool(rows.any()) for rows in cache.wanted(everyone))
+        all_fresh, all_due = (bool(rows.all()) for rows in cache.wanted(everyone))
         h, moved = self._recall(part, fresh if some_fresh else None, cache), {}
         if some_due:
             moved = self._h_step(h, h if all_fresh else self._one_block_on(h, part), part)
@@ -84,7 +87,7 @@ class Gluing:
         return h if engine.has_top else h | {engine.own.stop: engine.from_above()}
 
     def _recall(self, part: Part, fresh: Tensor | None, cache: GluingCache) -> Inputs:
-        """The stored variables of these images; those of `fresh` ones from a forward pass."""
+        """Return the stored variables of these images; those of `fresh` images come from a forward pass."""
         engine, h = self._engine, cache.recall(part.indices.cpu(), part.indices.device)
         if fresh is not None:
             passed = self._forward(engine.from_below() if engine.own.start else part.images, part)
@@ -94,7 +97,7 @@ class Gluing:
 
     @torch.no_grad()
     def _forward(self, inputs: Tensor, part: Part) -> Inputs:
-        """The inputs of every block here, and of the one above."""
+        """Return the inputs of every block here, and of the one above."""
         engine = self._engine
         h = {engine.own.start: inputs}
         for index in engine.below_top:
@@ -105,7 +108,7 @@ class Gluing:
 
     @torch.no_grad()
     def _one_block_on(self, h: Inputs, part: Part) -> Inputs:
-        """What the block below makes of each h."""
+        """Return what the block below makes of each h."""
         engine = self._engine
         made = {index + 1: engine.features(index, h[index]) for index in engine.below_top}
         if not engine.has_top:
@@ -115,9 +118,10 @@ class Gluing:
         return made
 
     def _h_step(self, h: Inputs, predicted: Inputs, part: Part) -> Inputs:
-        """Line 7 to 16 of Algorithm 1: from the top down, each with the new one above.
+        """Take the h-step, lines 7 to 16 of Algorithm 1: from the top down, each with the new one above.
 
-        `predicted` is what the block below gives for each of the h; right after a forward pass, the h.
+        `predicted` is what the block below gives for each h. Right after a forward pass it is the h
+        itself.
         """
         engine, h = self._engine, dict(h)
         if not engine.has_top:
@@ -140,20 +144,20 @@ class Gluing:
         return h
 
     def state_dict(self) -> dict[str, Any]:
-        """What is stored for the blocks here, if anything is."""
+        """Return what is stored for the blocks here, if anything is."""
         state = self._cache.state_dict() if self._cache else {}
         if self._engine.own.start:
-            state.pop("visits", None)  # those with the first block tell them
+            state.pop("visits", None)  # the processes with the first block save them
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved state."""
+        """Return to a saved state."""
         if self._cache:
             self._cache.load_state_dict(state, self._variables)
 
 
 def per_boundary(option: str, values: tuple[float, ...], boundaries: int) -> tuple[float, ...]:
-    """One value per boundary between blocks, where one for all may have been given."""
+    """Return one value per boundary between blocks; a single value holds for all."""
     if len(values) not in (1, boundaries):
         raise Mistake(
             option, f"{len(values)} values for {boundaries} boundaries", "give one, or one for each"

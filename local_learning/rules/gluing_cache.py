@@ -1,4 +1,4 @@
-"""What BlockProp keeps of each image from visit to visit (Gotmare et al., 2018, Algorithm 2)."""
+"""BlockProp keeps some tensors of each image from visit to visit (Gotmare et al., 2018, Algorithm 2)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +15,10 @@ Inputs = dict[int, Tensor]
 
 
 class GluingCache:
-    """The gluing variables of some blocks for every image of a training set, and how often it was seen.
+    """This cache keeps some blocks' gluing variables for every image of a training set.
 
-    They lie in main memory, also where the blocks are on another device.
+    It also counts how often each image was visited. The variables lie in main memory, also where the
+    blocks are on another device.
     """
 
     def __init__(self, options: GluingOptions, num_images: int) -> None:
@@ -26,31 +27,31 @@ class GluingCache:
         self._visits = torch.zeros(num_images, dtype=torch.int32)
 
     def wanted(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of these images start from a forward pass, and which of them take an h-step."""
+        """Return which of these images start from a forward pass, and which of them take an h-step."""
         visits, refresh = self._visits[images], self._options.refresh
         fresh = visits % refresh == 0 if refresh else visits == 0
         return fresh, fresh | (visits % self._options.h_every == 0)
 
     def seen(self, images: Tensor) -> None:
-        """Count a visit of each."""
+        """Count a visit of each of these images."""
         self._visits.index_add_(0, images, torch.ones_like(images, dtype=torch.int32))
 
     def recall(self, images: Tensor, device: torch.device) -> Inputs:
-        """What is stored for these images; nothing before something was."""
+        """Return what is stored for these images; before the first visit it is nothing."""
         return {block: kept[images].to(device) for block, kept in self._kept.items()}
 
-    def store(self, images: Tensor, found: Inputs) -> None:
-        """Keep what was found for these images; of an image that is there twice, the later."""
+    def store(self, images: Tensor, variables: Inputs) -> None:
+        """Keep the variables of these images; where an image is there twice, the later one counts."""
         if not self._kept:
-            self._kept = self._make_room(found)
-        for block, rows in found.items():
+            self._kept = self._make_room(variables)
+        for block, rows in variables.items():
             kept = self._kept[block]
             for image, row in zip(images.tolist(), rows.to(kept.device), strict=True):
                 kept[image] = row
 
-    def _make_room(self, found: Inputs) -> Inputs:
+    def _make_room(self, variables: Inputs) -> Inputs:
         count = len(self._visits)
-        size = count * sum(each[0].numel() * each.element_size() for each in found.values())
+        size = count * sum(rows[0].numel() * rows.element_size() for rows in variables.values())
         available = psutil.virtual_memory().available
         if size > 0.9 * available:
             raise Mistake(
@@ -60,17 +61,17 @@ class GluingCache:
                 "cut where the maps are smaller, or go without it",
             )
         return {
-            block: each.new_zeros((count, *each.shape[1:]), device="cpu") for block, each in found.items()
+            block: rows.new_zeros((count, *rows.shape[1:]), device="cpu") for block, rows in variables.items()
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is kept."""
+        """Return all that is kept."""
         return {"cache": dict(self._kept), "visits": self._visits}
 
     def load_state_dict(self, state: Mapping[str, Any], blocks: range) -> None:
-        """Go back to a saved state, of whose variables those of the given blocks are wanted."""
+        """Return to a saved state, of which only the variables of the given blocks are kept."""
         kept = state["cache"]
-        if not isinstance(kept, Mapping):  # as checkpoints were when one process had all of them
+        if not isinstance(kept, Mapping):  # an older checkpoint, in which one process had all variables
             kept = dict(enumerate(kept, start=1))
         self._kept = {block: kept[block] for block in blocks if block in kept}
         self._visits = state["visits"]

@@ -1,6 +1,6 @@
-"""Greedy block-wise learning: every block follows its own loss on the outputs of the one before.
+"""In greedy block-wise learning every block follows its own loss on the outputs of the one below.
 
-DGL, SEDONA, PredSim, InfoPro and GN-DGL differ in cuts, heads and losses only. With one block this is
+DGL, SEDONA, PredSim, InfoPro and GN-DGL differ only in cuts, heads and losses. With one block this is
 backpropagation.
 """
 
@@ -10,13 +10,16 @@ from local_learning.rules.engine import Engine, Means, Part, Report, Stateless, 
 
 
 class Greedy(Stateless):
-    """z_k = f_k(sg z_{k-1}); the outputs passed on are those from before the block's update."""
+    """This rule is z_k = f_k(sg z_{k-1}).
+
+    The outputs that are passed on are those from before the block's update.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def step(self, parts: Sequence[Part]) -> Report:
-        """One update of every block here, each of which is done with before the next one runs."""
+        """Update every block here once; each is finished before the next one runs."""
         engine, means = self._engine, Means(len(parts))
         features = [part.inputs for part in parts]
         logits = []
@@ -27,9 +30,8 @@ class Greedy(Stateless):
                     outcome = engine.run(index, features[number], part)
                     features[number] = outcome.outputs.detach()
                     if index == engine.own[-1] and not top:
-                        engine.hand_up(
-                            features[number], part
-                        )  # the block above need not wait for what follows
+                        # The block above need not wait for what follows.
+                        engine.hand_up(features[number], part)
                     engine.backward(outcome.loss / len(parts))
                 means.add(loss_name(index, engine.num_blocks), outcome.loss)
                 if top:

@@ -1,7 +1,7 @@
-"""Features Replay (Huo et al., 2018): blocks learn from error signals that are some steps old.
+"""In Features Replay (Huo et al., 2018) blocks learn from error signals that are some steps old.
 
-At step t block k (of 1..K) runs the input of batch t - (K - k) again, with its weights of now, and goes
-backward from the error signal that block k + 1 found for the same batch at step t - 1.
+At step t, block k (of 1..K) runs the input of batch t - (K - k) again, with its present weights. It goes
+backward from the error signal that block k + 1 computed for the same batch at step t - 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,10 @@ from tools.batchnorm import frozen_statistics
 
 
 class Replay:
-    """Backpropagation's gradients, late by one step per block; the first K - k steps of block k are idle.
+    """This rule follows backpropagation's gradients, late by one step per block.
 
-    Running statistics of BatchNorm move when a batch passes for the first time, not at its replay.
+    The first K - k steps of block k are idle. Running statistics of BatchNorm move when a batch passes for
+    the first time, not at its replay.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -28,7 +29,7 @@ class Replay:
         self._errors: dict[int, list[Tensor]] = {index: [] for index in engine.below_top}
 
     def step(self, parts: Sequence[Part]) -> Report:
-        """One update of every block here that has an error signal."""
+        """Update every block here that has an error signal."""
         engine = self._engine
         features = self._play(parts)
         self._fetch(len(parts), late_by=0)
@@ -60,7 +61,10 @@ class Replay:
     def _train_top(
         self, parts: Sequence[Part], features: Sequence[Tensor], means: Means
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Backpropagation in the top block; returns its logits, and its error signals for the one below."""
+        """Train the top block by backpropagation.
+
+        Its logits are returned, and its error signals for the block below.
+        """
         engine, top = self._engine, self._engine.num_blocks - 1
         logits, signals = [], []
         for number, part in enumerate(parts):
@@ -77,7 +81,7 @@ class Replay:
         return logits, signals
 
     def _replay(self, index: int) -> list[Tensor]:
-        """Run the oldest inputs of a block with gradient; returns the error signals for the one below."""
+        """Run the oldest inputs of a block with gradient; return the error signals for the block below."""
         engine, below_errors = self._engine, []
         inputs = self._history[index].pop(0)
         for number, (part, error) in enumerate(zip(inputs, self._errors[index], strict=True)):
@@ -93,7 +97,7 @@ class Replay:
         return below_errors
 
     def _hand_over(self, index: int, signals: list[Tensor], errors: dict[int, list[Tensor]]) -> None:
-        """Give a block's error signals to the one below, here or elsewhere."""
+        """Give a block's error signals to the block below, here or elsewhere."""
         if index > self._engine.own.start:
             errors[index - 1] = signals
         elif index:
@@ -103,7 +107,7 @@ class Replay:
     def _fetch(self, count: int, *, late_by: int) -> None:
         """Take the error signals that another process left for the last block here, if there are any yet.
 
-        They are of the batch before; the first comes once this block holds all the batches between.
+        They belong to the batch before. The first comes once this block holds all the batches between.
         """
         if self._engine.has_top:
             return
@@ -113,7 +117,7 @@ class Replay:
             self._errors[last] = [self._engine.from_above() for _ in range(count)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Inputs and error signals that are still to be used, by block."""
+        """Return the inputs and error signals that are still to be used, by block."""
         if any(self._history.values()):
             parts = len(next(history[-1] for history in self._history.values() if history))
             self._fetch(parts, late_by=1)
@@ -124,7 +128,7 @@ class Replay:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved state."""
+        """Return to a saved state."""
         engine = self._engine
         device = next(engine.net.parameters()).device
         for index in engine.below_top:
