@@ -1,1 +1,1 @@
-"""Weight-sharing networks over a space of choices."""
+"""Supernets: networks that share weights over a space of choices, and how to train them."""

@@ -1,4 +1,4 @@
-"""Costs that add up over layers, as tables of whole numbers."""
+"""Costs that add up over layers are kept as tables of whole numbers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,19 +8,23 @@ from supernet.train.measure import Measured
 from tools.options.config import check_choice
 
 TICKS = 10_000_000
-"""Latencies are counted in tenths of a microsecond, far below what a measurement can tell apart."""
+"""Latencies are counted in this many ticks a second, tenths of a microsecond. No measurement is as
+precise."""
 
 
 @dataclass(frozen=True)
 class Additive:
-    """What stem and tail cost together, and every candidate of every searchable layer."""
+    """An additive cost is what stem and tail cost together, and each candidate of each searchable layer."""
 
     name: str
+    """The name of the cost."""
     fixed: int
+    """What stem and tail cost together."""
     table: tuple[tuple[int, ...], ...]
+    """What each candidate of each searchable layer costs."""
 
     def of(self, architecture: Architecture) -> int:
-        """The cost of a network."""
+        """Return the cost of a network."""
         chosen = zip(self.table, architecture.choices, strict=True)
         return self.fixed + sum(row[choice] for row, choice in chosen)
 
@@ -36,29 +40,29 @@ class Additive:
 
     @property
     def least(self) -> int:
-        """What the cheapest costs."""
+        """The cost of the cheapest architecture."""
         return self.of(self.cheapest)
 
     @property
     def most(self) -> int:
-        """What the dearest costs."""
+        """The cost of the dearest architecture."""
         return self.of(self.dearest)
 
 
 def counted(space: Space, name: str) -> Additive:
-    """Of each network of a space its "macs" or its "params"."""
+    """Return the "macs" or the "params" of a space's networks."""
     check_choice("cost", name, ("macs", "params"))
     table = tuple(tuple(int(getattr(cost, name)) for cost in row) for row in space.costs)
     return Additive(name, int(getattr(space.fixed_cost, name)), table)
 
 
 def latency(measured: Measured) -> Additive:
-    """Measured time of a batch, in ticks."""
+    """Return the measured time of a batch, in ticks."""
     return _rounded("latency", measured.fixed_seconds, measured.seconds, lambda value: value * TICKS)
 
 
 def activations(measured: Measured) -> Additive:
-    """Bytes that training keeps for one image."""
+    """Return the bytes that training keeps for one image."""
     return _rounded("activations", measured.fixed_bytes, measured.saved_bytes, float)
 
 

@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a single network: those of a supernet's training fit no path through it."""
+"""A single network takes BatchNorm statistics of its own; those of a supernet's training fit no path."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @torch.no_grad()
 def calibrate(chain: nn.Module, batches: Iterable[Sequence[Any] | Tensor]) -> None:
-    """Replace running statistics by the mean of those of the batches, each of which counts the same.
+    """Replace running statistics by the mean of those of the batches, which all count the same.
 
-    Batches are images, or begin with images. Only BatchNorm is in training mode meanwhile, so that nothing
-    but statistics changes. Without a batch they are left reset, and that is refused.
+    Batches are images, or begin with images. Only BatchNorm is in training mode meanwhile, so nothing but
+    the statistics changes. Without any batch the statistics would stay reset, which is refused.
     """
     seen = 0
     with gathering([chain]):
@@ -28,9 +28,10 @@ def calibrate(chain: nn.Module, batches: Iterable[Sequence[Any] | Tensor]) -> No
 
 @contextmanager
 def gathering(networks: Iterable[nn.Module], momentum: float | None = None) -> Iterator[None]:
-    """Inside, BatchNorm layers of the networks take new statistics, and all else is in evaluation mode.
+    """Let BatchNorm layers of the networks take new statistics inside this context.
 
-    These are means over the batches, or with a `momentum` averages that forget.
+    All else is in evaluation mode. The statistics are means over the batches or, with a `momentum`, moving
+    averages.
     """
     networks = list(networks)
     tops = [network.training for network in networks]
@@ -46,7 +47,7 @@ def gathering(networks: Iterable[nn.Module], momentum: float | None = None) -> I
             # Each batch reads it: on a GPU that would wait for the device, layer by layer.
             layer.num_batches_tracked = layer.num_batches_tracked.cpu()
         layer.momentum = momentum
-        layer.training = True  # without what timm's hold inside, such as dropout
+        layer.training = True  # this layer alone: timm's have others inside, such as dropout
     try:
         yield
     finally:
@@ -55,17 +56,17 @@ def gathering(networks: Iterable[nn.Module], momentum: float | None = None) -> I
             if layer.num_batches_tracked is not None and layer.running_mean is not None:
                 layer.num_batches_tracked = layer.num_batches_tracked.to(layer.running_mean.device)
         for network, top in zip(networks, tops, strict=True):
-            network.train(top)  # for what does more there than set a flag
+            network.train(top)  # some modules do more here than set a flag
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
 
 
 def images_of(batch: Sequence[Any] | Tensor) -> Tensor:
-    """The images of a batch, which are all of it or come first."""
+    """Return the images of a batch, which are all of it or come first."""
     images: Tensor = batch if isinstance(batch, Tensor) else batch[0]
     return images
 
 
 def has_statistics(network: nn.Module) -> bool:
-    """Whether there are BatchNorm layers in it."""
+    """Return whether a network has BatchNorm layers."""
     return any(isinstance(module, _BatchNorm) for module in network.modules())

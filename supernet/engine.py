@@ -1,4 +1,4 @@
-"""How a strategy's losses become updates: in plain PyTorch, or in mixed precision on several processes."""
+"""An engine turns a strategy's losses into updates, in plain PyTorch or on several processes."""
 
 import contextlib
 from collections.abc import Sequence
@@ -10,31 +10,31 @@ from torch import Tensor, nn
 
 
 class Engine:
-    """Plain PyTorch on one process."""
+    """This engine is plain PyTorch on one process."""
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """The optimiser as this engine uses it."""
+        """Return the optimiser as this engine uses it."""
         return optimizer
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
-        """What forward passes run in."""
+        """Return the context in which forward passes run."""
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """From a loss to gradients."""
+        """Go backward from a loss to gradients."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     def update(self, optimizer: torch.optim.Optimizer) -> None:
-        """One step on the gradients there are; weights without one stay, and keep their momentum."""
+        """Take one step on the gradients there are; weights without one stay, and keep their momentum."""
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
 
 class AccelerateEngine(Engine):
-    """Gradients are means over the processes, all of which walk the same path.
+    """This engine runs in mixed precision and takes means of gradients over the processes.
 
-    They are shared once an update, as one vector: DistributedDataParallel would wait for the gradients of
-    all candidates, of which most have none.
+    All processes train the same path. Gradients are shared once an update, as one vector.
+    DistributedDataParallel would wait for the gradients of all candidates, and most candidates have none.
     """
 
     def __init__(self, accelerator: Accelerator, *, clip_norm: float = 0.0) -> None:

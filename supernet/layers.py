@@ -1,7 +1,7 @@
-"""Candidate operations: what each is called, and the module it becomes at a place of a network.
+"""Candidate operations have names, and become modules at their places in a network.
 
-An operation is written as words joined by "_": its kind, then its numbers, such as mbconv_k5_e6_se0.25 or
-mbconv_k3_e4_hard_swish. The blocks are timm's, but for ShuffleNet's, which timm has not.
+An operation is written as words joined by "_": its kind and then its numbers, such as mbconv_k5_e6_se0.25
+or mbconv_k3_e4_hard_swish. The blocks are timm's, except ShuffleNet's, which timm does not have.
 """
 
 import functools
@@ -30,18 +30,19 @@ ACTIVATIONS = ("relu", "relu6", "silu", "swish", "gelu", "hard_swish", "leaky_re
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """What all blocks of a space have in common."""
+    """A style is what all blocks of a space have in common."""
 
     act: str = "relu"
-    """Activation of blocks that name none."""
+    """The activation of blocks that name none."""
     se_from: str = "input"
-    """Of which channels squeeze-and-excitation keeps its part: the block's input, or the expanded ones."""
+    """The channels of which squeeze-and-excitation keeps a part: the block's input (input), or the
+    expanded ones (expanded)."""
     se_act: str = ""
-    """Activation inside squeeze-and-excitation; none: the block's."""
+    """The activation inside squeeze-and-excitation; if empty, it is the block's."""
     se_gate: str = "sigmoid"
-    """Its gate: sigmoid or hard_sigmoid."""
+    """The gate of squeeze-and-excitation: sigmoid or hard_sigmoid."""
     se_divisor: int = 1
-    """What its inner channels are rounded to a multiple of."""
+    """The number to a multiple of which the inner channels of squeeze-and-excitation are rounded."""
 
     def __post_init__(self) -> None:
         check_choice("style.act", self.act, ACTIVATIONS)
@@ -53,11 +54,14 @@ class Style:
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a network an operation stands."""
+    """A place is where in a network an operation stands."""
 
     in_chs: int
+    """The channels that come in."""
     out_chs: int
+    """The channels that go out."""
     stride: int
+    """The stride of the operation here."""
 
     @property
     def keeps_shape(self) -> bool:
@@ -66,15 +70,15 @@ class Place:
 
 
 class Op(Protocol):
-    """A candidate operation. One of your own needs this method and a `str` that names it."""
+    """An operation is a candidate for a layer. One of your own needs `build` and a `str` that names it."""
 
     def build(self, place: Place, style: Style) -> nn.Module:
-        """The module for a place, with weights from torch's global generator."""
+        """Build the module for a place, with weights from torch's global generator."""
 
 
 @dataclass(frozen=True)
 class Skip:
-    """Hand the input on: no weights, no cost. For places that keep the shape."""
+    """This operation passes its input on, without weights or cost, at places that keep the shape."""
 
     def build(self, place: Place, style: Style) -> nn.Module:
         if not place.keeps_shape:
@@ -87,7 +91,10 @@ class Skip:
 
 @dataclass(frozen=True)
 class Projection:
-    """A 1x1 convolution with BatchNorm and no activation: what stands for skip where the shape changes."""
+    """This operation takes the place of skip where the shape changes.
+
+    It is a 1x1 convolution with BatchNorm and no activation.
+    """
 
     def build(self, place: Place, style: Style) -> nn.Module:
         conv = nn.Conv2d(place.in_chs, place.out_chs, 1, stride=place.stride, bias=False)
@@ -99,7 +106,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution with BatchNorm and activation."""
+    """This operation is a convolution with BatchNorm and activation."""
 
     kernel: int = 3
     act: str = ""
@@ -115,7 +122,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class DepthwiseSeparable:
-    """A depthwise and a 1x1 convolution, the latter without activation."""
+    """This operation is a depthwise and a 1x1 convolution, the latter without activation."""
 
     kernel: int = 3
     se: float = 0.0
@@ -137,7 +144,7 @@ class DepthwiseSeparable:
 
 @dataclass(frozen=True)
 class MBConv:
-    """The inverted residual of MobileNetV2, with squeeze-and-excitation where `se` is over 0."""
+    """This is the inverted residual of MobileNetV2, with squeeze-and-excitation where `se` is above 0."""
 
     kernel: int = 3
     exp: float = 6.0
@@ -161,7 +168,7 @@ class MBConv:
 
 @dataclass(frozen=True)
 class FusedMBConv:
-    """MBConv with one dense convolution in place of the first two."""
+    """This is MBConv with one dense convolution in place of the first two."""
 
     kernel: int = 3
     exp: float = 4.0
@@ -185,8 +192,10 @@ class FusedMBConv:
 
 @dataclass(frozen=True)
 class Shuffle:
-    """The block of ShuffleNetV2 with a kernel to choose, and with three depthwise convolutions (xception),
-    as in the space of Single Path One-Shot."""
+    """This is the block of ShuffleNetV2 with a kernel to choose, as in the space of Single Path One-Shot.
+
+    With `xception` it has three depthwise convolutions.
+    """
 
     kernel: int = 3
     xception: bool = False
@@ -201,9 +210,9 @@ class Shuffle:
 
 
 class ShuffleBlock(nn.Module):
-    """Half of the channels pass by, the others go through the branch; then they are shuffled.
+    """In this block half of the channels pass by, and the others go through the branch.
 
-    With stride 2 both halves are made from all channels.
+    Then the channels are shuffled. With stride 2 both halves are made from all channels.
     """
 
     def __init__(self, place: Place, kernel: int, xception: bool, act: str) -> None:
@@ -247,7 +256,7 @@ KINDS: dict[str, Callable[..., Op]] = {
 OPERATIONS: Catalogue[Row] = Catalogue(
     "operation", Row, [Row(name=name, make=kind) for name, kind in KINDS.items()], form="[A-Za-z][A-Za-z0-9]*"
 )
-"""These, and a user's own."""
+"""These are our operations and the user's own."""
 
 register_op = OPERATIONS.register
 
@@ -255,7 +264,7 @@ _NUMBERS = {"k": ("kernel", int), "e": ("exp", float), "se": ("se", float)}
 
 
 def parse_op(text: str) -> Op:
-    """The operation that a text names; `str` of it is that text in its shortest form."""
+    """Return the operation that a text names; `str` of it is that text in its shortest form."""
     kind, *words = text.split("_", 1)
     if kind not in OPERATIONS:
         raise Mistake("", f"operation '{text}' is unknown{OPERATIONS.hint(kind)}")
@@ -263,17 +272,17 @@ def parse_op(text: str) -> Op:
     values: dict[str, Any] = {}
     rest = words[0] if words else ""
     while rest:
-        found = re.match(r"(k|e|se)(\d+(?:\.\d+)?)(?:_|$)", rest)
-        if found is None:
+        match = re.match(r"(k|e|se)(\d+(?:\.\d+)?)(?:_|$)", rest)
+        if match is None:
             break
-        name, number = _NUMBERS[found[1]]
+        name, number = _NUMBERS[match[1]]
         if name in values:
-            raise ValueError(f"operation '{text}': {found[1]} is given twice")
+            raise ValueError(f"operation '{text}': {match[1]} is given twice")
         try:
-            values[name] = number(found[2])
+            values[name] = number(match[2])
         except ValueError:
-            raise ValueError(f"operation '{text}': {found[1]} must be a whole number") from None
-        rest = rest[found.end() :]
+            raise ValueError(f"operation '{text}': {match[1]} must be a whole number") from None
+        rest = rest[match.end() :]
     if rest and rest not in ACTIVATIONS:
         raise ValueError(
             f"operation '{text}': '{rest}' is neither a number (k5, e6, se0.25) nor one of the activations "
@@ -298,7 +307,7 @@ def _written(kind: str, *, act: str, **numbers: float) -> str:
 
 
 def _squeeze_excite(ratio: float, exp: float, style: Style) -> Any:
-    """What timm's blocks take for squeeze-and-excitation: a maker, or None."""
+    """Return what timm's blocks take for squeeze-and-excitation: a maker, or None."""
     if not ratio:
         return None
 

@@ -1,7 +1,8 @@
-"""Strategies that train layer by layer (LWSL): each by a loss of its own, its graph gone before the next.
+"""These strategies train layer by layer (LWSL).
 
-The input of a layer is the detached mean of the outputs of the modules below (Eq. 3). Modules are the
-candidates that have weights.
+Each layer learns by a loss of its own, and its graph is gone before the next layer runs. The input of a
+layer is the detached mean of the outputs of the modules below (Eq. 3). Modules are the candidates that
+have weights.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from tools.batchnorm import frozen_statistics
 
 
 class Greedy(Strategy):
-    """Each module of layer i by the loss at decoder i on its own output (LWSL, Algorithm 1, Eq. 4).
+    """Each module of layer i learns by the loss at decoder i on its own output (LWSL, Algorithm 1, Eq. 4).
 
     Decoders 1 to n - 1 are local; the last is the supernet's tail.
     """
@@ -48,13 +49,14 @@ class Greedy(Strategy):
             self._optimize(optimizer, [*trained, *ends])
 
     def step(self, images: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
+        """Train every layer once on the batch, from the first layer to the last."""
         task = self.objective.task(images, targets, step)
         trained = self.options.stem == "layer"
         stem = SharedStem(self.net, task.images, self.engine, trained=trained, again=True)
         features, losses = stem.features, dict[str, Tensor]()
         self._uses = [[0] * len(ends) for ends in self._ends]
         for index, modules in enumerate(self.modules):
-            mean, found = _Mean(), list[Tensor]()
+            mean, of_modules = _Mean(), list[Tensor]()
             if self.options.skip_in_mean and len(modules) < len(self.net.space.layers[index]):
                 mean.add(features)
             for place, choice in enumerate(modules):
@@ -64,7 +66,7 @@ class Greedy(Strategy):
                 with self.engine.precision():
                     loss = self.objective.loss(self._decode(outputs, index, place, step), task.targets)
                 self.engine.backward(loss)
-                found.append(loss.detach())
+                of_modules.append(loss.detach())
                 self.updates[index, choice] += 1
                 del outputs, loss
             if index == 0:
@@ -73,22 +75,22 @@ class Greedy(Strategy):
                 self._average_decoders(index)
             if self.options.update == "immediate":
                 self.engine.update(self.optimizers[index])
-            losses[f"loss/{index + 1}"] = torch.stack(found).mean()
+            losses[f"loss/{index + 1}"] = torch.stack(of_modules).mean()
             features = mean.value
         if self.options.update == "deferred":
-            for each in self.optimizers:
-                self.engine.update(each)
+            for optimizer in self.optimizers:
+                self.engine.update(optimizer)
         return {"loss": losses[f"loss/{len(self.modules)}"], **losses}
 
     def _decode(self, outputs: Tensor, index: int, place: int, step: int) -> Tensor:
-        """What a layer's loss is taken of, given the output of its module at `place`."""
+        """Return the outputs that a layer's loss looks at, given the outputs of its module at `place`."""
         end = place % len(self._ends[index])
         self._uses[index][end] += 1
         decoded: Tensor = self._ends[index][end](outputs)
         return decoded
 
     def _make_decoders(self, index: int) -> list[nn.Module]:
-        """The decoder of a layer's loss, or one for each module that may stand before it."""
+        """Make the decoder of a layer's loss, or one for each module that may stand before it."""
         if index == len(self.modules) - 1 and self.options.last_decoder == "tail":
             ending = self._like_net(self.objective.ending(self.net))
             if ending is not self.net.tail:
@@ -102,11 +104,11 @@ class Greedy(Strategy):
         return made
 
     def _below_decoder(self, index: int) -> tuple[int, tuple[int, ...]]:
-        """The layer on which the decoder of a layer's loss stands, and its modules that come before it."""
+        """Return the layer on which a layer's decoder stands, and that layer's modules."""
         return index, self.modules[index]
 
     def _average_decoders(self, index: int) -> None:
-        """Of the sums of gradients at the layer's decoders make means over the modules that used them."""
+        """Turn the sums of gradients at the layer's decoders into means over the modules that used them."""
         for end, uses in zip(self._ends[index], self._uses[index], strict=True):
             for parameter in end.parameters():
                 if parameter.grad is not None:
@@ -114,14 +116,17 @@ class Greedy(Strategy):
 
 
 class NonGreedy(Greedy):
-    """Each module of layer i by the loss behind a random module of layer i + 1 (LWSL, Algorithm 2, Eq. 5).
+    """Each module of layer i learns by the loss behind a module of layer i + 1 (LWSL, Algorithm 2, Eq. 5).
 
-    That module, the partner, is not trained by it. Decoders 2 to n are local; n + 1, which the last layer
-    goes straight to, is the supernet's tail.
+    That module, the partner, is random and is not trained by this loss. Decoders 2 to n are local. Decoder
+    n + 1 is the supernet's tail, to which the last layer goes directly.
     """
 
     def partners(self, step: int) -> list[list[int]]:
-        """For each layer but the last, the candidate of the next layer stacked on each of its modules."""
+        """Return the partner of each module, for each layer but the last.
+
+        A partner is the number of a candidate of the next layer.
+        """
         drawn = []
         for index, modules in enumerate(self.modules[:-1]):
             rng = stream(self.seed, "partners", step, index)
@@ -129,6 +134,7 @@ class NonGreedy(Greedy):
         return drawn
 
     def step(self, images: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
+        """Draw partners, and train every layer once on the batch."""
         self._partners = self.partners(step)
         return super().step(images, targets, step)
 
@@ -147,15 +153,15 @@ class NonGreedy(Greedy):
         return index + 1, self._candidates(index + 1)
 
     def _candidates(self, index: int) -> tuple[int, ...]:
-        """Who may be a partner."""
+        """Return the candidates of a layer that may be partners."""
         every = tuple(range(len(self.net.space.layers[index])))
         return every if self.options.skip_as_partner else self.modules[index]
 
 
 class _Mean:
-    """The running mean of tensors, detached, in single precision at least.
+    """This class takes the running mean of tensors, detached, in single precision at least.
 
-    The first is not copied: give the next one when nothing needs it any more.
+    The first tensor is not copied. So add the next one only when nothing else needs the first any more.
     """
 
     def __init__(self) -> None:
@@ -175,7 +181,7 @@ class _Mean:
 
 
 def _draw(rng: random.Random, count: int, candidates: tuple[int, ...], how: str) -> list[int]:
-    """Partners for so many modules."""
+    """Draw partners for `count` modules."""
     if how == "layer":
         return [rng.choice(candidates)] * count
     if how == "permutation":
@@ -186,7 +192,7 @@ def _draw(rng: random.Random, count: int, candidates: tuple[int, ...], how: str)
 
 @contextlib.contextmanager
 def _untouched(partner: nn.Module, statistics: str) -> Iterator[None]:
-    """Run a module without training it: its weights get no gradient, though its input does."""
+    """Run a module without training it: its weights get no gradient, but its input does."""
     trained = [parameter for parameter in partner.parameters() if parameter.requires_grad]
     training = partner.training
     for parameter in trained:

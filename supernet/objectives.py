@@ -1,7 +1,6 @@
-"""What a supernet is trained for: the labels, or that two views of an image are alike.
+"""An objective is what a supernet is trained for: the labels, or that two views of an image are alike.
 
-An objective says what the images are turned into, what stands behind a layer to be trained by it, and the
-loss of what that gives.
+It says how images are transformed, what stands behind a layer that learns by it, and what the loss is.
 """
 
 from collections import OrderedDict
@@ -24,35 +23,40 @@ register_objective = OBJECTIVES.register
 
 
 class Task(NamedTuple):
-    """What a step works on."""
+    """A task is what a step works on."""
 
     images: Tensor
+    """The images that the networks see."""
     targets: Tensor
+    """The targets that their outputs are compared with."""
 
 
 class Objective(Protocol):
-    """What strategies ask of an objective."""
+    """Strategies ask this of an objective."""
 
     def task(self, images: Tensor, targets: Tensor, step: int) -> Task:
-        """What the networks see, and what they are held against."""
+        """Return what the networks see, and what they are compared with."""
 
     def decoder(self, in_chs: int) -> nn.Module:
-        """A local decoder for maps of so many channels, newly initialised."""
+        """Return a newly initialised local decoder for maps of `in_chs` channels."""
 
     def ending(self, net: Supernet) -> nn.Module:
-        """What stands behind the last layer: the tail, or what shares its weights."""
+        """Return what stands behind the last layer: the tail, or a module that shares its weights."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean over the images."""
+        """Return the mean loss over the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
-    """The labels."""
+    """This objective is cross-entropy with the labels."""
 
     num_classes: int
+    """The number of classes."""
     label_smoothing: float = 0.0
+    """The share of the target that is spread over classes."""
     smoothing: str = "all"
+    """Whether the share is spread over all classes, or over the others (all, others)."""
 
     def task(self, images: Tensor, targets: Tensor, step: int) -> Task:
         return Task(images, targets)
@@ -68,9 +72,9 @@ class CrossEntropy:
 
 
 class InfoNCE:
-    """SimCLR's objective: NT-Xent between two views, behind a projection of two layers.
+    """This is SimCLR's objective: NT-Xent between two views, behind a projection of two layers.
 
-    The tail's classifier has no part in it. Negatives are those of all processes.
+    The tail's classifier has no part in it. Negatives come from all processes.
     """
 
     def __init__(self, options: ContrastOptions, views: Views, *, rank: int = 0, world_size: int = 1) -> None:
@@ -116,7 +120,10 @@ def info_nce(
     rank: int = 0,
     world_size: int = 1,
 ) -> InfoNCE:
-    """The objective on views that the options describe, of images that were normalised so."""
+    """Make the objective, on views that the options describe.
+
+    `mean` and `std` are those by which the images were normalised.
+    """
     views = Views(
         mean=mean,
         std=std,
@@ -130,10 +137,10 @@ def info_nce(
 
 
 def nt_xent(projections: Tensor, temperature: float) -> Tensor:
-    """NT-Xent of SimCLR for 2B projections, of which rows b and B + b are views of one image.
+    """Return NT-Xent of SimCLR for 2B projections, of which rows b and B + b are views of one image.
 
-    The mean over all ordered pairs of -log softmax of their cosine / temperature among all others; with
-    several processes, among those of all of them.
+    It is the mean of -log softmax of the cosine / temperature over all ordered pairs of views of one
+    image. The softmax runs over all other projections, with several processes over those of all processes.
     """
     unit = F.normalize(upcast(projections))
     own, count = len(unit), len(unit) // 2
@@ -142,14 +149,14 @@ def nt_xent(projections: Tensor, temperature: float) -> Tensor:
         everyone = _Gather.apply(unit)  # type: ignore[no-untyped-call]
         first = torch.distributed.get_rank() * own
     rows = torch.arange(own, device=unit.device)
-    with torch.autocast(unit.device.type, enabled=False):  # which would take products in half precision
+    with torch.autocast(unit.device.type, enabled=False):  # autocast would take products in half precision
         similarities = unit @ everyone.T / temperature
     similarities = similarities.index_put((rows, rows + first), similarities.new_tensor(-torch.inf))
     return F.cross_entropy(similarities, (rows + count) % own + first)
 
 
 class _Gather(torch.autograd.Function):
-    """The rows of all processes; the gradient of each row is the sum of what they all make of it."""
+    """Return the rows of all processes; the gradient of each row is the sum over all processes."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

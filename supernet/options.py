@@ -1,4 +1,4 @@
-"""How supernets are trained, in options; free of torch."""
+"""These options say how supernets are trained. Free of torch."""
 
 from dataclasses import dataclass
 
@@ -14,22 +14,24 @@ class PathOptions:
     """Which paths spos and fair train."""
 
     draw: str = "strings"
-    """spos: what is drawn uniformly: strings of choices, of which a network with few layers has more, or
-    networks, each different one alike."""
+    """Whether spos draws uniformly from strings of choices or from different networks (strings, networks).
+    One network has several strings where some of its layers are skipped."""
     canonical: bool = True
-    """spos: move skips to the end among equal layers, so that one network always uses the same weights."""
+    """Let spos move skips to the end among equal layers, so that one network always uses the same weights."""
     min_macs: float = 0.0
-    """spos: no path below so many multiply-accumulates (FLOPs in the papers' sense)."""
+    """The fewest multiply-accumulates (FLOPs in the papers' sense) of a path that spos draws."""
     max_macs: float = 0.0
-    """spos: no path above so many; 0: no limit."""
+    """The most multiply-accumulates of a path that spos draws; 0 sets no limit."""
     bin_macs: float = 0.0
-    """spos: draw an interval of this width between min-macs and max-macs first, then a path in it, as in
-    the released code of Single Path One-Shot (10e6 between 290e6 and 360e6); 0: any path alike."""
+    """Let spos first draw an interval of this width between min-macs and max-macs, and then a path in it;
+    0 draws any path alike. The released code of Single Path One-Shot takes 10e6 between 290e6 and
+    360e6."""
     skip: str = "auto"
-    """fair: whether skip takes its turn like the other candidates: op, left_out, or auto (op where all layers
-    have as many candidates)."""
+    """Whether skip takes its turn like the other candidates in fair: op, left_out or auto. auto means op
+    where all layers have the same number of candidates, and left_out elsewhere."""
     shared_scale: str = "sum"
-    """fair: the gradients of stem and tail, which all paths share: sum, or mean over the paths."""
+    """Whether fair takes the sum or the mean over the paths of the gradients of stem and tail, which all
+    paths share."""
 
     def __post_init__(self) -> None:
         check_choice("paths.draw", self.draw, ("strings", "networks"))
@@ -55,27 +57,28 @@ class LayerwiseOptions:
     """What Algorithms 1 and 2 of LWSL leave open."""
 
     partner: str = "module"
-    """nongreedy: how a module comes to the one stacked on it: drawn for each module, one for the layer, or by
-    a permutation of the next layer's."""
+    """How nongreedy draws the module that is stacked on another one: for each module, once for the whole
+    layer, or by a permutation of the next layer's modules (module, layer, permutation)."""
     partner_statistics: str = "batch"
-    """nongreedy: BatchNorm of a partner: batch (running statistics stay as they are), track (they move) or
-    eval (running statistics are used)."""
+    """What a partner's BatchNorm does in nongreedy: batch, track or eval. batch leaves the running
+    statistics as they are, track moves them, and eval uses them."""
     decoders: str = "layer"
-    """One decoder for a layer's modules, or one for each module."""
+    """Whether all modules of a layer share one decoder (layer), or each has its own (module)."""
     decoder_gradient: str = "sum"
-    """A decoder's gradient over the modules that share it: sum or mean."""
+    """Whether a decoder's gradient is a sum or a mean over the modules that share it."""
     last_decoder: str = "tail"
-    """What is behind the last layer: the tail itself, or a local decoder, after which the tail needs
-    --tail-steps."""
+    """What stands behind the last layer: the tail itself (tail), or a local decoder (local). After a local
+    decoder the tail needs --tail-steps."""
     skip_in_mean: bool = False
     """Count skip among the modules whose mean is the next layer's input."""
     skip_as_partner: bool = False
-    """nongreedy: let skip be drawn as a partner."""
+    """Let nongreedy draw skip as a partner."""
     stem: str = "layer"
-    """Train the stem with layer 1 (by the mean of its modules' gradients), or leave it frozen."""
+    """Train the stem with layer 1 by the mean of its modules' gradients (layer), or leave it frozen
+    (frozen)."""
     update: str = "immediate"
-    """Update a layer as soon as it has its gradients (immediate), or all at the end (deferred): the same
-    numbers."""
+    """Update each layer as soon as it has its gradients (immediate), or all at the end (deferred). The
+    numbers are the same."""
 
     def __post_init__(self) -> None:
         check_choice("layerwise.partner", self.partner, ("module", "layer", "permutation"))
@@ -89,20 +92,20 @@ class LayerwiseOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastOptions:
-    """InfoNCE as in SimCLR: two random views of every image, NT-Xent between their projections."""
+    """InfoNCE as in SimCLR: two random views of every image, and NT-Xent between their projections."""
 
     temperature: float = 0.5
-    """Temperature of the softmax (SimCLR: 0.5 for CIFAR-10, 0.1 for ImageNet)."""
+    """The temperature of the softmax (SimCLR: 0.5 for CIFAR-10, 0.1 for ImageNet)."""
     projection: int = 128
-    """Numbers that an image is projected to."""
+    """How many numbers an image is projected to."""
     min_area: float = 0.08
-    """Least part of an image's area that a view shows."""
+    """The smallest part of an image's area that a view shows."""
     jitter: float = 0.5
-    """Strength of the views' colour jitter (0.5 for CIFAR-10, 1 for ImageNet)."""
+    """The strength of the views' colour jitter (0.5 for CIFAR-10, 1 for ImageNet)."""
     grey: float = 0.2
-    """Probability that a view is grey."""
+    """The probability that a view is grey."""
     blur: float = 0.0
-    """Probability that a view is blurred (0.5 for ImageNet)."""
+    """The probability that a view is blurred (0.5 for ImageNet)."""
 
     def __post_init__(self) -> None:
         check_range("contrast.temperature", self.temperature, 0, open_low=True)
@@ -115,14 +118,14 @@ class ContrastOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyRow(Row):
-    """A way to train a supernet.
+    """A strategy is a way to train a supernet.
 
-    `make` is called with the supernet, and with those of `optimizer`, `seed`, `objective`, `engine` and
-    `options` that it takes. It gives a `supernet.strategy.Strategy`.
+    `make` is called with the supernet. It also gets `optimizer`, `seed`, `objective`, `engine` and
+    `options` if it takes them. It gives a `supernet.strategy.Strategy`.
     """
 
     layers_at_once: int = 0
-    """Layers whose activations are kept while one layer learns; 0: all of them."""
+    """How many layers' activations are kept while one layer learns; 0 is all of them."""
 
 
 _BY_LAYER = tuple(
@@ -166,19 +169,20 @@ STRATEGIES: Catalogue[StrategyRow] = Catalogue(
         ),
     ],
 )
-"""Ours, and a user's own."""
+"""These are our strategies and the user's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveRow(Row):
-    """What a supernet is trained for.
+    """An objective is what a supernet is trained for.
 
     `make` is called with those of `num_classes`, `label_smoothing`, `smoothing`, `options` (of contrast),
-    `mean`, `std`, `seed`, `rank` and `world_size` that it takes. It gives a `supernet.objectives.Objective`.
+    `mean`, `std`, `seed`, `rank` and `world_size` that it takes. It gives a
+    `supernet.objectives.Objective`.
     """
 
     labels: bool = True
-    """It uses the labels. Without, the classifier is left untrained, and labels need not be whole."""
+    """Whether it uses the labels. Without, the classifier is left untrained, and labels may be mixed."""
 
 
 OBJECTIVES: Catalogue[ObjectiveRow] = Catalogue(
@@ -197,4 +201,4 @@ OBJECTIVES: Catalogue[ObjectiveRow] = Catalogue(
         ),
     ],
 )
-"""Ours, and a user's own."""
+"""These are our objectives and the user's own."""

@@ -1,4 +1,4 @@
-"""Strategies that train whole paths end to end: Single Path One-Shot, and FairNAS."""
+"""These strategies train whole paths end to end: Single Path One-Shot, and FairNAS."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from tools.mistake import Mistake
 
 
 class EndToEnd(Strategy):
-    """One optimiser for all."""
+    """These strategies have one optimiser for the whole supernet."""
 
     def __init__(
         self,
@@ -34,12 +34,12 @@ class EndToEnd(Strategy):
         self._optimize(optimizer, [net.stem, net.layers, self._ending])
 
     def begin(self, images: Tensor) -> Tensor:
-        """The stem's output."""
+        """Return the stem's output."""
         with self.engine.precision():
             return self.net.begin(images)
 
     def path_loss(self, features: Tensor, path: Architecture, targets: Tensor) -> Tensor:
-        """Forward from the stem's output and backward, without an update; the loss of one path."""
+        """Go forward from the stem's output and backward, without an update; return the path's loss."""
         with self.engine.precision():
             outputs = self._ending(self.net.middle(features, path))
             loss = self.objective.loss(outputs, targets)
@@ -52,7 +52,8 @@ class EndToEnd(Strategy):
 class SinglePath(EndToEnd):
     """Each batch trains one path, drawn uniformly (Guo et al., Single Path One-Shot, Eq. 7).
 
-    Uniformly over strings of choices, of which a network with skips has several, or over different networks.
+    It is drawn from all strings of choices, of which a network with skips has several, or from all
+    different networks.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class SinglePath(EndToEnd):
             self._bins = _bins(options, self._sampler)
 
     def path(self, step: int) -> Architecture:
-        """The path of a step."""
+        """Return the path of a step."""
         rng = stream(self.seed, "path", step)
         space = self.net.space
         if self._sampler is not None:
@@ -88,6 +89,7 @@ class SinglePath(EndToEnd):
         return space.canonical(path) if self.options.canonical else path
 
     def step(self, images: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
+        """Train the step's path on the batch."""
         task = self.objective.task(images, targets, step)
         loss = self.path_loss(self.begin(task.images), self.path(step), task.targets)
         self.engine.update(self.optimizers[0])
@@ -97,7 +99,7 @@ class SinglePath(EndToEnd):
 class StrictFairness(EndToEnd):
     """Each batch trains m paths in which every candidate stands once; one update (FairNAS, Algorithm 1).
 
-    The stem sees the batch once, for its output is that of all paths.
+    The stem sees the batch once, because all paths share its output.
     """
 
     def __init__(
@@ -116,10 +118,11 @@ class StrictFairness(EndToEnd):
         self._members = _fair_members(net, options.skip)
 
     def paths(self, step: int) -> list[Architecture]:
-        """The paths of a step."""
+        """Return the paths of a step."""
         return permutations(self.net.space, self._members, stream(self.seed, "paths", step))
 
     def step(self, images: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
+        """Train the step's paths on the batch, with one update."""
         task = self.objective.task(images, targets, step)
         paths = self.paths(step)
         stem = SharedStem(self.net, task.images, self.engine)
@@ -135,7 +138,7 @@ class StrictFairness(EndToEnd):
 
 
 def _fair_members(net: Supernet, skip: str) -> list[tuple[int, ...]]:
-    """The candidates of each layer that take turns."""
+    """Return the candidates of each layer that take turns."""
     space = net.space
     counts = {len(layer) for layer in space.layers}
     weighted = {len(layer.weighted) for layer in space.layers}
@@ -152,15 +155,15 @@ def _fair_members(net: Supernet, skip: str) -> list[tuple[int, ...]]:
 
 
 def _bins(options: PathOptions, sampler: LimitedSampler) -> list[tuple[int, int]]:
-    """The intervals of MACs that hold at least one path."""
+    """Return the intervals of MACs that hold at least one path."""
     low, high = int(options.min_macs), int(options.max_macs or sampler.cost.most)
     every = bins(low, high, int(options.bin_macs)) if options.bin_macs else [(low, high)]
-    found = [(start, stop) for start, stop in every if sampler.count(stop, start)]
-    if not found:
+    filled = [(start, stop) for start, stop in every if sampler.count(stop, start)]
+    if not filled:
         option = "paths.max_macs" if options.max_macs else "paths.min_macs"
         raise Mistake(
             option,
             f"no path has {low:,} to {high:,} MACs",
             f"the cheapest has {sampler.cost.least:,}, the dearest {sampler.cost.most:,}",
         )
-    return found
+    return filled

@@ -1,4 +1,4 @@
-"""Spaces by name."""
+"""Spaces are made by name: those of the papers, and the user's own."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ SIX = tuple(MBConv(kernel, exp, 0.25) for kernel in (3, 5, 7) for exp in (4, 6))
 
 
 def preset(name: str, *, num_classes: int, image_size: int, in_chs: int = 3) -> Space:
-    """The space called `name`, for square images of `image_size` pixels."""
+    """Return the space called `name`, for square images of `image_size` pixels."""
     check_choice("space", name, tuple(PRESETS))
     return PRESETS[name](num_classes, image_size, in_chs)
 
@@ -27,9 +27,10 @@ def lwsl(
     in_chs: int = 3,
     skippable_first: bool = False,
 ) -> Space:
-    """Table I of LWSL with so many layers a stage; the squeeze keeps a quarter of a block's input channels.
+    """Return Table I of LWSL with `depth` layers in each stage.
 
-    With `skippable_first` a stage's first layer may be skipped where it keeps the shape, as the fifth's does.
+    The squeeze keeps a quarter of a block's input channels. With `skippable_first` a stage's first layer
+    may be skipped where it keeps the shape, as the fifth stage's does.
     """
     ops: tuple[Op, ...] = (*SIX, Skip())
     layers: list[Layer] = []
@@ -60,7 +61,10 @@ def _lwsl_fit(num_classes: int, image_size: int, in_chs: int) -> Space:
 
 
 def _cream(num_classes: int, image_size: int, in_chs: int) -> Space:
-    """Cream of the Crop: squeeze-and-excitation keeps a quarter of the expanded channels."""
+    """Return the space of Cream of the Crop.
+
+    Its squeeze-and-excitation keeps a quarter of the expanded channels.
+    """
     layers: list[Layer] = []
     for out_chs, stride in ((24, 2), (40, 2), (80, 2), (96, 1), (192, 2)):
         layers += stage((*SIX, Skip()), depth=4, out_chs=out_chs, stride=stride)
@@ -77,7 +81,7 @@ def _cream(num_classes: int, image_size: int, in_chs: int) -> Space:
 
 
 def _nas_bench_macro(num_classes: int, image_size: int, in_chs: int) -> Space:
-    """NAS-Bench-Macro: choices are the benchmark's digits."""
+    """Return the space of NAS-Bench-Macro, whose choices are the benchmark's digits."""
     blocks = (MBConv(3, 3), MBConv(5, 6))
     layers: list[Layer] = []
     for out_chs, depth in ((64, 2), (128, 3), (256, 3)):
@@ -96,7 +100,7 @@ def _nas_bench_macro(num_classes: int, image_size: int, in_chs: int) -> Space:
 
 
 def _tiny(num_classes: int, image_size: int, in_chs: int) -> Space:
-    """For trying things out: seconds on a CPU."""
+    """Return a space for trying things out, which takes seconds on a CPU."""
     ops = (MBConv(3, 2), MBConv(5, 2), MBConv(3, 4, 0.25), Skip())
     layers = [
         *stage(ops, depth=2, out_chs=16, stride=2),
@@ -124,6 +128,6 @@ PRESETS: dict[str, Maker] = {
 SPACES: Catalogue[Row] = Catalogue(
     "space", Row, [Row(name=name, make=maker) for name, maker in PRESETS.items()]
 )
-"""These, and a user's own with what makes them."""
+"""These are our spaces and the user's own, each with what makes it."""
 
 register_space = SPACES.register

@@ -1,11 +1,11 @@
-"""Random architectures: of the whole space, or of those whose cost lies between limits, each equally likely.
+"""Random architectures are drawn from a whole space, or from those whose cost lies between limits.
 
-Either each string of choices is equally likely, or each network: skips among equal layers may stand anywhere,
-so that a network has the more strings the more it skips. Networks are drawn with their skips last.
+Each is equally likely: each string of choices, or each network. Skips among equal layers may stand
+anywhere, so a network has the more strings the more it skips. Networks are drawn with their skips last.
 
-Costs add up over layers, so the architectures of every total can be counted: once for the first layers and
-once for the last, which are put together at a layer in the middle. All is exact, nothing is tried and
-thrown away.
+Costs add up over layers, so the architectures of every total can be counted. They are counted once for the
+first layers and once for the last, and the two are put together at a layer in the middle. All is exact:
+nothing is drawn and thrown away.
 """
 
 import itertools
@@ -23,23 +23,23 @@ from tools.seeding import derive
 
 Totals = NDArray[np.int64]
 Counts = NDArray[Any]
-"""Of 64-bit integers, or of Python's where those are too small."""
+"""An array of 64-bit integers, or of Python's integers where those are too small."""
 Ways = tuple[Totals, Counts]
-"""What architectures can cost, ascending, and how many of them cost so much."""
+"""What architectures can cost, ascending, and how many of them have each cost."""
 
 
 def stream(seed: int, purpose: str, *indices: int) -> random.Random:
-    """A generator for one stream; Python's, for its integers of any size."""
+    """Return a random generator for one stream; it is Python's, which draws integers of any size."""
     return random.Random(derive(seed, purpose, *indices))
 
 
 def sample(space: Space, rng: random.Random) -> Architecture:
-    """Any architecture, each equally likely."""
+    """Draw an architecture, each equally likely."""
     return Architecture(tuple(rng.randrange(len(layer)) for layer in space.layers))
 
 
 def sample_network(space: Space, rng: random.Random) -> Architecture:
-    """Any of the different networks, each equally likely."""
+    """Draw one of the different networks, each equally likely."""
     choices: list[int] = []
     for run in space.runs:
         layer, by_depth = space.layers[run.start], space.networks_by_depth(run)
@@ -50,13 +50,16 @@ def sample_network(space: Space, rng: random.Random) -> Architecture:
 
 
 def permutations(space: Space, members: Sequence[Sequence[int]], rng: random.Random) -> list[Architecture]:
-    """As many architectures as layers have members, in which every member of every layer stands once."""
+    """Draw architectures in which every member of every layer stands once.
+
+    There are as many of them as layers have members.
+    """
     orders = [rng.sample(list(of_layer), len(of_layer)) for of_layer in members]
     return [Architecture(choices) for choices in zip(*orders, strict=True)]
 
 
 class LimitedSampler:
-    """Draws from the architectures whose cost is at most a limit, and at least another.
+    """This sampler draws from the architectures whose cost lies between two limits.
 
     With `networks` it counts and draws different networks, otherwise strings of choices.
     """
@@ -69,12 +72,15 @@ class LimitedSampler:
         self._parts: Sequence[_Layer | _Run]
         if networks:
             rows_of = [table[run.start : run.stop] for run in space.runs]
-            self._parts = [_Run(space, *each, exact) for each in zip(space.runs, rows_of, strict=True)]
+            self._parts = [
+                _Run(space, run, rows, exact) for run, rows in zip(space.runs, rows_of, strict=True)
+            ]
         else:
             self._parts = [_Layer(row) for row in table]
         start = _nothing(exact)
         self._front, self._back = [start], [start]  # by the number of parts put together
         count = len(self._parts)
+        """Return how many architectures cost from `low` to `high`."""
         while (front := len(self._front) - 1) + (back := len(self._back) - 1) < count:
             if len(self._front[-1][0]) <= len(self._back[-1][0]):
                 self._front.append(_extended(self._front[-1], self._parts[front]))
@@ -89,10 +95,10 @@ class LimitedSampler:
         return total[-1] if total else 0
 
     def draw(self, rng: random.Random, high: int, low: int = 0) -> Architecture:
-        """One of those that cost from `low` to `high`, each equally likely.
+        """Draw an architecture that costs from `low` to `high`, each equally likely.
 
         Raises:
-            ValueError: if there are none, with the cheapest.
+            ValueError: if there is none; the message names the cheapest.
         """
         total, middles = self._totals(high, low)
         if not total or not total[-1]:
@@ -114,7 +120,7 @@ class LimitedSampler:
         return Architecture(tuple(itertools.chain.from_iterable(chosen)))
 
     def _totals(self, high: int, low: int) -> tuple[list[int], Totals]:
-        """Running numbers of architectures by the total of their first layers, and those totals."""
+        """Return cumulated numbers of architectures by the total of their first layers, and those totals."""
         if (high, low) not in self._weights:
             totals, counts = self._front[-1]
             ends = self._back[-1][0]
@@ -126,7 +132,7 @@ class LimitedSampler:
         return self._weights[high, low]
 
     def _last(self, rng: random.Random, high: int, low: int) -> int:
-        """The total of the last layers, by the number of ways to come to it."""
+        """Draw the total of the last layers, by the number of ways to come to it."""
         ends = self._back[-1][0]
         upper, lower = int(np.searchsorted(ends, high, side="right")), int(np.searchsorted(ends, low))
         drawn = int(self._below[lower]) + rng.randrange(int(self._below[upper] - self._below[lower]))
@@ -134,13 +140,13 @@ class LimitedSampler:
 
 
 def bins(low: int, high: int, width: int) -> list[tuple[int, int]]:
-    """Intervals of a width from `low` to `high`, the last perhaps narrower; both ends belong to them."""
+    """Return intervals of `width` from `low` to `high`, both included; the last may be narrower."""
     edges = [*range(low, max(high, low + 1), width), high]
     return [(start, stop - 1) for start, stop in itertools.pairwise(edges[:-1])] + [(edges[-2], high)]
 
 
 class _Layer:
-    """A layer as a part of an architecture: its members are its candidates."""
+    """This part of an architecture is one layer; its members are the layer's candidates."""
 
     def __init__(self, costs: Sequence[int]) -> None:
         self.costs: Sequence[int] = costs
@@ -148,12 +154,15 @@ class _Layer:
         """In how many ways each member comes about."""
 
     def choices(self, rng: random.Random, member: int) -> list[int]:
-        """The choices of a member."""
+        """Return the choices of a member."""
         return [member]
 
 
 class _Run:
-    """Layers among which skips may stand anywhere, as a part: its members are what they can cost together."""
+    """This part is a run of layers among which skips may stand anywhere.
+
+    Its members are what these layers can cost together.
+    """
 
     def __init__(self, space: Space, run: range, rows: Sequence[Sequence[int]], exact: type) -> None:
         self._layer, self._length = space.layers[run.start], len(run)
@@ -166,7 +175,7 @@ class _Run:
         self._skipped = {
             depth: sum(row[skip] for row in rows[depth:] for skip in skips) for depth in self._depths
         }
-        """What the skips behind so many layers cost; nothing, if products are counted."""
+        """What the skips behind this many layers cost. It is nothing if products are counted."""
         members = [
             (self._by_depth[depth][0] + self._skipped[depth], self._by_depth[depth][1])
             for depth in self._depths
@@ -176,51 +185,51 @@ class _Run:
         self.ways: Sequence[int] = counts.tolist()
 
     def choices(self, rng: random.Random, member: int) -> list[int]:
-        """One of the networks that cost so much, each equally likely."""
+        """Draw one of the networks of a member's cost, each equally likely."""
         total = self.costs[member]
         ways = [_number(self._by_depth[depth], total - self._skipped[depth]) for depth in self._depths]
         depth = self._depths[_weighted(rng, ways)]
         drawn, rest = [0] * depth, total - self._skipped[depth]
         for index in reversed(range(depth)):
             drawn[index], rest = _step(rng, self._by_depth[index], self._rows[index], rest)
-        return _with_skips(self._layer, [self._layer.weighted[each] for each in drawn], self._length)
+        return _with_skips(self._layer, [self._layer.weighted[place] for place in drawn], self._length)
 
 
 def _with_skips(layer: Layer, choices: list[int], length: int) -> list[int]:
-    """So many choices of equal layers, of which the rest are skips."""
+    """Return `length` choices of equal layers: those given, and skips behind them."""
     skips = [choice for choice in range(len(layer)) if choice not in layer.weighted]
     return choices + skips * (length - len(choices))
 
 
 def _nothing(exact: type) -> Ways:
-    """Of no layers: one way to cost nothing."""
+    """Return the ways of no layers: one way to cost nothing."""
     return np.zeros(1, np.int64), np.ones(1, exact)
 
 
 def _extended(others: Ways, part: _Layer | _Run) -> Ways:
-    """Totals and their numbers with one more part."""
+    """Return the totals, and how many ways lead to each, with one more part."""
     totals, counts = others
     sums = (totals[:, None] + np.array(part.costs, np.int64)).ravel()
     return _merged(sums, np.outer(counts, np.array(part.ways, counts.dtype)).ravel())
 
 
 def _merged(totals: Totals, counts: Counts) -> Ways:
-    """Each total once, in ascending order."""
-    found, where = np.unique(totals, return_inverse=True)
-    added = np.zeros(len(found), counts.dtype)
+    """Return each total once, in ascending order."""
+    different, where = np.unique(totals, return_inverse=True)
+    added = np.zeros(len(different), counts.dtype)
     np.add.at(added, where, counts)
-    return found, added
+    return different, added
 
 
 def _number(ways: Ways, total: int) -> int:
-    """In how many ways a total comes about."""
+    """Return in how many ways a total comes about."""
     totals, counts = ways
     at = int(np.searchsorted(totals, total))
     return int(counts[at]) if at < len(totals) and int(totals[at]) == total else 0
 
 
 def _step(rng: random.Random, others: Ways, part: _Layer | _Run, total: int) -> tuple[int, int]:
-    """A member of one part, by the ways in which the others make up the rest; and the rest."""
+    """Draw a member of one part, by the ways in which the others make up the rest; return it and the rest."""
     members = zip(part.costs, part.ways, strict=True)
     choice = _weighted(rng, [ways * _number(others, total - cost) for cost, ways in members])
     return choice, total - part.costs[choice]

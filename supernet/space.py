@@ -1,4 +1,4 @@
-"""A search space as data: the candidates of every searchable layer, what is around them, what each costs.
+"""A search space is data: the candidates of every searchable layer, what stands around them, and costs.
 
 Layers are counted from 1 in messages, as everywhere; `space.layers[0]` is layer 1.
 """
@@ -21,19 +21,20 @@ from tools.mistake import Mistake, quoted
 
 @dataclass(frozen=True)
 class Architecture:
-    """One candidate of every searchable layer, by its index."""
+    """An architecture is one candidate of every searchable layer."""
 
     choices: tuple[int, ...]
+    """The index of the chosen candidate in each layer."""
 
     def __str__(self) -> str:
-        """One digit a layer, or numbers with dashes where there are more than ten candidates."""
+        """Write one digit a layer, or numbers with dashes where there are more than ten candidates."""
         if max(self.choices, default=0) < 10:
             return "".join(map(str, self.choices))
         return "-".join(map(str, self.choices)) + "-" * (len(self.choices) == 1)
 
     @staticmethod
     def parse(text: str) -> "Architecture":
-        """What `str` wrote."""
+        """Read what `str` wrote."""
         alone = re.fullmatch(r"\d\d+-", text)
         words = [text[:-1]] if alone else text.split("-") if "-" in text else list(text)
         if not text or not all(word.isascii() and word.isdigit() for word in words):
@@ -43,20 +44,26 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Fixed:
-    """A layer that is not searched."""
+    """This is a layer that is not searched."""
 
     op: Op
+    """The operation of the layer."""
     out_chs: int
+    """The channels that it gives."""
     stride: int = 1
+    """The stride of the layer."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A searchable layer: its candidates, and what they give."""
+    """This is a searchable layer."""
 
     ops: tuple[Op, ...]
+    """The candidate operations."""
     out_chs: int
+    """The channels that every candidate gives."""
     stride: int = 1
+    """The stride of every candidate."""
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -69,32 +76,42 @@ class Layer:
 
     @property
     def weighted(self) -> tuple[int, ...]:
-        """The candidates that are more than a skip."""
+        """The indices of the candidates that are more than a skip."""
         return tuple(index for index, op in enumerate(self.ops) if not isinstance(op, Skip))
 
 
 class Cost(NamedTuple):
-    """What a module costs for one image."""
+    """This is what a module costs for one image."""
 
     macs: int
+    """The multiply-accumulates of one forward pass."""
     params: int
+    """The number of parameters."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """A family of networks that differ in the candidate chosen at every searchable layer.
+    """A space is a family of networks that differ in the candidate chosen at every searchable layer.
 
     The stem's layers come first, then the searchable ones, then the tail, which ends in the logits.
     """
 
     stem: tuple[Fixed, ...]
+    """The layers before the searchable ones."""
     layers: tuple[Layer, ...]
+    """The searchable layers."""
     tail: Tail
+    """What stands behind the searchable layers."""
     name: str = "own"
+    """The name of the space."""
     style: Style = field(default_factory=Style)
+    """What all blocks have in common."""
     num_classes: int = 10
+    """The number of classes."""
     image_size: int = 32
+    """The side of the square images, in pixels."""
     in_chs: int = 3
+    """The channels of the images."""
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -102,7 +119,7 @@ class Space:
         for kind, places in (("stem", self.stem_places), ("layer", self.places)):
             for number, place in enumerate(places, start=1):
                 if place.stride not in (1, 2):
-                    # timm's padding gives maps of other sides than a stride alone would.
+                    # timm's padding gives maps of other sizes than a larger stride alone would.
                     raise ValueError(
                         f"space {self.name}: {kind} {number} has stride {place.stride}; it must be 1 or 2"
                     )
@@ -133,12 +150,12 @@ class Space:
 
     @property
     def stem_sizes(self) -> list[int]:
-        """Side of the maps that go into each layer of the stem."""
+        """The side of the maps that go into each layer of the stem."""
         return _sizes(self.image_size, self.stem)[:-1]
 
     @property
     def sizes(self) -> list[int]:
-        """Side of the maps that go into each searchable layer, and of those that come out of the last."""
+        """The side of the maps that go into each searchable layer, and of those that the last one gives."""
         return _sizes(_sizes(self.image_size, self.stem)[-1], self.layers)
 
     # ---- architectures ---------------------------------------------------------------------------------
@@ -150,18 +167,21 @@ class Space:
 
     @property
     def num_networks(self) -> int:
-        """The number of different networks: skips among equal layers may stand anywhere."""
+        """The number of different networks; skips among equal layers may stand anywhere."""
         return math.prod(sum(self.networks_by_depth(run).values()) for run in self.runs)
 
     def networks_by_depth(self, run: range) -> dict[int, int]:
-        """How many different networks the layers of a run can be, by how many of them are not skipped."""
+        """Return how many different networks a run of layers can be.
+
+        They are given by the number of layers that are not skipped.
+        """
         layer = self.layers[run.start]
         ways = len(layer.weighted)
         least = 0 if ways < len(layer) else len(run)
         return {depth: ways**depth for depth in range(least, len(run) + 1)}
 
     def validate(self, architecture: Architecture) -> None:
-        """Refuse what is no architecture of this space, naming the layer."""
+        """Refuse anything that is no architecture of this space, naming the layer."""
         choices = architecture.choices
         if len(choices) != len(self.layers):
             raise ValueError(
@@ -176,7 +196,7 @@ class Space:
                 )
 
     def canonical(self, architecture: Architecture) -> Architecture:
-        """The same network with skips moved to the end among equal layers."""
+        """Return the same network with skips moved to the end among equal layers."""
         choices = list(architecture.choices)
         for run in self.runs:
             weighted = self.layers[run.start].weighted
@@ -185,34 +205,34 @@ class Space:
         return Architecture(tuple(choices))
 
     def architectures(self) -> Iterator[Architecture]:
-        """All of them, the last layer's choice changing fastest."""
+        """Yield all architectures, the last layer's choice changing fastest."""
         for choices in itertools.product(*(range(len(layer)) for layer in self.layers)):
             yield Architecture(choices)
 
     def describe(self, architecture: Architecture) -> list[str]:
-        """The operations by name."""
+        """Return the names of an architecture's operations."""
         return [str(layer[choice]) for layer, choice in zip(self.layers, architecture.choices, strict=True)]
 
     # ---- costs -----------------------------------------------------------------------------------------
 
     def macs(self, architecture: Architecture) -> int:
-        """Multiply-accumulates of one image, exactly: those of the parts add up."""
+        """Return the exact multiply-accumulates of a network for one image; those of its parts add up."""
         return self.fixed_cost.macs + sum(cost.macs for cost in self._chosen(architecture))
 
     def params(self, architecture: Architecture) -> int:
-        """Parameters, exactly."""
+        """Return the exact number of a network's parameters."""
         return self.fixed_cost.params + sum(cost.params for cost in self._chosen(architecture))
 
     @property
     def fixed_cost(self) -> Cost:
-        """Of stem and tail."""
+        """What stem and tail cost together."""
         stem, tail = self.stem_cost, self.tail_cost
         return Cost(stem.macs + tail.macs, stem.params + tail.params)
 
     @cached_property
     def costs(self) -> tuple[tuple[Cost, ...], ...]:
-        """Of every candidate of every searchable layer."""
-        found: dict[tuple[Op, Place, int], Cost] = {}
+        """What every candidate of every searchable layer costs."""
+        known: dict[tuple[Op, Place, int], Cost] = {}
         table = []
         of_layers = zip(self.layers, self.places, self.sizes, strict=False)
         for number, (layer, place, size) in enumerate(of_layers, start=1):
@@ -220,15 +240,15 @@ class Space:
             row = []
             for op in layer:
                 key = op, place, size
-                if key not in found:
-                    found[key] = _cost_of(op, place, self.style, size, where)
-                row.append(found[key])
+                if key not in known:
+                    known[key] = _cost_of(op, place, self.style, size, where)
+                row.append(known[key])
             table.append(tuple(row))
         return tuple(table)
 
     @cached_property
     def stem_cost(self) -> Cost:
-        """Of the stem."""
+        """What the stem costs."""
         macs = params = 0
         stem = zip(self.stem, self.stem_places, self.stem_sizes, strict=True)
         for number, (fixed, place, size) in enumerate(stem, start=1):
@@ -238,7 +258,7 @@ class Space:
 
     @cached_property
     def tail_cost(self) -> Cost:
-        """Of the tail."""
+        """What the tail costs."""
         in_chs = self.layers[-1].out_chs
         with torch.device("meta"):
             tail = build_tail(self.tail, in_chs, self.num_classes, self.style)
@@ -251,7 +271,7 @@ class Space:
 
     @cached_property
     def runs(self) -> tuple[range, ...]:
-        """Layers in a row among which operations may change places."""
+        """Runs of equal layers among which operations may change places."""
         runs: list[range] = []
         for index, (layer, place) in enumerate(zip(self.layers, self.places, strict=True)):
             last = runs[-1].start if runs else 0
@@ -278,7 +298,7 @@ def _places(in_chs: int, layers: Sequence[Fixed] | Sequence[Layer]) -> list[Plac
 
 
 def _sizes(size: int, layers: Sequence[Fixed] | Sequence[Layer]) -> list[int]:
-    """Sides of the maps before the first of the layers, and behind each."""
+    """Return the sides of the maps before the first of the layers, and behind each."""
     sizes = [size]
     for layer in layers:
         sizes.append(math.ceil(sizes[-1] / layer.stride))
@@ -297,7 +317,10 @@ def _cost_of(op: Op, place: Place, style: Style, size: int, where: str) -> Cost:
 def stage(
     ops: Iterable[Op], *, depth: int, out_chs: int, stride: int, first: Iterable[Op] = ()
 ) -> list[Layer]:
-    """Layers of which the first has the stride; its candidates are those of `first`, or all but skip."""
+    """Return layers of which the first has the stride.
+
+    The first layer's candidates are those of `first`, or all of `ops` but skip.
+    """
     ops = tuple(ops)
     opening = tuple(first) or tuple(op for op in ops if not isinstance(op, Skip))
     return [Layer(opening, out_chs, stride), *[Layer(ops, out_chs)] * (depth - 1)]

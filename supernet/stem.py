@@ -1,4 +1,4 @@
-"""A stem in a chain: part of the first chosen layer, as SEDONA counts, or layers of its own.
+"""A stem in a chain is part of the first chosen layer, as SEDONA counts, or makes layers of its own.
 
 What was made with one count can be read with the other: tensors by their names, and cuts by their numbers.
 """
@@ -17,10 +17,10 @@ FUSED, UNIT = "fused", "unit"
 
 
 def layers_with_stem(stem: Sequence[nn.Module], chosen: Sequence[nn.Module], how: str) -> list[nn.Module]:
-    """The layers of a chain that begins with the stem; a network of nothing but a stem is one layer.
+    """Return the layers of a chain that begins with the stem; nothing but a stem makes one layer.
 
     Raises:
-        ValueError: where `how` is neither fused nor unit.
+        ValueError: if `how` is neither fused nor unit.
     """
     if how not in (FUSED, UNIT):
         raise ValueError(f"stem is {how!r}; it must be fused or unit")
@@ -33,7 +33,10 @@ def layers_with_stem(stem: Sequence[nn.Module], chosen: Sequence[nn.Module], how
 
 
 def renamed(tensors: Mapping[str, Tensor], num_stem: int, how: str) -> dict[str, Tensor]:
-    """Tensors of a chain with `num_stem` layers in its stem, named by either count, as `how` names them."""
+    """Return a chain's tensors, named by either count of its stem, with the names that `how` gives them.
+
+    `num_stem` is the number of layers in the stem.
+    """
     fused = any(name.startswith(("layers.0.stem.", "layers.0.block.")) for name in tensors)
     if not num_stem or fused == (how == FUSED):
         return dict(tensors)
@@ -42,13 +45,13 @@ def renamed(tensors: Mapping[str, Tensor], num_stem: int, how: str) -> dict[str,
 
 
 def recounted(file: DecouplingFile, num_stem: int, how: str) -> DecouplingFile:
-    """A decoupling of an architecture as one of a chain whose stem is `how`.
+    """Return a decoupling of an architecture as one of a chain whose stem is `how`.
 
-    A file that names an architecture and not how it counts is of a time when all counted the stem's layers.
-    One that names no network was written by hand, for the chain as it is.
+    A file may name an architecture and not say how it counts. It is then from a time when all files
+    counted the stem's layers. A file that names no network was written by hand, for the chain as it is.
 
     Raises:
-        ValueError: where a cut lies in the stem, or right behind it, which only the stem unit has.
+        ValueError: if a cut lies in the stem, or right behind it; only a stem that is unit has such cuts.
     """
     of_architecture = "/" in file.network and not file.network.startswith("timm/")
     theirs = file.stem or (UNIT if of_architecture else how)
@@ -69,19 +72,19 @@ def recounted(file: DecouplingFile, num_stem: int, how: str) -> DecouplingFile:
 
 
 def _fused_name(name: str, num_stem: int) -> str:
-    if not (found := re.fullmatch(r"layers\.(\d+)\.(.*)", name)):
+    if not (match := re.fullmatch(r"layers\.(\d+)\.(.*)", name)):
         return name
-    index, rest = int(found[1]), found[2]
+    index, rest = int(match[1]), match[2]
     if index < num_stem:
         return f"layers.0.stem.{index}.{rest}"
     return f"layers.0.block.{rest}" if index == num_stem else f"layers.{index - num_stem}.{rest}"
 
 
 def _unit_name(name: str, num_stem: int) -> str:
-    if found := re.fullmatch(r"layers\.0\.stem\.(\d+)\.(.*)", name):
-        return f"layers.{found[1]}.{found[2]}"
-    if found := re.fullmatch(r"layers\.0\.block\.(.*)", name):
-        return f"layers.{num_stem}.{found[1]}"
-    if found := re.fullmatch(r"layers\.(\d+)\.(.*)", name):
-        return f"layers.{int(found[1]) + num_stem}.{found[2]}"
+    if match := re.fullmatch(r"layers\.0\.stem\.(\d+)\.(.*)", name):
+        return f"layers.{match[1]}.{match[2]}"
+    if match := re.fullmatch(r"layers\.0\.block\.(.*)", name):
+        return f"layers.{num_stem}.{match[1]}"
+    if match := re.fullmatch(r"layers\.(\d+)\.(.*)", name):
+        return f"layers.{int(match[1]) + num_stem}.{match[2]}"
     return name

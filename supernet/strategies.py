@@ -1,4 +1,4 @@
-"""The strategies by name, and the training of the tail alone."""
+"""Strategies are made by name; another one trains the tail alone."""
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,11 @@ def make_strategy(
     paths: PathOptions | None = None,
     layerwise: LayerwiseOptions | None = None,
 ) -> Strategy:
-    """The strategy called spos, fair, greedy or nongreedy, or what was registered by this name.
+    """Make the strategy of this name: spos, fair, greedy, nongreedy, or a registered one.
 
-    Without an objective it is cross-entropy, without an engine plain PyTorch. New weights of decoders come
-    from torch's global generator. `options` are `layerwise` for what derives from Greedy, otherwise `paths`.
+    Without an objective it is cross-entropy, and without an engine plain PyTorch. New weights of decoders
+    come from torch's global generator. A maker gets `layerwise` as its options if it derives from Greedy,
+    otherwise `paths`.
     """
     STRATEGIES.check("strategy", name)
     maker = STRATEGIES[name].maker
@@ -51,10 +52,10 @@ def make_strategy(
 
 
 class TailTraining(Strategy):
-    """Trains what gives the logits behind uniform paths, and nothing else.
+    """This strategy trains the part that gives the logits, behind uniform paths, and nothing else.
 
-    For supernets that were trained by views, of which the classifier knows nothing (`part` "fc"), and for
-    those that were trained greedily by local decoders alone (`part` "tail").
+    It is for supernets that were trained by views, whose classifier is untrained (`part` "fc"). It is also
+    for those that were trained greedily by local decoders alone (`part` "tail").
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class TailTraining(Strategy):
         self._optimize(optimizer, [self._fc if self._fc_only else net.tail])
 
     def step(self, images: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
+        """Train the tail or the classifier behind the step's path."""
         path = self.net.space.canonical(sample(self.net.space, stream(self.seed, "tail path", step)))
         with self.engine.precision(), frozen_statistics(self.net):
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What all strategies share: a supernet, an objective, an engine, optimisers, and a count of updates."""
+"""All strategies share a supernet, an objective, an engine, optimisers, and a count of updates."""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class Strategy(ABC):
-    """How a batch trains a supernet.
+    """A strategy is how a batch trains a supernet.
 
     What a step draws is a function of (seed, step). `decoders` are the networks that the strategy needs
     beside the supernet's own; `updates[l, j]` counts the updates of candidate j of layer l.
@@ -33,10 +33,10 @@ class Strategy(ABC):
 
     @abstractmethod
     def step(self, images: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
-        """Forward, backward and update; returns losses by name, "loss" among them."""
+        """Go forward and backward, and update; return losses by name, "loss" among them."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on besides its number."""
+        """Return what the next step depends on besides its number."""
         return {
             "net": self.net.state_dict(),
             "decoders": self.decoders.state_dict(),
@@ -45,7 +45,7 @@ class Strategy(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved state."""
+        """Return to a saved state."""
         self.net.load_state_dict(state["net"])
         self.decoders.load_state_dict(state["decoders"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -53,7 +53,7 @@ class Strategy(ABC):
         self.updates.copy_(state["updates"])
 
     def _like_net(self, module: nn.Module) -> nn.Module:
-        """A new module where the supernet is, in its precision."""
+        """Move a new module to where the supernet is, in its precision."""
         reference = next(self.net.parameters())
         return module.to(reference.device, reference.dtype)
 
@@ -64,9 +64,9 @@ class Strategy(ABC):
 
 
 class SharedStem:
-    """The stem's output for several networks that start from it.
+    """A shared stem gives its output to several networks that start from it.
 
-    They work on `features`, a leaf that gathers their gradients; `backward` then sends the sum through the
+    They work on `features`, a leaf that gathers their gradients. `backward` then sends the sum through the
     stem once, which is the same as going through it for each of them. With `again` the stem runs once more
     for that, so that its graph is not alive beside theirs.
     """
@@ -83,7 +83,7 @@ class SharedStem:
         else:
             with torch.no_grad(), frozen_statistics(net.stem) if self._trained else contextlib.nullcontext():
                 features = self._open()
-        # Wide, or half precision would round the sum of the gradients.
+        # In single precision, because half precision would round the sum of the gradients.
         self.features = upcast(features.detach().clone()).requires_grad_(self._trained)
 
     def backward(self, scale: float) -> None:

@@ -1,4 +1,4 @@
-"""All candidates of a space with shared weights, and the single networks inside."""
+"""A supernet holds all candidates of a space with shared weights; single networks are taken out of it."""
 
 import copy
 
@@ -15,10 +15,10 @@ from tools.options.config import check_choice
 
 
 class Supernet(nn.Module):
-    """Stem, the candidates of every searchable layer, and tail.
+    """A supernet is a stem, the candidates of every searchable layer, and a tail.
 
-    `layers[l][j]` is candidate j of searchable layer l. Initial weights come from torch's global generator;
-    what they are `initialise` says.
+    `layers[l][j]` is candidate j of searchable layer l. Initial weights are those of `initialise`, and
+    come from torch's global generator.
     """
 
     def __init__(self, space: Space, *, classifier_init: str = "torch") -> None:
@@ -34,33 +34,34 @@ class Supernet(nn.Module):
         guard_convolutions(self)
 
     def begin(self, images: Tensor) -> Tensor:
-        """What the stem gives to the first searchable layer."""
+        """Return what the stem gives to the first searchable layer."""
         for layer in self.stem:
             images = layer(images)
         return images
 
     def candidate(self, layer: int, choice: int) -> nn.Module:
-        """Candidate `choice` of the searchable layer with index `layer`."""
+        """Return candidate `choice` of the searchable layer with index `layer`."""
         of_layer = self.layers[layer]
         assert isinstance(of_layer, nn.ModuleList)
         return of_layer[choice]
 
     def middle(self, features: Tensor, architecture: Architecture) -> Tensor:
-        """What the architecture's layers make of the stem's output."""
+        """Return what the architecture's layers make of the stem's output."""
         for layer, choice in enumerate(architecture.choices):
             features = self.candidate(layer, choice)(features)
         return features
 
     def forward(self, images: Tensor, architecture: Architecture) -> Tensor:
+        """Return the logits of one architecture."""
         self.space.validate(architecture)
         logits: Tensor = self.tail(self.middle(self.begin(images), architecture))
         return logits
 
     def extract(self, architecture: Architecture, *, fresh: bool = False, stem: str = "fused") -> Chain:
-        """The architecture alone, with a copy of the shared weights, or (`fresh`) newly initialised.
+        """Return one architecture as a chain, with a copy of the shared weights or, with `fresh`, new ones.
 
-        A chain like any other: the chosen layers without the skips, then the tail as classifier. The stem is
-        part of the first layer (`fused`), or its layers come first (`unit`).
+        The chain is one like any other: the chosen layers without the skips, then the tail as classifier.
+        With `stem` fused the stem is part of the first layer; with unit its layers come first.
         """
         self.space.validate(architecture)
         reference = next(self.parameters())
@@ -77,9 +78,9 @@ class Supernet(nn.Module):
 def build_architecture(
     space: Space, architecture: Architecture, *, stem: str = "fused", classifier_init: str = "torch"
 ) -> Chain:
-    """A single network of a space, with initial weights from torch's global generator.
+    """Build a single network of a space, with initial weights from torch's global generator.
 
-    The stem is part of the first layer (`fused`), or its layers come first (`unit`).
+    With `stem` fused the stem is part of the first layer; with unit its layers come first.
     """
     space.validate(architecture)
     places = zip(space.layers, space.places, architecture.choices, strict=True)
@@ -92,8 +93,8 @@ def build_architecture(
 def initialise(module: nn.Module, tail: nn.Module, classifier_init: str) -> None:
     """Give a new module timm's initial weights for such networks, but its classifier torch's.
 
-    timm's range for a classifier, 1 / sqrt(classes), fits a thousand classes: with ten, the first losses are
-    far over log(classes). With `classifier_init` "timm" it is taken all the same.
+    timm's range for a classifier, 1 / sqrt(classes), fits a thousand classes. With ten classes the first
+    losses are far above log(classes). With `classifier_init` "timm" that range is used all the same.
     """
     check_choice("classifier_init", classifier_init, CLASSIFIER_INITS)
     classifier = tail.get_submodule("fc")
@@ -113,5 +114,5 @@ def _tail(space: Space) -> nn.Module:
 
 
 def _chain(stem: list[nn.Module], chosen: list[nn.Module], tail: nn.Module, how: str) -> Chain:
-    there = [each for each in chosen if not isinstance(each, nn.Identity)]
+    there = [layer for layer in chosen if not isinstance(layer, nn.Identity)]
     return Chain(layers_with_stem(stem, there, how), tail)

@@ -1,4 +1,4 @@
-"""What stands behind the last searchable layer: the way from its map to the logits."""
+"""The tail stands behind the last searchable layer and leads from its map to the logits."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -13,14 +13,17 @@ from tools.options.config import check_range
 
 @dataclass(frozen=True, kw_only=True)
 class Tail:
-    """An optional 1x1 convolution, the mean over the map, an optional hidden layer, and the classifier."""
+    """A tail leads from the last map to the logits.
+
+    It is an optional 1x1 convolution, the mean over the map, an optional hidden layer, and the classifier.
+    """
 
     conv_chs: int = 0
-    """Channels of the 1x1 convolution (with BatchNorm and activation); 0: none."""
+    """The channels of the 1x1 convolution, which has BatchNorm and activation; 0 leaves it out."""
     hidden_chs: int = 0
-    """Units of a hidden layer (with activation, without BatchNorm); 0: none."""
+    """The units of the hidden layer, which has activation and no BatchNorm; 0 leaves it out."""
     dropout: float = 0.0
-    """Rate of dropout before the classifier."""
+    """The rate of dropout before the classifier."""
 
     def __post_init__(self) -> None:
         check_range("tail.conv_chs", self.conv_chs, 0)
@@ -28,12 +31,12 @@ class Tail:
         check_range("tail.dropout", self.dropout, 0, 0.99)
 
     def feature_chs(self, in_chs: int) -> int:
-        """How many numbers describe an image before the classifier."""
+        """Return how many numbers describe an image before the classifier."""
         return self.hidden_chs or self.conv_chs or in_chs
 
 
 def build_tail(tail: Tail, in_chs: int, num_classes: int, style: Style) -> nn.Sequential:
-    """The tail's module; its last part, `fc`, is the classifier in the narrow sense."""
+    """Build the tail's module; its last part, `fc`, is the classifier in the narrow sense."""
     parts = OrderedDict[str, nn.Module]()
     if tail.conv_chs:
         parts["conv"] = ConvBnAct(in_chs, tail.conv_chs, 1, act_layer=style.act)

@@ -1,1 +1,1 @@
-"""The one network, or the space of networks, that a script works on, and their files."""
+"""The network, or the space of networks, that a script works on, and the files of both."""

@@ -1,4 +1,4 @@
-"""The options by which a script's user names one network; free of torch."""
+"""These options name one network, by its name or as an architecture. Free of torch."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,30 +17,31 @@ class NetworkChoice:
     }
 
     network: str = "resnet18"
-    """resnet18/34/50/101/152, resnet32, resnet110, vgg19, vgg6a, mlp, timm/<model name>, or your own."""
+    """The network: resnet18/34/50/101/152, resnet32, resnet110, vgg19, vgg6a, mlp, timm/<model name>, or
+    your own."""
     architecture: str = ""
-    """Take the network that this architecture.json describes instead, such as one that a search found."""
+    """Take the network that this architecture.json describes, such as one that a search found."""
     width: float = 1.0
-    """Factor on the number of channels of the papers' networks."""
+    """A factor on the number of channels, for the papers' networks."""
     dropout: float = 0.0
-    """Dropout before the classifier, for the networks that have it."""
+    """The rate of dropout before the classifier, for the networks that have it."""
     drop_path: float = 0.0
-    """Rate of stochastic depth, for the timm models that have it."""
+    """The rate of stochastic depth, for the timm models that have it."""
     init: str = "fan_in"
-    """Kaiming initialisation of the papers' networks: fan_in or fan_out."""
+    """The Kaiming initialisation of the papers' networks: fan_in or fan_out."""
     classifier_init: str = "torch"
-    """First weights of an architecture's classifier: torch (losses begin near log(classes)), or timm (uniform
-    within 1/sqrt(classes), as for ImageNet's thousand)."""
+    """How an architecture's classifier is initialised: torch or timm. With torch, losses begin near
+    log(classes). timm is uniform within 1/sqrt(classes), which suits the thousand classes of ImageNet."""
     stem: str = "fused"
-    """The stem of a ResNet or of an architecture: part of the first layer (fused, as in SEDONA), or layers
-    of its own (unit, as in DGL)."""
+    """Whether the stem of a ResNet or of an architecture is part of the first layer or not (fused, unit).
+    fused is as in SEDONA; unit gives the stem layers of its own, as in DGL."""
     pretrained: bool = False
-    """Start a timm model from its published weights (from timm's cache, or fetched)."""
+    """Start a timm model from its published weights, which come from timm's cache or are downloaded."""
     weights: str = ""
     """Start from this weights file: one of ours, or one with the timm model's own names."""
 
     def check_network(self) -> None:
-        """Refuse what is out of range, or does not go together."""
+        """Refuse values that are out of range, or that do not go together."""
         check_range("width", self.width, 0, open_low=True)
         check_range("dropout", self.dropout, 0, 0.99)
         check_range("drop_path", self.drop_path, 0, 0.99)
@@ -55,7 +56,10 @@ class NetworkChoice:
             self.check_no_network("`architecture`", "the file of `architecture`")
 
     def check_no_network(self, option: str, source: str) -> None:
-        """Refuse what is about a network, where an option names architectures, which a source describes."""
+        """Refuse options about a network where another option names architectures.
+
+        `option` is that other option, and `source` is what describes the architectures.
+        """
         network = type(self).__dataclass_fields__["network"].default
         if self.network != network:
             raise Mistake("network", f"cannot go with {option}", f"leave {self.network} out")

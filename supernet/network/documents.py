@@ -1,4 +1,4 @@
-"""Spaces and architectures as files: TOML written by hand, and JSON documents."""
+"""Spaces and architectures are kept in files: TOML written by hand, and JSON documents."""
 
 import tomllib
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ Plain = TypeVar("Plain", Style, Tail)
 
 
 def find_space(name: str, *, num_classes: int, image_size: int, in_chs: int = 3) -> Space:
-    """The space of this name, or the one that a .toml or .json file describes, for these images."""
+    """Return the space of this name, or the one that a .toml or .json file describes, for these images."""
     if name in PRESETS:
         return preset(name, num_classes=num_classes, image_size=image_size, in_chs=in_chs)
     if SPACES.is_own(name):
@@ -42,7 +42,7 @@ def find_space(name: str, *, num_classes: int, image_size: int, in_chs: int = 3)
 
 
 def read_space_file(path: Path) -> dict[str, Any]:
-    """What a space's file says."""
+    """Read what a space's file says."""
     if path.suffix == ".json":
         return read_document(path, SPACE, VERSION)
     try:
@@ -57,7 +57,10 @@ def read_space_file(path: Path) -> dict[str, Any]:
 
 
 def space_from(description: Mapping[str, Any], *, name: str = "own") -> Space:
-    """The space that a description has, layer by layer or in stages (docs/spaces.md has both)."""
+    """Make the space of a description.
+
+    A description goes layer by layer or stage by stage; docs/spaces.md has both forms.
+    """
     known = ("format", "version", "name", "stem", "layers", "stages", "tail", "style")
     _check_keys("", description, (*known, "num_classes", "image_size", "in_chs"))
     if ("layers" in description) == ("stages" in description):
@@ -105,7 +108,7 @@ def space_from(description: Mapping[str, Any], *, name: str = "own") -> Space:
 
 
 def space_to(space: Space) -> dict[str, Any]:
-    """A description from which `space_from` makes an equal space."""
+    """Return a description from which `space_from` makes an equal space."""
     return {
         "name": space.name,
         "num_classes": space.num_classes,
@@ -138,7 +141,7 @@ def load_space(path: Path) -> Space:
 
 
 def save_architecture(path: Path, architecture: Architecture, space: Space, **notes: Any) -> None:
-    """Write an architecture; of a space that is no preset the description is written with it."""
+    """Write an architecture. If its space is no preset, the space's description is written with it."""
     space.validate(architecture)
     own = space.name not in PRESETS or space != preset(
         space.name, num_classes=space.num_classes, image_size=space.image_size, in_chs=space.in_chs
@@ -149,18 +152,20 @@ def save_architecture(path: Path, architecture: Architecture, space: Space, **no
 
 @dataclass(frozen=True)
 class ArchitectureFile:
-    """What an architecture's file says, before it is known for which images."""
+    """This is what an architecture's file says, before it is known for which images."""
 
     path: Path
+    """The path of the file."""
     described: str | Mapping[str, Any]
-    """The space: its name, or all of it."""
+    """The space, as its name or as a whole description."""
     choices: list[int]
+    """The candidate of each searchable layer."""
     stem: str
-    """How the run that keeps this file counts the stem. All counted it as layers of its own (unit) before
-    files said so."""
+    """How the run that keeps this file counts the stem. Older files do not say; their runs all counted it
+    as layers of its own (unit)."""
 
     def space_for(self, *, num_classes: int, image_size: int, in_chs: int = 3) -> tuple[Space, Architecture]:
-        """The space and the architecture, for these images."""
+        """Return the space and the architecture, for these images."""
         images = {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}
         try:
             if isinstance(self.described, str):
@@ -192,19 +197,19 @@ def load_architecture(
 
 
 def stem_of(path: Path) -> str:
-    """How the run that keeps this file counts the stem: fused, or unit."""
+    """Return how the run that keeps this file counts the stem: fused, or unit."""
     return checked_stem(read_architecture(path))
 
 
 def checked_stem(file: ArchitectureFile) -> str:
-    """How the run that keeps a file counts the stem; what is neither way is refused."""
+    """Return how the run that keeps a file counts the stem, and refuse anything but fused and unit."""
     if file.stem not in ("fused", "unit"):
         raise ValueError(f"{file.path}: stem must be fused or unit, not {file.stem!r}")
     return file.stem
 
 
 def listed(path: Path, choices: Any, space: Space) -> Architecture:
-    """The architecture of the space that a file lists."""
+    """Return the architecture whose choices a file lists, and refuse one that is not in the space."""
     _check_choices(path, choices)
     architecture = Architecture(tuple(choices))
     try:
@@ -251,8 +256,8 @@ def _op(word: Any, where: str) -> Op:
 def _whole(entry: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
     value = entry.get(key, default)
     if type(value) is not int or value < 1:
-        found = "is missing" if value is None else f"is {value!r}"
-        raise ValueError(f"{where}{key} {found}; it must be a whole number from 1")
+        wrong = "is missing" if value is None else f"is {value!r}"
+        raise ValueError(f"{where}{key} {wrong}; it must be a whole number from 1")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The one network that a run is about: settled when the run starts, and read from its file once."""
+"""A run is about one network, which is settled when the run starts and read from its file once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -32,11 +32,11 @@ from tools.run.launch import on_main
 from tools.seeding import seed_globals
 
 COPY = "architecture.json"
-"""In a run."""
+"""The name of a run's own copy of its architecture."""
 
 
 class ChosenNetwork(NetworkOptions, Protocol):
-    """The options that name a network."""
+    """These are the options that name a network."""
 
     @property
     def architecture(self) -> str: ...
@@ -49,16 +49,16 @@ Chosen = TypeVar("Chosen", bound=ChosenNetwork)
 
 @dataclass(frozen=True)
 class Network:
-    """A network by its name, or as an architecture of a space."""
+    """A network is known by its name, or as an architecture of a space."""
 
     options: ChosenNetwork
-    """Its width, dropout, first weights and the like."""
+    """The network's width, dropout, first weights and the like."""
     file: ArchitectureFile | None = None
-    """The architecture, where it is one."""
+    """The file of the architecture, unless the network has a name."""
 
     @classmethod
     def chosen(cls, options: ChosenNetwork, *, stem_of_file: bool = False) -> "Network":
-        """The network that the options name; one that there is not is refused.
+        """Return the network that the options name, and refuse a name or a file that does not exist.
 
         With `stem_of_file` the stem is counted as the file of an architecture says.
         """
@@ -70,17 +70,17 @@ class Network:
             if stem_of_file:
                 options = replace(options, stem=checked_stem(file))  # type: ignore[type-var]
             network = cls(options, file)
-            _ = network.name  # for which the choices are looked at
+            _ = network.name  # this checks the choices
         except ValueError as error:
             raise Mistake("architecture", quoted(error)) from error
         return network
 
     @classmethod
     def of_run(cls, options: ChosenNetwork, run: Run, accelerator: Accelerator) -> "Network":
-        """The network of a run, by the run's own copy of its architecture, which is made when it begins.
+        """Return the network of a run, from the run's own copy of its architecture.
 
-        What becomes of the user's file later does not matter. The copy also says how the stem is counted,
-        which the options of older runs do not.
+        The copy is made when the run begins. Later changes of the user's file do not matter. The copy also
+        says how the stem is counted, which the options of older runs do not.
         """
         if not options.architecture:
             return cls.chosen(options)
@@ -96,7 +96,7 @@ class Network:
 
     @cached_property
     def name(self) -> str:
-        """What it is called: for an architecture <space>/<choices>, whatever the images."""
+        """The network's name; that of an architecture is <space>/<choices>, whatever the images."""
         if self.file is None:
             return self.options.network
         space, architecture = self.space_for()
@@ -104,24 +104,24 @@ class Network:
 
     @property
     def words(self) -> str:
-        """Its name, and its width where that is not the usual one."""
+        """The network's name, and its width where that is not the usual one."""
         width = self.options.width
         return self.name if width == 1 else f"{self.name}, width {width:g}"
 
     @property
     def asked_for(self) -> str:
-        """The option that named it, with its name, as a mistake is about it."""
+        """The option that named the network, with the name, as a message about a mistake begins."""
         return f"`{'network' if self.file is None else 'architecture'}` {self.name}"
 
     def space_for(
         self, num_classes: int = 10, image_size: int = 1024, in_chs: int = 3
     ) -> tuple[Space, Architecture]:
-        """The space and the architecture, for these images."""
+        """Return the space and the architecture, for these images."""
         assert self.file is not None
         return self.file.space_for(num_classes=num_classes, image_size=image_size, in_chs=in_chs)
 
     def chain(self, num_classes: int, image_size: int, in_chs: int) -> Chain:
-        """The network with initial weights from the options' seed."""
+        """Build the network, with initial weights from the options' seed."""
         options = self.options
         if self.file is None:
             return seeded_chain(options, num_classes, image_size, in_chs)
@@ -135,18 +135,21 @@ class Network:
 
     @property
     def usual_head_width(self) -> str:
-        """How wide its heads are if nothing is said: the papers' numbers are for the papers' networks."""
+        """How wide the network's heads are unless options say otherwise.
+
+        The papers' numbers are for the papers' networks.
+        """
         return PAPER if self.file is None and self.options.network in NETWORKS.ours else MAP
 
     def cuts_of(self, path: str) -> DecouplingFile:
-        """A decoupling's file, its layers counted as the chain's are."""
+        """Read a decoupling's file, with its layers counted as the chain's are."""
         read = read_decoupling(path)
         return read if self.file is None else recounted(read, self._stem_layers, self.options.stem)
 
     def with_chain_names(self, chain: Chain, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of a weights file by the chain's names.
+        """Return the tensors of a weights file by the chain's names.
 
-        timm has other names, and so has another way to count the stem.
+        timm has other names, and so does a chain whose stem is counted the other way.
         """
         if self.file is None:
             return with_our_names(self.options.network, chain, tensors)
@@ -154,12 +157,12 @@ class Network:
 
     @property
     def stem_note(self) -> dict[str, str]:
-        """What files say of how the stem of an architecture is counted; nothing of a network by name."""
+        """What files say about how an architecture's stem is counted; it is empty for a network by name."""
         return {} if self.file is None else {"stem": self.options.stem}
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What the metadata of weights say of an architecture; nothing of a network by name."""
+        """What the metadata of weights say about an architecture; it is empty for a network by name."""
         if self.file is None:
             return {}
         space, architecture = self.space_for()
@@ -172,19 +175,22 @@ class Network:
 
 
 def kept_in_run(options: Chosen, run: Run, accelerator: Accelerator) -> Chosen:
-    """The options of a run's network, with the run's own copy of its architecture."""
+    """Return the options of a run's network, with the run's own copy of its architecture."""
     return cast(Chosen, Network.of_run(options, run, accelerator).options)
 
 
 def as_kept(options: Chosen, run: Path) -> Chosen:
-    """The options of a run, with the stem counted as it is there."""
+    """Return the options of a run, with the stem counted as it is there."""
     if not options.architecture:
         return options
     return replace(options, stem=stem_of(run / COPY))  # type: ignore[type-var]
 
 
 def differs_from(network: Network, run: Path, theirs: str) -> str:
-    """The option by which a run made with the architecture `theirs` had another network, if it had."""
+    """Return the option by which a run had another network, or nothing if it had the same.
+
+    `theirs` is the file of the architecture with which that run was made.
+    """
     if network.file is None and not theirs:
         return ""
     if network.file is not None and theirs:

@@ -1,4 +1,4 @@
-"""A trained supernet as a file: its weights, and the space they belong to."""
+"""A trained supernet is kept in a file with its weights and the space they belong to."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ SNAPSHOTS = "snapshots"
 
 
 def save_supernet(path: Path, net: Supernet, notes: Mapping[str, Any]) -> None:
-    """Write weights, with the space and notes in the metadata."""
+    """Write a supernet's weights, with the space and notes in the metadata."""
     save_weights(path, net, {"space": space_to(net.space), **notes})
 
 
@@ -26,24 +26,24 @@ def save_snapshot(run: Path, net: Supernet, step: int, notes: Mapping[str, Any])
 
 
 def forget_snapshots(run: Path) -> None:
-    """Remove all that were kept."""
+    """Remove all snapshots of a run."""
     for _, file in snapshots(run / "weights.safetensors"):
         file.unlink()
 
 
 def snapshots(path: Path) -> list[tuple[int, Path]]:
-    """The weights that the training of a supernet kept on its way, by step."""
+    """Return the weights files that a supernet's training kept on its way, with their steps."""
     files = (weights_file(path).parent / SNAPSHOTS).glob("step-*.safetensors")
     return sorted((int(file.stem.removeprefix("step-")), file) for file in files)
 
 
 def weights_file(path: Path) -> Path:
-    """The weights that a path names: a file, or in a run's folder those after the last step."""
+    """Return the weights file that a path names: the file itself, or a run's weights after the last step."""
     return path / "weights.safetensors" if path.is_dir() else path
 
 
 def load_supernet(path: Path, *, label: str = "supernet") -> Supernet:
-    """The supernet of a weights file, or of a run's folder (its weights after the last step)."""
+    """Load the supernet of a weights file, or of a run's folder (its weights after the last step)."""
     file = weights_file(path)
     tensors = read_weights(file, label=label)
     net = Supernet(supernet_space(path, label=label))
@@ -52,7 +52,7 @@ def load_supernet(path: Path, *, label: str = "supernet") -> Supernet:
 
 
 def supernet_space(path: Path, *, label: str = "supernet") -> Space:
-    """The space alone."""
+    """Read the space of a supernet, without its weights."""
     notes = supernet_notes(path, label=label)
     try:
         return space_from(notes["space"])
@@ -61,7 +61,7 @@ def supernet_space(path: Path, *, label: str = "supernet") -> Space:
 
 
 def supernet_notes(path: Path, *, label: str = "supernet") -> dict[str, Any]:
-    """What is written beside the weights: the space, and what `save_supernet` was given."""
+    """Read what is written beside the weights: the space, and the notes given to `save_supernet`."""
     file = weights_file(path)
     notes = read_notes(file, label=label)
     if not isinstance(notes.get("space"), dict) or not isinstance(notes.get("config", ""), str):

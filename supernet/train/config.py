@@ -1,4 +1,4 @@
-"""The options of train_supernet.py; free of torch."""
+"""These are the options of train_supernet.py. Free of torch."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from tools.options.shared import ExtendOptions, FastOptions, RunOptions
 
 
 def check_shift_images(option: str, count: int) -> None:
-    """Refuse too few to compare modules on."""
+    """Refuse a number of images that is too small to compare modules on."""
     check_range(option, count, 0)
     if 0 < count < 4:
         raise Mistake(option, "modules are compared on 4 images or more", "0: they are not")
@@ -27,22 +27,23 @@ def check_shift_images(option: str, count: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordOptions:
-    """What is looked at during the training, at each evaluation, and at its end."""
+    """What is recorded during the training, at each evaluation, and at its end."""
 
     probes: int = 4
-    """Random architectures whose validation accuracy is taken, beside the cheapest and the dearest."""
+    """How many random architectures are scored on validation images, beside the cheapest and the dearest."""
     validation_images: int = 0
-    """Validation images for that, with all classes in proportion; 0: all."""
+    """How many validation images score them, with all classes in proportion; 0 takes all."""
     calibration_images: int = 2048
-    """Training images from which BatchNorm statistics of a single network are taken, the same for all."""
+    """How many training images give a single network its BatchNorm statistics; they are the same for all
+    networks."""
     calibration_batch: int = 128
-    """Images in each of these batches; statistics are the mean over batches."""
+    """How many images are in a batch of these. The statistics are the mean over batches."""
     shift_images: int = 1000
-    """Validation images on which the outputs of each layer's modules are compared; 0: they are not."""
+    """How many validation images are used to compare the outputs of each layer's modules; 0 compares none."""
     snapshots: bool = False
-    """Keep the supernet of each evaluation in snapshots/, for a report of how its ranking comes about."""
+    """Keep the supernet of each evaluation in snapshots/, for a report on how its ranking develops."""
     latency_batch: int = 1
-    """Batch size for which each candidate's latency is measured at the end; 0: it is not."""
+    """The batch size for which each candidate's latency is measured at the end; 0 measures nothing."""
 
     def __post_init__(self) -> None:
         check_range("records.probes", self.probes, 0, 1000)
@@ -65,20 +66,23 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
 
     run: str = "runs/supernet"
     space: str = "nas_bench_macro"
-    """lwsl_table1, lwsl_fit, cream, nas_bench_macro, tiny, your own, or the .toml or .json file of one."""
+    """The space: lwsl_table1, lwsl_fit, cream, nas_bench_macro, tiny, your own, or its .toml or .json
+    file."""
     strategy: str = "spos"
-    """spos (single paths), fair (strict fairness), greedy or nongreedy (both layer by layer, LWSL),
-    or your own."""
+    """How a batch trains the supernet: spos, fair, greedy, nongreedy, or your own. spos trains single
+    paths, fair trains them with strict fairness, and greedy and nongreedy train layer by layer (LWSL)."""
     objective: str = "cross_entropy"
-    """What is trained for: cross_entropy, or infonce (two views of each image, no labels)."""
+    """What the supernet is trained for: cross_entropy, or infonce. infonce compares two views of each
+    image and uses no labels."""
     weights: str = ""
     """Start from the weights of another supernet of this space."""
     tail_steps: int = 0
-    """Steps behind those of the recipe in which only the classifier (after infonce) or the tail (after
-    --layerwise.last-decoder local) is trained, on uniform paths."""
+    """How many steps follow those of the recipe and train only the classifier or the tail, on uniform
+    paths. After infonce they train the classifier; after --layerwise.last-decoder local they train the
+    tail."""
     classifier_init: str = "torch"
-    """First weights of the classifier: torch (losses begin near log(classes)), or timm (uniform within
-    1/sqrt(classes), as for ImageNet's thousand)."""
+    """How the classifier is initialised: torch or timm. With torch, losses begin near log(classes). timm
+    is uniform within 1/sqrt(classes), which suits the thousand classes of ImageNet."""
     paths: PathOptions = field(default_factory=PathOptions)
     layerwise: LayerwiseOptions = field(default_factory=LayerwiseOptions)
     contrast: ContrastOptions = field(default_factory=ContrastOptions)
@@ -107,7 +111,7 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
 
     @property
     def trains_tail_apart(self) -> str:
-        """What the strategy leaves untrained: fc, tail or nothing."""
+        """The part that the strategy leaves untrained: fc, tail, or nothing."""
         local = self.layerwise.last_decoder == "local"
         if local and STRATEGIES[self.strategy].looks_at("layerwise.last_decoder"):
             return "tail"

@@ -1,4 +1,4 @@
-"""Training a supernet: the job that the loop works on."""
+"""This job, on which the training loop works, trains a supernet."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -20,7 +20,10 @@ from tools.optim import make_schedule
 
 
 class SupernetTraining:
-    """A strategy's steps, then perhaps those of the tail alone; evaluations; the state of both."""
+    """This job takes a strategy's steps, and then perhaps those of the tail alone.
+
+    It also evaluates the supernet, and saves the state of both.
+    """
 
     def __init__(
         self,
@@ -41,16 +44,16 @@ class SupernetTraining:
         self._shares = several and config.sync_batchnorm
         self._dtype = next(strategy.net.parameters()).dtype
         recipe = config.recipe
-        self._schedules = [make_schedule(recipe, each, num_steps) for each in strategy.optimizers]
+        self._schedules = [make_schedule(recipe, optimizer, num_steps) for optimizer in strategy.optimizers]
         if tail is not None:
             self._tail_schedule = make_schedule(recipe, tail.optimizers[0], config.tail_steps)
         self._saved: list[int] = []
         self._done = 0
         self.peak = 0
-        """Bytes that training held at its peak, as far as it was looked at."""
+        """The most bytes that training held at any evaluation so far."""
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        """One step on this process's rows of the batch."""
+        """Take one step on this process's rows of the batch."""
         self._done = step + 1
         self.strategy.net.train()
         images = batch.images.to(self._dtype)
@@ -63,16 +66,16 @@ class SupernetTraining:
                 schedule.step_update(step)
             if self._config.compile or step % self._config.recipe.log_every:
                 return self.strategy.step(images, batch.targets, step)
-            found: list[Mapping[str, Tensor]] = []
+            losses: list[Mapping[str, Tensor]] = []
             work = self.strategy.step
             saved = saved_activation_bytes(
-                lambda: found.append(work(images, batch.targets, step)), leaves=True
+                lambda: losses.append(work(images, batch.targets, step)), leaves=True
             )
         self._saved.append(saved)
-        return found[0]
+        return losses[0]
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         if step >= self._num_steps and self._tail is not None:
             self._tail_schedule.step_update(step - self._num_steps)
             return float(self._tail.optimizers[0].param_groups[0]["lr"])
@@ -80,10 +83,10 @@ class SupernetTraining:
         return float(self.strategy.optimizers[-1].param_groups[0]["lr"])
 
     def evaluate(self) -> Mapping[str, float]:
-        """Probes, shift and memory; the score is the mean top-1 of the probes, once there is one."""
+        """Evaluate probes, shift and memory; the score is the probes' mean top-1, once there is one."""
         self._share_buffers()
         device = self._accelerator.device
-        self.peak = max(self.peak, peak_memory(device))  # of the training, not of what follows here
+        self.peak = max(self.peak, peak_memory(device))  # the training's, before the evaluation adds its own
         values: dict[str, float] = {}
         score = -torch.inf
         if self._tail is None or self._done > self._num_steps:
@@ -106,18 +109,18 @@ class SupernetTraining:
         self._keep(step, score)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, and what the records have gathered."""
+        """Return all that the next step depends on, and what the records have gathered."""
         self._share_buffers()
         scaler = self._accelerator.scaler
         return {
             "strategy": self.strategy.state_dict(),
-            "tail": [each.state_dict() for each in self._tail.optimizers] if self._tail else [],
+            "tail": [optimizer.state_dict() for optimizer in self._tail.optimizers] if self._tail else [],
             "scaler": scaler.state_dict() if scaler else {},
             "saved": list(self._saved),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved state."""
+        """Return to a saved state."""
         self.strategy.load_state_dict(state["strategy"])
         if self._tail:
             for optimizer, saved in zip(self._tail.optimizers, state["tail"], strict=True):
@@ -128,11 +131,11 @@ class SupernetTraining:
 
     @property
     def saved_bytes(self) -> float | None:
-        """The mean over steps that were looked at of what autograd kept at the peak."""
+        """What autograd kept at the peak of a step, as a mean over the steps that were measured."""
         return sum(self._saved) / len(self._saved) if self._saved else None
 
     def _share_buffers(self) -> None:
-        """Make BatchNorm statistics those of the first process, where each kept its own."""
+        """Give all processes the BatchNorm statistics of the first one, where each kept its own."""
         if self._accelerator.num_processes > 1:
             for buffer in self.strategy.net.buffers():
                 torch.distributed.broadcast(buffer, 0)

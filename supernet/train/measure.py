@@ -1,4 +1,4 @@
-"""What each candidate of a space costs on this machine: latency, and the activations that training keeps."""
+"""This module measures each candidate's latency on this machine, and the activations that training keeps."""
 
 import math
 import statistics
@@ -24,33 +24,40 @@ KIND, VERSION = "measured-costs", 1
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A table of latencies and activations by layer and candidate; both add up along a network."""
+    """This is a table of latencies and activations by layer and candidate; both add up along a network."""
 
     space: str
+    """The name of the space."""
     image_size: int | None = None
-    """Of tables that say so."""
+    """The side of the images; older tables do not say it."""
     device: str
+    """The name of the processor or GPU."""
     threads: int
+    """The number of CPU threads."""
     batch_size: int
+    """The number of images in a batch."""
     date: str
+    """The day of the measurement."""
     fixed_seconds: float
-    """Of stem and tail, for a batch, in evaluation mode."""
+    """The seconds of stem and tail, for a batch, in evaluation mode."""
     seconds: tuple[tuple[float, ...], ...]
+    """The seconds of each candidate of each layer, likewise."""
     fixed_bytes: float
-    """Of stem and tail, for one image: what autograd keeps."""
+    """The bytes that autograd keeps for stem and tail, for one image."""
     saved_bytes: tuple[tuple[float, ...], ...]
+    """The bytes that autograd keeps for each candidate of each layer, likewise."""
 
     def latency(self, architecture: Architecture) -> float:
-        """Seconds for a batch."""
+        """Return a network's seconds for a batch."""
         return self.fixed_seconds + _total(self.seconds, architecture)
 
     def saved(self, architecture: Architecture) -> float:
-        """Bytes that autograd keeps for one image."""
+        """Return the bytes that autograd keeps for one image of a network."""
         return self.fixed_bytes + _total(self.saved_bytes, architecture)
 
 
 def measure(space: Space, *, batch_size: int, device: torch.device | str, repeats: int = 20) -> Measured:
-    """Measure every candidate where it stands; equal ones in equal places once."""
+    """Measure every candidate where it stands; equal candidates in equal places are measured once."""
     device = torch.device(device)
     known: dict[tuple[Op, Place, int], tuple[float, float]] = {}
 
@@ -66,7 +73,7 @@ def measure(space: Space, *, batch_size: int, device: torch.device | str, repeat
         for layer, place, size in zip(space.layers, space.places, space.sizes, strict=False)
     ]
     places = zip(space.stem, space.stem_places, space.stem_sizes, strict=True)
-    fixed = [cost(each.op, place, size) for each, place, size in places]
+    fixed = [cost(layer.op, place, size) for layer, place, size in places]
     in_chs, size = space.layers[-1].out_chs, space.sizes[-1]
     tail = build_tail(space.tail, in_chs, space.num_classes, space.style)
     fixed.append(_cost(tail, (batch_size, in_chs, size, size), device, repeats))
@@ -115,7 +122,7 @@ def load_measured(path: Path) -> Measured:
 def _cost(
     module: nn.Module, shape: tuple[int, ...], device: torch.device, repeats: int
 ) -> tuple[float, float]:
-    """Median seconds of a batch forward, and bytes kept for one image."""
+    """Return the median seconds of a batch's forward pass, and the bytes kept for one image."""
     module = module.to(device)
     use_channels_last(module)
     inputs = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
@@ -124,7 +131,7 @@ def _cost(
     module.train()
     with torch.no_grad():
         given = module(kept).nbytes
-    # With its output, which counts for what comes next: there it is the input.
+    # The output counts for what comes next, where it is the input, so it is subtracted here.
     saved = (saved_activation_bytes(lambda: module(kept).square().sum(), leaves=True) - given) / len(kept)
     if isinstance(module, nn.Identity):
         return 0.0, 0.0

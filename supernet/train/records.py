@@ -1,4 +1,4 @@
-"""What is looked at while a supernet is trained: probe architectures, shift, memory."""
+"""While a supernet is trained, probe architectures, shift and memory are recorded."""
 
 import resource
 import sys
@@ -27,7 +27,10 @@ from tools.similarity import off_diagonal_mean
 
 
 def probes(space: Space, count: int, seed: int) -> list[Architecture]:
-    """The cheapest, the dearest, and so many random ones in their canonical form; the same for a seed."""
+    """Return the cheapest architecture, the dearest, and `count` random ones, in their canonical form.
+
+    They are the same for a seed.
+    """
     rng = stream(seed, "probes")
     macs = counted(space, "macs")
     chosen = [macs.cheapest, macs.dearest]
@@ -36,7 +39,7 @@ def probes(space: Space, count: int, seed: int) -> list[Architecture]:
 
 
 class Records:
-    """Evaluations of a supernet on fixed images."""
+    """These records evaluate a supernet on fixed images."""
 
     def __init__(self, config: SupernetConfig, data: Data, accelerator: Accelerator, space: Space) -> None:
         options = config.records
@@ -70,19 +73,22 @@ class Records:
             self._shift = whole(some(data.validation, parts * size, "shift"), size)
 
     def accuracies(self, net: Supernet) -> dict[str, float]:
-        """Validation loss and top-1 of the probes, each with statistics of its own, and their means."""
-        found: dict[str, float] = {}
+        """Return validation loss and top-1 of the probes, and their means.
+
+        Each probe has BatchNorm statistics of its own.
+        """
+        of_probes: dict[str, float] = {}
         total: dict[str, float] = {}
         for architecture in self.probes:
             chain = net.extract(architecture)
             calibrate(chain, self._calibration)
             for name, value in self._score(chain).items():
-                found[f"{name}/{architecture}"] = value
+                of_probes[f"{name}/{architecture}"] = value
                 total[name] = total.get(name, 0.0) + value / len(self.probes)
-        return total | found
+        return total | of_probes
 
     def shift(self, net: Supernet) -> Shift:
-        """The shift of every layer."""
+        """Return the shift of every layer."""
         return representation_shift(net, (batch.images.to(self._dtype) for batch in self._shift))
 
     @property
@@ -104,7 +110,7 @@ class Records:
 
 
 def shift_metrics(shift: Shift) -> dict[str, float]:
-    """The mean likeness between different modules of each layer, and the mean cosine over layers."""
+    """Return the mean similarity between different modules of each layer, and the mean cosine over layers."""
     values: dict[str, float] = {}
     kinds = {"similarity": shift.outputs, "branch_similarity": shift.branches, "cka": shift.cka}
     for name, matrices in kinds.items():
@@ -116,12 +122,12 @@ def shift_metrics(shift: Shift) -> dict[str, float]:
 
 
 def shift_line(shift: Shift) -> dict[str, Any]:
-    """All matrices, as a line of shift.jsonl."""
+    """Return all matrices, as a line of shift.jsonl."""
     return {name: [matrix.tolist() for matrix in matrices] for name, matrices in shift._asdict().items()}
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: on CUDA the most allocated since the last reset, on CPU the most that the process held."""
+    """Return the most bytes held: allocated on CUDA since the last reset, or by the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

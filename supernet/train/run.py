@@ -1,4 +1,4 @@
-"""From a config to a trained supernet: space, data, strategy, loop, records and weights in one run folder."""
+"""A config becomes a trained supernet: space, data, strategy, loop, records and weights in one run folder."""
 
 import contextlib
 import hashlib
@@ -46,7 +46,7 @@ from tools.seeding import seed_globals
 
 
 def train_supernet(config: SupernetConfig) -> None:
-    """Train what the config says, or continue, or say that it is done."""
+    """Train what the config says, or continue, or report that the run is done."""
     with Stage(config, free=FREE, length=LENGTH if config.extend else ()) as stage:
         if not stage.finished:
             _train(stage.config, stage.run, stage.accelerator)
@@ -57,7 +57,7 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
     recipe = config.recipe
     _check(config, accelerator)
     weights = read_weights(Path(config.weights)) if config.weights else None
-    # The space's mistakes come to light before minutes go into reading the data.
+    # Mistakes in the space are reported before minutes go into reading the data.
     find_space(config.space, num_classes=10, image_size=config.data.size)
     data = load_data(config.data, config.seed)
     if not len(data.validation):
@@ -128,7 +128,7 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
     start_trackers(accelerator, config)
     if accelerator.is_main_process:
         if not run.has_begun:
-            forget_snapshots(run.path)  # of a start that no checkpoint knows, perhaps with other options
+            forget_snapshots(run.path)  # an earlier start left them without a checkpoint
         print(*data.told, _heading(config, space, net, data, num_steps, accelerator), sep="\n", flush=True)
         save_space(run.path / "space.json", space)
     with contextlib.closing(loader):
@@ -165,7 +165,7 @@ def _supernet(config: SupernetConfig, space: Space, accelerator: Accelerator) ->
 def _strategies(
     config: SupernetConfig, net: Supernet, data: Data, accelerator: Accelerator
 ) -> tuple[Strategy, TailTraining | None]:
-    """The strategy, and what trains the tail behind it where that is asked for."""
+    """Return the strategy, and what trains the tail after it where options ask for that."""
     recipe = config.recipe
     labels = CrossEntropy(
         num_classes=data.num_classes, label_smoothing=recipe.label_smoothing, smoothing=recipe.smoothing
@@ -210,10 +210,13 @@ def _strategies(
 
 
 def compile_parts(net: Supernet, mode: str) -> None:
-    """Compile every candidate, stem and tail for itself; each is static, whatever path or layer it serves."""
+    """Compile every candidate, the stem's layers and the tail, each by itself.
+
+    Shapes are static, whatever path or layer a part serves.
+    """
     parts: list[nn.Module] = [module for layer in net.layers for module in layer]  # type: ignore[attr-defined]
     parts += [*net.stem, net.tail]
-    # All blocks of a kind run one and the same forward, trained, as a partner, and in evaluation.
+    # All blocks of one kind share a forward, which is compiled for training, partners and evaluation.
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, 8 * len(parts))
     torch._dynamo.config.accumulated_recompile_limit = max(

@@ -1,4 +1,4 @@
-"""Representation shift: how differently the modules of one layer see the same images (LWSL, Fig. 4)."""
+"""Representation shift is how differently a layer's modules see the same images (LWSL, Fig. 4)."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -12,21 +12,25 @@ from tools.similarity import cka_matrix, cosine_matrix
 
 
 class Shift(NamedTuple):
-    """Matrices of each layer, between its candidates that have weights; means over batches."""
+    """A shift has matrices for each layer, between its candidates that have weights.
+
+    They are means over batches.
+    """
 
     outputs: list[Tensor]
-    """Cosines of what the modules give."""
+    """The cosines between the modules' outputs."""
     branches: list[Tensor]
-    """Of that without the shortcut, where there is one: what it adds is common to all."""
+    """The cosines between outputs without the shortcut, where there is one: it adds the same to all of
+    them."""
     cka: list[Tensor]
-    """Linear CKA of what the modules give, within each batch."""
+    """The linear CKA between the modules' outputs, within each batch."""
 
 
 @torch.no_grad()
 def representation_shift(net: Supernet, batches: Iterable[Tensor]) -> Shift:
     """Compare the modules of every layer on the mean of the outputs of the layer below.
 
-    BatchNorm takes its statistics from each batch, as in training; give batches of equal size.
+    BatchNorm takes its statistics from each batch, as in training. Give batches of equal size.
     """
     modules = [layer.weighted for layer in net.space.layers]
     sums: list[list[Tensor]] = [[], [], []]
@@ -38,11 +42,13 @@ def representation_shift(net: Supernet, batches: Iterable[Tensor]) -> Shift:
             for index, choices in enumerate(modules):
                 given = [net.candidate(index, choice)(features) for choice in choices]
                 own = [
-                    each - features if getattr(net.candidate(index, choice), "has_skip", False) else each
-                    for each, choice in zip(given, choices, strict=True)
+                    outputs - features
+                    if getattr(net.candidate(index, choice), "has_skip", False)
+                    else outputs
+                    for outputs, choice in zip(given, choices, strict=True)
                 ]
-                found = cosine_matrix(given), cosine_matrix(own), cka_matrix(given)
-                for matrices, matrix in zip(sums, found, strict=True):
+                compared = cosine_matrix(given), cosine_matrix(own), cka_matrix(given)
+                for matrices, matrix in zip(sums, compared, strict=True):
                     if count == 1:
                         matrices.append(matrix)
                     else:
