@@ -6,6 +6,19 @@ from local_learning.catalogue import LOSSES
 from tools.mistake import Mistake
 from tools.options.config import check_choice, check_range
 
+WHERE_TO_CUT = frozenset(
+    {"decoupling", "balance", "alignment", "alignment_every", "parallel", "pipeline", "plan"}
+)
+"""Options and groups of a training that say where to cut, and on how many processes to train the blocks."""
+HOW_BLOCKS_LEARN = frozenset(
+    {"rule", "groups", "uneven_groups", "block_rates", "local", "gluing", "head_width"}
+)
+"""Options and groups of a training that say how blocks learn."""
+OF_THE_MACHINE = frozenset({"plugins", "architecture", "compile", "compile_mode", "cluster"})
+"""Options and groups of a training that name files, machines and compilers."""
+OF_THE_RECORDS = frozenset({"recipe.log_every", "recipe.evaluate_every", "recipe.checkpoint_every"})
+"""Options of a training that say how often something is looked at or kept."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalLosses:

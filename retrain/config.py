@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from local_learning.cuts.head_width import PAPER, check_head_width
 from local_learning.cuts.requests import parse_request
 from local_learning.options import GluingOptions, LocalLosses
-from local_learning.rules.catalogue import RULES, RuleRow
+from local_learning.rules.catalogue import RULES, RuleRow, usual_rule
 from supernet.network.choice import NetworkChoice
 from tools.images.options import DataConfig
 from tools.mistake import Mistake
@@ -141,7 +141,7 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
     @property
     def chosen_rule(self) -> str:
         """The rule asked for, or the one that goes with having cuts or not."""
-        return self.rule or ("greedy" if self.decoupling else "backprop")
+        return self.rule or usual_rule(cut=bool(self.decoupling))
 
     @property
     def rule_row(self) -> RuleRow:

@@ -126,6 +126,10 @@ class StrategyRow(Row):
 
     layers_at_once: int = 0
     """How many layers' activations are kept while one layer learns; 0 is all of them."""
+    outranks: tuple[str, ...] = ()
+    """Strategies that rank networks worse, as its paper claims."""
+    claim: str = ""
+    """The question whether they do, which a report answers."""
 
 
 _BY_LAYER = tuple(
@@ -166,6 +170,9 @@ STRATEGIES: Catalogue[StrategyRow] = Catalogue(
                 *("layerwise.partner", "layerwise.partner_statistics", "layerwise.skip_as_partner"),
             ),
             layers_at_once=2,
+            outranks=("spos",),
+            claim="Does non-greedy layer-wise training rank better than single paths, as LWSL has it "
+            "(.538 against .205)?",
         ),
     ],
 )

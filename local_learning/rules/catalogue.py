@@ -75,3 +75,8 @@ RULES: Catalogue[RuleRow] = Catalogue(
 """These are our rules and the user's own."""
 
 register_rule = RULES.register
+
+
+def usual_rule(*, cut: bool) -> str:
+    """Return the rule by which a network is trained when none is named."""
+    return "greedy" if cut else "backprop"

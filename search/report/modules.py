@@ -7,6 +7,7 @@ from search.report.figures import colours, courses_figure, layers_figure, matric
 from search.report.statistics import ScoredNetworks
 from search.report.supernets import SupernetAnswers
 from search.report.words import number
+from supernet.options import STRATEGIES
 from supernet.space import Architecture
 from supernet.train.records import shift_line
 from supernet.train.shift import Shift
@@ -141,13 +142,13 @@ def memory_section(supernets: Mapping[str, SupernetAnswers]) -> Section:
 
 
 def kept_by_layer(saved_bytes: Sequence[Sequence[float]], strategy: str) -> list[float]:
-    """MiB for one image while each layer learns, for the most demanding module."""
-    most = [max(row) / 2**20 for row in saved_bytes]
-    if strategy == "greedy":
-        return most
-    if strategy == "nongreedy":
-        return [own + above for own, above in zip(most, [*most[1:], 0.0], strict=True)]
-    return [sum(sum(row) / len(row) for row in saved_bytes) / 2**20] * len(most)
+    """Return the MiB that are kept for one image while each layer learns, for the most demanding module."""
+    row = STRATEGIES.get(strategy)
+    layers = len(saved_bytes)
+    if row is None or not row.layers_at_once:
+        return [sum(sum(modules) / len(modules) for modules in saved_bytes) / 2**20] * layers
+    most = [max(modules) / 2**20 for modules in saved_bytes]
+    return [sum(most[first : first + row.layers_at_once]) for first in range(layers)]
 
 
 def course_section(scored: ScoredNetworks, supernets: Mapping[str, SupernetAnswers]) -> Section:

@@ -9,19 +9,11 @@ from search.report.modules import course_section, memory_section, shift_section,
 from search.report.statistics import PARTS, Ranking, Score, ScoredNetworks
 from search.report.supernets import Scores, SupernetAnswers
 from search.report.words import COUNTS, comparisons, interval, number
+from supernet.options import STRATEGIES
 from supernet.space import Architecture
 from tools.page.pictures import house_style
 from tools.page.report import Drawings, Part, Row, Section, Table, Text, drawing
 from tools.ranking import kendall_tau
-
-SAID = {
-    "spos": "a random network in each step",
-    "fair": "in each step as many networks as a layer has operations, so that each learns once",
-    "greedy": "layer by layer, each by a loss of its own behind it (LWSL, layer-wise supernet learning)",
-    "nongreedy": "layer by layer, each by the loss behind it and the next one (LWSL, layer-wise "
-    "supernet learning)",
-}
-"""What strategies of ours are, in few words."""
 
 
 def ranking_sections(
@@ -66,7 +58,8 @@ def _introduction(supernets: Mapping[str, SupernetAnswers]) -> str:
         "space's operations stands there, from 0."
     )
     strategies = [answers.config.strategy for answers in supernets.values() if answers.config]
-    known = [f"{name}: {SAID[name]}" for name in dict.fromkeys(strategies) if name in SAID]
+    rows = [row for row in map(STRATEGIES.get, dict.fromkeys(strategies)) if row and row.says]
+    known = [f"{row.name}: {row.says}" for row in rows]
     if known:
         words += " A supernet trains all of them at once, with shared weights. " + "; ".join(known) + "."
     for name, answers in supernets.items():

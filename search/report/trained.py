@@ -7,7 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from local_learning.options import GluingOptions, LocalLosses
+from local_learning.options import (
+    HOW_BLOCKS_LEARN,
+    OF_THE_MACHINE,
+    OF_THE_RECORDS,
+    WHERE_TO_CUT,
+    GluingOptions,
+    LocalLosses,
+)
+from local_learning.rules.catalogue import RULES, usual_rule
 from search.report.cut_searches import ChosenCuts, CutSearch
 from search.report.runs import finished_results
 from supernet.network.choice import NetworkChoice
@@ -21,15 +29,9 @@ from tools.options.recipes import Recipe
 from tools.options.shared import FREE, ExtendOptions, FastOptions, RunOptions
 from tools.run.meters import read_metrics
 
-WHERE = "decoupling balance alignment alignment_every parallel pipeline plan"
-"""To cut, and on how many processes to train what is cut."""
-HOW = "rule groups uneven_groups block_rates local gluing head_width"
-"""The pieces learn."""
-PLACES = "plugins architecture compile compile_mode cluster"
-RECORDS = "recipe.log_every recipe.evaluate_every recipe.checkpoint_every"
-OTHER_CUTS = FREE | {*f"{WHERE} {PLACES} {RECORDS}".split()}
+OTHER_CUTS = FREE | WHERE_TO_CUT | OF_THE_MACHINE | OF_THE_RECORDS
 """Options in which two trainings in blocks may differ and still say which cuts are better."""
-WHOLE_OR_CUT = OTHER_CUTS | {*HOW.split(), "stem"}
+WHOLE_OR_CUT = OTHER_CUTS | HOW_BLOCKS_LEARN | {"stem"}
 """The same for a training in blocks and one in one piece."""
 
 
@@ -85,7 +87,8 @@ class FinishedTraining:
     @property
     def headless(self) -> bool:
         """Whether its rule trains no heads, whatever is named."""
-        return self.options.get("rule") in ("replay", "gluing")
+        row = RULES.get(str(self.options.get("rule")))
+        return row is not None and row.cuts and not row.trains_heads
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -179,7 +182,7 @@ def _options(path: Path, text: str, results: Mapping[str, Any]) -> dict[str, Any
         options["stem"] = stem_of(path / COPY)  # which the options of a run of before do not know
     options["head_width"] = results.get("head_width", "paper" if "cuts" in results else "")
     if options.get("decoupling") and not options.get("rule"):
-        options["rule"] = "greedy"  # as the script has it
+        options["rule"] = usual_rule(cut=True)
     return options
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from search.report.statistics import SURE, Comparison, Ranking
+from supernet.options import STRATEGIES
 from tools.chance import FEW, fewest
 
 COUNTS = {"MACs": "Counting MACs", "params": "Counting parameters", "depth": "Counting layers"}
@@ -81,7 +82,7 @@ def verdict(ranking: Ranking, strategies: Mapping[str, str], others: Sequence[st
     if ranking.networks < ranking.needed:
         compared = _no_comparison(ranking)
     else:
-        compared = [*_among(ranking, subjects), *_beside(ranking, subjects), *_claim(ranking, strategies)]
+        compared = [*_among(ranking, subjects), *_beside(ranking, subjects), *_claims(ranking, strategies)]
     return [_first(ranking, subjects), *compared, *flat, *others, *_context(ranking)]
 
 
@@ -165,15 +166,23 @@ def _beside(ranking: Ranking, subjects: list[str]) -> list[str]:
     return [start + "; ".join(clauses) + "."] if clauses else []
 
 
-def _claim(ranking: Ranking, strategies: Mapping[str, str]) -> list[str]:
-    """Non-greedy against single paths, the claim of LWSL's Table II: each supernet against each."""
-    ours, theirs = (
-        [name for name in ranking.telling_subjects if strategies.get(name) == strategy]
-        for strategy in ("nongreedy", "spos")
-    )
-    pairs = [ranking.comparison(one, other) for one in ours for other in theirs]
-    if not pairs:
-        return []
+def _claims(ranking: Ranking, strategies: Mapping[str, str]) -> list[str]:
+    """What papers claim of one strategy over others: each supernet against each."""
+    lines = []
+    for row in (STRATEGIES[name] for name in STRATEGIES if STRATEGIES[name].claim):
+        pairs = [
+            ranking.comparison(one, other)
+            for one in ranking.telling_subjects
+            for other in ranking.telling_subjects
+            if strategies.get(one) == row.name and strategies.get(other) in row.outranks
+        ]
+        if pairs:
+            lines.append(f"{row.claim} {_pairs_told(pairs)}.")
+    return lines
+
+
+def _pairs_told(pairs: Sequence[Comparison]) -> str:
+    """All differences, and how many of them are which way."""
     clauses = [f"{pair.one} less {pair.other} {interval(pair.difference)}, {chance(pair)}" for pair in pairs]
     verdicts = [pair.verdict for pair in pairs]
     names = {"above": "better", "below": "worse", "not told from": "not told apart"}
@@ -182,10 +191,7 @@ def _claim(ranking: Ranking, strategies: Mapping[str, str]) -> list[str]:
         for verdict, name in names.items()
         if verdict in verdicts
     )
-    return [
-        "Does non-greedy layer-wise training rank better than single paths, as LWSL has it (.538 against "
-        f".205)? {'; '.join(clauses)}: {counts}."
-    ]
+    return f"{'; '.join(clauses)}: {counts}"
 
 
 def _context(ranking: Ranking) -> list[str]:

@@ -9,7 +9,10 @@ import timm
 import torch
 from PIL import Image
 
+from local_learning.options import HOW_BLOCKS_LEARN, OF_THE_MACHINE, OF_THE_RECORDS, WHERE_TO_CUT
+from retrain.config import RetrainConfig
 from tests.script import SMALL, run, weights
+from tools.options.config import flatten
 from tools.run.meters import read_metrics
 
 SCRIPT = "retrain_model.py"
@@ -180,3 +183,9 @@ def test_options_that_change_the_arithmetic_still_learn(
     assert done.returncode == 0, done.stderr
     losses = [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
     assert losses[-1] < losses[0]
+
+
+def test_what_reports_compare_trainings_by_are_options_of_a_training() -> None:
+    names = set(flatten(RetrainConfig()))
+    groups = {name.partition(".")[0] for name in names if "." in name}
+    assert names | groups >= WHERE_TO_CUT | HOW_BLOCKS_LEARN | OF_THE_MACHINE | OF_THE_RECORDS
