@@ -21,7 +21,7 @@ def origin_section(origin: Mapping[str, str], options: Mapping[str, str]) -> Sec
     return Section("Where this comes from", parts)
 
 
-def options_of(config: RankReportConfig, supernets: Mapping[str, SupernetAnswers]) -> dict[str, str]:
+def options_of_runs(config: RankReportConfig, supernets: Mapping[str, SupernetAnswers]) -> dict[str, str]:
     """All that can be set, of the report and of each run in it, as far as it is known."""
     options = {"this report": to_toml(config)}
     for name, answers in supernets.items():

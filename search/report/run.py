@@ -14,7 +14,7 @@ from search.report.comparisons import trained_section
 from search.report.config import RankReportConfig, ScoreSource
 from search.report.cut_searches import cut_search_section
 from search.report.modules import budget, supernet_data
-from search.report.origin import options_of, origin_of, origin_section
+from search.report.origin import options_of_runs, origin_of, origin_section
 from search.report.report import ranking_sections
 from search.report.searches import search_section
 from search.report.statistics import Ranking, ScoredNetworks, rank, with_baselines
@@ -177,7 +177,7 @@ def _write(
         title = f"How well is {inputs.truth.space.name} ranked?"
         subtitle = _subtitle(inputs, scored, config.truth_note)
     origin = origin_of(config, supernets, inputs.truth if inputs is not None else None)
-    sections = [*sections, origin_section(origin, options_of(config, supernets))]
+    sections = [*sections, origin_section(origin, options_of_runs(config, supernets))]
     report = Report(config.title or title, subtitle, sentences, sections)
     write_report(run.path / "report.html", report)
     content = {
