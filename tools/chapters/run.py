@@ -70,12 +70,12 @@ def run_chapters(config: ChaptersConfig) -> None:
     begun = time.monotonic()
     with waiting_signals() as wish:
         for number, chapter in enumerate(chapters, start=1):
-            left = [command for command in chapter.commands if not _is_done(command, done, config.run)]
+            left = [command for command in chapter.commands if not is_done(command, done, config.run)]
             before = "" if left else ": done before"
             print(f"[{number}/{len(chapters)}] {chapter.title}{before}", flush=True)
             if left:
                 wish.heed(KEPT)
-                made = {shlex.join(command): _made(command, config.run) for command in left}
+                made = {shlex.join(command): made_from(command, config.run) for command in left}
                 run_together(_commands(chapter, left, config.device), wish)
                 done |= made
                 write_document(file, "chapters", 1, {"commands": done})
@@ -164,13 +164,13 @@ def _file(folder: Path) -> Path:
     return folder / DONE
 
 
-def _is_done(command: Words, done: Mapping[str, Made], folder: str) -> bool:
+def is_done(command: Words, done: Mapping[str, Made], folder: str) -> bool:
     """Return whether a command ended well, its run is still there, and its inputs have not changed."""
     made = done.get(shlex.join(command))
     place = _option(command, "--run")
     if made is None or not (Path(place) / "config.toml").exists():
         return False
-    now = _made(command, folder)
+    now = made_from(command, folder)
     if made["runs"] != now["runs"]:
         raise Mistake(
             "run",
@@ -180,7 +180,7 @@ def _is_done(command: Words, done: Mapping[str, Made], folder: str) -> bool:
     return bool(made["files"] == now["files"])
 
 
-def _made(command: Words, folder: str) -> Made:
+def made_from(command: Words, folder: str) -> Made:
     """Return checksums of a command's inputs: files that it names, and results of earlier chapters' runs."""
     sums: Made = {"files": {}, "runs": {}}
     own = _option(command, "--run")

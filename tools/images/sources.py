@@ -198,7 +198,7 @@ def _read_batch(config: DataConfig, root: Path, name: str) -> tuple[Tensor, Tens
     try:
         with path.open("rb") as file:
             content: Mapping[str, Any] = (
-                np.load(file, allow_pickle=False) if path.suffix == ".npz" else _ArraysOnly(file).load()
+                np.load(file, allow_pickle=False) if path.suffix == ".npz" else ArraysOnly(file).load()
             )
             rows, labels = np.asarray(content["data"]), np.asarray(content["labels"], dtype=np.int64)
         pixels = torch.from_numpy(rows.reshape(-1, 3, 32, 32))
@@ -207,7 +207,7 @@ def _read_batch(config: DataConfig, root: Path, name: str) -> tuple[Tensor, Tens
     return pixels.permute(0, 2, 3, 1).contiguous(), torch.from_numpy(labels) - 1
 
 
-class _ArraysOnly(pickle.Unpickler):
+class ArraysOnly(pickle.Unpickler):
     """An unpickler of arrays and plain values; anything else in the file is refused before it can run."""
 
     ALLOWED = frozenset(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.chapters.run import ChaptersConfig, _is_done, _made, read_chapters
+from tools.chapters.run import ChaptersConfig, is_done, made_from, read_chapters
 from tools.mistake import Mistake
 from tools.options.config import message_of
 
@@ -119,16 +119,16 @@ def test_what_was_made_from_something_else_is_not_taken_as_done(tmp_path: Path) 
         (tmp_path / "run" / place).mkdir(parents=True)
         (tmp_path / "run" / place / "config.toml").write_text("")
     (tmp_path / "run/below/results.json").write_text("{}")
-    done = {shlex.join(each): _made(each, run) for each in (below, above)}
-    assert _is_done(below, done, run)
-    assert _is_done(above, done, run)
+    done = {shlex.join(each): made_from(each, run) for each in (below, above)}
+    assert is_done(below, done, run)
+    assert is_done(above, done, run)
     extra.write_text("x = 2")  # options that may have changed: the script looks at them itself
-    assert not _is_done(above, done, run)
+    assert not is_done(above, done, run)
     extra.write_text("x = 1")
     (tmp_path / "run/below/results.json").write_text('{"other": 1}')
-    assert _is_done(below, done, run)
+    assert is_done(below, done, run)
     with pytest.raises(ValueError, match="was made from runs that have changed since"):
-        _is_done(above, done, run)
+        is_done(above, done, run)
 
 
 def refusal(folder: Path, text: str, **options: str) -> str:

@@ -13,7 +13,7 @@ from tests.tools.imitations import write_downsampled, write_images, write_tiny_i
 from tools.images.datasets import load_data, stratified
 from tools.images.images import ArrayImages, BadImage, FolderImages, decode
 from tools.images.options import DataConfig
-from tools.images.sources import _ArraysOnly
+from tools.images.sources import ArraysOnly
 
 
 def folder_set(root: Path, **options: Any) -> DataConfig:
@@ -134,7 +134,7 @@ class Harm:
 
 def test_a_pickle_that_asks_for_more_than_arrays_is_refused(tmp_path: Path) -> None:
     with pytest.raises(pickle.UnpicklingError, match="print"):
-        _ArraysOnly(io.BytesIO(pickle.dumps(Harm()))).load()
+        ArraysOnly(io.BytesIO(pickle.dumps(Harm()))).load()
     write_downsampled(tmp_path, pickled=True)
     (tmp_path / "val_data").write_bytes(pickle.dumps({"data": Harm(), "labels": []}))
     with pytest.raises(ValueError, match=r"val_data: is not a file of the downsampled ImageNet"):
