@@ -9,8 +9,13 @@ from torch.nn import functional as F
 from local_learning.build import register_network
 from local_learning.heads import register_head
 from local_learning.losses import register_loss
+from local_learning.rules.catalogue import register_rule
+from local_learning.rules.greedy import Greedy
+from search.baselines import RandomSearch
+from search.methods import register_method
 from supernet.layers import Place, Style, register_op
 from supernet.network.documents import space_from
+from supernet.objectives import CrossEntropy, register_objective
 from supernet.paths import EndToEnd
 from supernet.presets import register_space
 from supernet.sampling import sample, stream
@@ -45,6 +50,21 @@ def ownnet(num_classes: int, in_chs: int, width: float = 1.0) -> nn.Module:
 
     classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(chs, num_classes))
     return nn.Sequential(layer(in_chs, 2), layer(chs, 1), layer(chs, 2), layer(chs, 1), classifier)
+
+
+@register_rule("ownrule", says="greedy, under another name")
+class OwnRule(Greedy):
+    """Each block by the loss of its head, as greedy does."""
+
+
+@register_method("ownsearch")
+class OwnSearch(RandomSearch):
+    """Random networks; a search of one's own is named in what it draws from."""
+
+
+@register_objective("ownlabels")
+class OwnLabels(CrossEntropy):
+    """The labels, as cross_entropy takes them."""
 
 
 @register_strategy("ownwalk")

@@ -90,6 +90,12 @@ def test_a_loss_that_is_cross_entropy_is_the_same(ours: Path, tmp_path: Path) ->
     assert_same_run(ours, made("retrain_model.py", tmp_path / "run", *asked))
 
 
+@pytest.mark.parametrize("options", [["--parallel", "blocks"], []])
+def test_a_rule_that_is_greedy_is_the_same(options: list[str], ours: Path, tmp_path: Path) -> None:
+    asked = [*NET, *OWN, "--decoupling", CUTS, "--rule", "ownrule", *options]
+    assert_same_run(ours, made("retrain_model.py", tmp_path / "run", *asked))
+
+
 def test_a_loss_that_takes_no_mixed_labels_is_refused_before_the_training(tmp_path: Path) -> None:
     asked = [*NET, *OWN, "--decoupling", CUTS, "--data.mixup", "0.2", "--run", str(tmp_path / "run")]
     said = refused("retrain_model.py", *asked, "--local.loss", "ownmargin")
@@ -140,7 +146,7 @@ def test_two_processes_have_them_too(options: list[str], tmp_path: Path) -> None
 def test_a_strategy_that_walks_as_spos_is_the_same(tmp_path: Path) -> None:
     line = [*SUPERNET, "--space", "tiny"]
     expected = made("train_supernet.py", tmp_path / "spos", *line, "--strategy", "spos")
-    mine = [*line, *OWN, "--strategy", "ownwalk"]
+    mine = [*line, *OWN, "--strategy", "ownwalk", "--objective", "ownlabels"]
     found = made("train_supernet.py", tmp_path / "mine", *mine)
     assert_same_run(expected, found)
     run_up_to("step-00000006.json", "train_supernet.py", *mine, "--run", str(tmp_path / "cut"))
@@ -149,6 +155,13 @@ def test_a_strategy_that_walks_as_spos_is_the_same(tmp_path: Path) -> None:
     assert_same_run(made("train_supernet.py", tmp_path / "spos-2", *line, ranks=2), two)
 
     supernet = ["--supernet", str(found), *SEARCH]
+    at = supernet.index("--breeding.parents")
+    drawn = [*supernet[:at], *supernet[at + 2 :], *OWN]
+    by_random, by_own = (
+        made("search_architecture.py", tmp_path / method, *drawn, "--method", method)
+        for method in ("random", "ownsearch")
+    )
+    assert lines_of(by_random / "evaluations.jsonl") == lines_of(by_own / "evaluations.jsonl")
     made("search_architecture.py", tmp_path / "search", *supernet, *OWN)
     told = refused("search_architecture.py", *supernet, "--run", str(tmp_path / "no"))
     assert "unknown value 'ownwalk'" in told
