@@ -1,6 +1,7 @@
 """Neuron groups on processes of their own train to the weights of one process that has them all."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,8 @@ from tools.run.meters import read_metrics
 
 SCRIPT = "retrain_model.py"
 SHORT = [
-    *SMALL,
-    *("--recipe.steps", "20", "--recipe.evaluate-every", "8", "--recipe.checkpoint-every", "7"),
-    *("--recipe.lr", "0.02", "--precision", "fp64"),
+    *(*SMALL, "--data.train-size", "160", "--recipe.lr", "0.02", "--precision", "fp64"),
+    *("--recipe.steps", "10", "--recipe.evaluate-every", "4", "--recipe.checkpoint-every", "3"),
 ]
 BLOCKS = ["--parallel", "blocks"]
 RESNET = ["--network", "resnet18", "--width", "0.125", "--decoupling", "uniform:2:conv1c2f"]
@@ -92,12 +92,12 @@ def test_groups_apart_are_groups_together(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [["--recipe.ema", "0.9"], ADAMW], ids=["sgd and an average", "adamw"])
 def test_killed_and_continued_on_any_number_of_processes(options: list[str], tmp_path: Path) -> None:
     words = [*GROUPS, *options]
-    whole = train(tmp_path / "whole", *words)
+    whole, killed = train(tmp_path / "whole", *words), tmp_path / "killed"
+    run_up_to("step-00000006.json", SCRIPT, *SHORT, *words, *BLOCKS, "--run", str(killed), ranks=4)
+    parts = {path.name for path in (killed / "checkpoints").glob("step-00000003.part*")}
+    assert parts == {"step-00000003.part-0.pt", "step-00000003.part-2.pt"}
     for ranks in (4, 3, 1):
-        folder = tmp_path / f"cut-{ranks}"
-        run_up_to("step-00000014.json", SCRIPT, *SHORT, *words, *BLOCKS, "--run", str(folder), ranks=4)
-        parts = {path.name for path in (folder / "checkpoints").glob("step-00000007.part*")}
-        assert parts == {"step-00000007.part-0.pt", "step-00000007.part-2.pt"}
+        folder = shutil.copytree(killed, tmp_path / f"on-{ranks}")
         assert_same(whole, train(folder, *words, ranks=ranks))
 
 
@@ -106,7 +106,7 @@ def test_groups_go_on_from_what_began_together(ranks: int, tmp_path: Path) -> No
     words = [*GROUPS, "--recipe.ema", "0.9"]
     whole, folder = train(tmp_path / "whole", *words), tmp_path / "cut"
     blocks = BLOCKS if ranks > 1 else []
-    run_up_to("step-00000014.json", SCRIPT, *SHORT, *words, *blocks, "--run", str(folder), ranks=ranks)
+    run_up_to("step-00000006.json", SCRIPT, *SHORT, *words, *blocks, "--run", str(folder), ranks=ranks)
     assert_same(whole, train(folder, *words, ranks=4))
 
 

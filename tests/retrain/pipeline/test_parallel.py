@@ -1,6 +1,9 @@
 """Blocks on processes of their own train to the weights of one process that has them all."""
 
 import json
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,9 @@ from tools.run.meters import read_metrics
 
 SCRIPT = "retrain_model.py"
 SHORT = [
-    *SMALL,
-    *("--recipe.steps", "20", "--recipe.evaluate-every", "8", "--recipe.checkpoint-every", "7"),
-    *("--recipe.lr", "0.02"),
+    # 128 images to train on: ten steps of 32 see each two or three times.
+    *(*SMALL, "--data.train-size", "160", "--recipe.lr", "0.02"),
+    *("--recipe.steps", "10", "--recipe.evaluate-every", "4", "--recipe.checkpoint-every", "3"),
 ]
 VGG = ["--network", "vgg6a", "--width", "0.25", "--dropout", "0.3"]
 RESNET = ["--network", "resnet18", "--width", "0.125"]
@@ -26,6 +29,12 @@ CACHE = ["--rule", "gluing", "--gluing.cache", "--data.augment", "none"]
 SHORT_EPOCHS = ["--data.train-size", "110"]
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Trains in one process; equal options are run once."""
+    return cache(lambda *options: train(tmp_path_factory.mktemp("alone") / "run", *options))
 
 
 def train(folder: Path, *options: str, ranks: int = 1) -> Path:
@@ -78,7 +87,7 @@ CASES = {
         ["--rule", "replay", "--recipe.accumulate", "4", "--pipeline.queue", "1"],
     ),
     "gluing": (3, VGG, "uniform:3:aux1", ["--rule", "gluing"]),
-    # Sixteen steps see every image once: the last four take what was stored for them.
+    # Four steps see every image once: later ones take what was stored for them.
     "gluing with a cache": (2, VGG, "uniform:2:aux1", CACHE),
     "gluing with a cache, float64": (3, VGG, "uniform:3:aux1", [*CACHE, "--precision", "fp64"]),
     "gluing with a cache, h-steps now and then": (
@@ -113,18 +122,17 @@ RULES["gluing with a cache"] = [*CACHE, *SHORT_EPOCHS, "--gluing.h-every", "2", 
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_blocks_and_rows_on_four_processes(rule: str, tmp_path: Path) -> None:
+def test_blocks_and_rows_on_four_processes(rule: str, alone: Callable[..., Path], tmp_path: Path) -> None:
     words = [*RESNET, "--decoupling", "uniform:2:aux2", *RULES[rule], "--precision", "fp64"]
-    one, several = train(tmp_path / "one", *words), train(tmp_path / "several", *words, ranks=4)
-    assert_same(one, several, tolerance=1e-9)
+    assert_same(alone(*words), train(tmp_path / "several", *words, ranks=4), tolerance=1e-9)
 
 
 @pytest.mark.parametrize("rule", ["greedy", "gluing with a cache"])
-def test_rows_shared_unevenly_between_stages(rule: str, tmp_path: Path) -> None:
+def test_rows_shared_unevenly_between_stages(rule: str, alone: Callable[..., Path], tmp_path: Path) -> None:
     words = [*RESNET, "--decoupling", "uniform:2:aux2", *RULES[rule], "--precision", "fp64"]
-    one, several = train(tmp_path / "one", *words), train(tmp_path / "several", *words, ranks=3)
+    several = train(tmp_path / "several", *words, ranks=3)
     assert sorted(stage.copies for stage in load_placement(several / "placement.json").stages) == [1, 2]
-    assert_same(one, several, tolerance=1e-9)
+    assert_same(alone(*words), several, tolerance=1e-9)
 
 
 def test_four_processes_in_float32(tmp_path: Path) -> None:
@@ -155,17 +163,17 @@ def test_nothing_is_sent_back_and_bf16_halves_the_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rule", ["greedy", "replay", "gluing with a cache"])
 def test_killed_and_continued_on_any_number_of_processes(rule: str, tmp_path: Path) -> None:
     words = [*VGG, "--decoupling", "uniform:3:aux1", *RULES[rule], "--recipe.ema", "0.9"]
-    whole = train(tmp_path / "whole", *words)
+    whole, killed = train(tmp_path / "whole", *words), tmp_path / "killed"
+    run_up_to("step-00000006.json", SCRIPT, *SHORT, *words, *BLOCKS, "--run", str(killed), ranks=3)
+    assert sorted(path.name for path in (killed / "checkpoints").glob("step-00000003*")) == [
+        "step-00000003.json",
+        *(f"step-00000003.part-{rank}.pt" for rank in range(3)),
+        "step-00000003.pt",
+    ]
     for ranks in (3, 2, 1):
-        folder = tmp_path / f"cut-{ranks}"
-        run_up_to("step-00000014.json", SCRIPT, *SHORT, *words, *BLOCKS, "--run", str(folder), ranks=3)
-        assert sorted(path.name for path in (folder / "checkpoints").glob("step-00000007*")) == [
-            "step-00000007.json",
-            *(f"step-00000007.part-{rank}.pt" for rank in range(3)),
-            "step-00000007.pt",
-        ]
+        folder = shutil.copytree(killed, tmp_path / f"on-{ranks}")
         assert_same(whole, train(folder, *words, ranks=ranks))
-        assert not list((folder / "checkpoints").glob("step-00000007*"))  # of the older one nothing is left
+        assert not list((folder / "checkpoints").glob("step-00000003*"))  # of the older one nothing is left
 
 
 def test_each_process_keeps_the_variables_of_its_own_blocks(tmp_path: Path) -> None:
@@ -174,8 +182,8 @@ def test_each_process_keeps_the_variables_of_its_own_blocks(tmp_path: Path) -> N
     states = [
         torch.load(folder / "checkpoints" / name, weights_only=True)["job"]["rule"]["cache"]
         for folder, name in (
-            (one, "step-00000014.pt"),
-            *((several, f"step-00000014.part-{rank}.pt") for rank in range(3)),
+            (one, "step-00000009.pt"),
+            *((several, f"step-00000009.part-{rank}.pt") for rank in range(3)),
         )
     ]
     whole, *parts = states
@@ -190,7 +198,7 @@ def test_each_process_keeps_the_variables_of_its_own_blocks(tmp_path: Path) -> N
 def test_one_process_begins_and_several_go_on(rule: str, tmp_path: Path) -> None:
     words = [*VGG, "--decoupling", "uniform:2:aux1", *RULES[rule]]
     whole, folder = train(tmp_path / "whole", *words), tmp_path / "cut"
-    run_up_to("step-00000014.json", SCRIPT, *SHORT, *words, "--run", str(folder))
+    run_up_to("step-00000006.json", SCRIPT, *SHORT, *words, "--run", str(folder))
     assert_same(whole, train(folder, *words, ranks=2))
 
 
