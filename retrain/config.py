@@ -1,4 +1,4 @@
-"""The options of retrain_model.py; free of torch."""
+"""This module holds the options of retrain_model.py; it is free of torch."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -20,21 +20,21 @@ FREE_IN_RETRAINING = FREE | {
     *("parallel", "plan", "pipeline.queue", "pipeline.patience"),
     *(f"cluster.{name}" for name in ("devices", "profile", "speed", "bandwidth", "latency", "memory")),
 }
-"""How the work is shared changes no result beyond rounding: a run may be continued in another way."""
+"""These options change no result beyond rounding, so a run may be continued with other values of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineOptions:
-    """How blocks on processes of their own work together (--parallel blocks)."""
+    """The options say how blocks on processes of their own work together (--parallel blocks)."""
 
     queue: int = 4
-    """Batches that may be under way between two neighbouring blocks, so that neither waits for each whim of
-    the other. With greedy rules the weights do not depend on it; memory does."""
+    """Let this many batches be under way between two neighbouring blocks. Neither block then waits for every
+    delay of the other. With greedy rules the weights do not depend on it, but memory does."""
     transfer: str = "full"
-    """Activations between blocks are sent as they are (full), or rounded to bf16, half as many bytes."""
+    """Send activations between blocks as they are (full), or rounded to half as many bytes (bf16)."""
     patience: float = 28.0
-    """Seconds without a sign of life after which a process counts as hung, and the run is ended. One that
-    lives but gets nowhere has twice as long, and 20 times as long as its longest step."""
+    """End the run when a process gives no sign of life for this many seconds. A process that lives but makes
+    no progress has twice as long, or 20 times its longest step if that is longer."""
 
     def __post_init__(self) -> None:
         check_range("pipeline.queue", self.queue, 1)
@@ -44,21 +44,21 @@ class PipelineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
-    """The machines that --plan reckons with, which need not be here."""
+    """The options describe the machines for which --plan computes; they need not be here."""
 
     devices: tuple[int, ...] = (8, 64, 512)
-    """Numbers of devices to plan for."""
+    """Plan for these numbers of devices."""
     profile: str = ""
-    """File of the blocks' times and sizes: read if it is there (measured, say, on a device of the cluster's
-    kind), else measured here and written."""
+    """Read the blocks' times and sizes from this file; if it is missing, measure them here and write it. A
+    file may come from elsewhere, such as from a device of the cluster's kind."""
     speed: float = 1.0
-    """How many times as fast as the measured device one of the cluster's is."""
+    """Take a device of the cluster to be this many times as fast as the measured one."""
     bandwidth: float = 10.0
-    """Of the link of each device to the others, in GB/s."""
+    """Take the link of each device to the others to carry this many GB/s."""
     latency: float = 20.0
-    """Of one message, in microseconds."""
+    """Take one message to need this many microseconds."""
     memory: float = 0.0
-    """Of one device, in GiB, to say what does not fit; 0: not known."""
+    """Take one device to have this many GiB of memory, to say what does not fit; 0 means unknown."""
 
     def __post_init__(self) -> None:
         for count in self.devices:
@@ -71,41 +71,43 @@ class ClusterOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How one network is trained, whole or in blocks, whatever the number of processes."""
+    """The options say how one network is trained, whole or in blocks, on any number of processes."""
 
     reset_classifier: bool = False
     """Leave the classifier as initialised when --weights come from a set of other classes."""
     decoupling: str = ""
-    """Where to cut and with which heads: a decoupling.json, uniform:K:HEAD, balanced:K:HEAD or published:K
-    for K blocks. Heads: aux1 to aux4, mlp_sr, predsim, infopro, infopro_contrast, conv1c2f, linear,
-    and your own."""
+    """Cut the network as a decoupling.json says, or into K blocks by uniform:K:HEAD, balanced:K:HEAD or
+    published:K. The heads are aux1 to aux4, mlp_sr, predsim, infopro, infopro_contrast, conv1c2f, linear, and
+    your own."""
     head_width: str = ""
-    """Hidden channels of the heads at the cuts: paper (the papers' numbers times --width), map (as fits the
-    map that a head is on), or a factor on the papers' numbers. By default what the file of --decoupling says
-    (paper, if nothing); else paper for the papers' networks, and map for all others."""
+    """Set the hidden channels of the heads at the cuts: paper (the papers' numbers times --width), map (as
+    fits a head's map), or a factor on the papers' numbers. The default is what the file of --decoupling says,
+    or paper if it says nothing. Without a file, it is paper for the papers' networks, and map for all
+    others."""
     rule: str = ""
-    """How the blocks learn: backprop (the cuts are ignored), greedy, replay (Features Replay) or gluing
-    (BlockProp). By default greedy with --decoupling, backprop without."""
+    """Train the blocks by backprop (which ignores the cuts), greedy, replay (Features Replay) or gluing
+    (BlockProp). The default is greedy with --decoupling, and backprop without."""
     groups: int = 1
-    """Neuron groups that each block is split into, in width (GN-DGL); the classifier is then alone."""
+    """Split each block into this many neuron groups, in width (GN-DGL). The classifier is then a block of its
+    own."""
     uneven_groups: bool = False
     """Let groups differ by one channel where they do not divide the channels."""
     balance: str = "time"
-    """What balanced:K:HEAD makes equal: time (measured here), macs, or memory (activations kept)."""
+    """Make the blocks of balanced:K:HEAD equal in time (measured here), macs or memory (activations kept)."""
     block_rates: tuple[float, ...] = ()
-    """Factor on the learning rate of each block; none: 1 for all."""
+    """Multiply the learning rate of each block by its factor; by default, every factor is 1."""
     alignment: bool = False
-    """At each evaluation, also tell the mean since the last one of the cosine between each layer's gradient
-    and backpropagation's. This takes two more passes of each batch that is measured."""
+    """Also report at each evaluation the cosine between each layer's gradient and backpropagation's. It is
+    the mean since the last evaluation, and takes two more passes of each batch that is measured."""
     alignment_every: int = 1
-    """With --alignment, measure every n-th batch, counted from each evaluation on; 1: all."""
+    """Measure --alignment on every n-th batch, counted from each evaluation; 1 measures every batch."""
     local: LocalLosses = field(default_factory=LocalLosses)
     gluing: GluingOptions = field(default_factory=GluingOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, RunOptions):
-    """Which network, on which data, by which recipe, on what machine."""
+    """The options say which network to train, on which data, by which recipe, on what machine."""
 
     USUAL: ClassVar[tuple[str, ...]] = (
         *("network", "architecture", "decoupling", "rule", "weights", "parallel"),
@@ -118,12 +120,13 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
 
     run: str = "runs/retrain"
     parallel: str = "data"
-    """What several processes share: the rows of each batch (data), or the blocks (blocks), each of which is
-    trained where it is and hands its activations on; with more processes than blocks, also the rows, or,
-    with one process for each of the --groups of all blocks, these. none refuses several."""
+    """Share the rows of each batch among processes (data), or the blocks (blocks), or refuse several
+    processes (none). With blocks, each block is trained on a process of its own, which sends its activations
+    on. With more processes than blocks, they also share the rows. With one process for each of the --groups
+    of all blocks, each process has one group."""
     plan: bool = False
-    """Train nothing: measure the blocks, and print how --cluster.devices would share them, how fast that
-    would be, and what limits it."""
+    """Train nothing, but measure the blocks and print how --cluster.devices would share them. The plan also
+    says how fast that would be, and what limits it."""
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
     data: DataConfig = field(default_factory=DataConfig)
@@ -140,12 +143,12 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
 
     @property
     def chosen_rule(self) -> str:
-        """The rule asked for, or the one that goes with having cuts or not."""
+        """Return the rule that is asked for, or the usual rule with or without cuts."""
         return self.rule or usual_rule(cut=bool(self.decoupling))
 
     @property
     def rule_row(self) -> RuleRow:
-        """What there is to know of the chosen rule."""
+        """Return the facts about the chosen rule."""
         return RULES[self.chosen_rule]
 
     def _check_decoupling(self) -> None:
@@ -155,7 +158,7 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
         check_choice("balance", self.balance, ("time", "macs", "memory"))
         for rate in self.block_rates:
             check_range("block_rates", rate, 0)
-        widened = self.head_width not in ("", PAPER)  # which is what all runs of before had, of whatever kind
+        widened = self.head_width not in ("", PAPER)  # all older runs, of any kind, have PAPER
         if widened:
             check_head_width(self.head_width)
             if self.decoupling and not rule.trains_heads:

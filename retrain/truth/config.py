@@ -1,4 +1,4 @@
-"""The options of make_truth.py; free of torch."""
+"""This module holds the options of make_truth.py; it is free of torch."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from tools.options.shared import CompileOptions, RunOptions
 
 @dataclass(frozen=True, kw_only=True)
 class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
-    """Which networks, how often each, how many at once; and how each of them is trained."""
+    """The options say which networks to train, how often each, how many at once, and how."""
 
     USUAL: ClassVar[tuple[str, ...]] = (
         *("space", "networks", "architectures", "network", "decouplings", "repeats", "jobs"),
@@ -36,22 +36,23 @@ class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
 
     run: str = "runs/truth"
     space: str = ""
-    """Draw --networks from this space, a preset or a .toml or .json file of one's own. With --architectures:
-    the space of the lines in .jsonl files."""
+    """Draw --networks from this space: a preset, or a .toml or .json file of your own. With --architectures,
+    it is the space of the lines in .jsonl files."""
     networks: int = 32
-    """So many different networks are drawn from --space, decided by --seed."""
+    """Draw this many different networks from --space; --seed decides which."""
     max_macs: float = 0.0
-    """Draw only networks of at most so many multiply-accumulates (FLOPs in the papers' sense); 0: any."""
+    """Draw only networks of at most this many multiply-accumulates (the papers' FLOPs); 0 draws any."""
     architectures: tuple[str, ...] = ()
-    """Train these: architecture.json files, or .jsonl files whose lines have choices (then name --space)."""
+    """Train these networks: architecture.json files, or .jsonl files whose lines have choices (with
+    --space)."""
     decouplings: tuple[str, ...] = ()
-    """Train the one network of --network or --architecture with each of these in turn: decoupling.json
-    files, uniform:K:HEAD, balanced:K:HEAD, published:K."""
+    """Train one network with each of these in turn: decoupling.json files, uniform:K:HEAD, balanced:K:HEAD,
+    published:K. --network or --architecture names the network."""
     repeats: int = 1
-    """How often each network is trained: with --seed, with --seed + 1, and so on; the images stay split as by
-    --seed."""
+    """Train each network this many times: with --seed, with --seed + 1, and so on. The images stay split as
+    by --seed."""
     jobs: int = 1
-    """Trainings at once in each process launched."""
+    """Run this many trainings at once in each launched process."""
     keep_weights: bool = False
     """Keep the weights of every training."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -75,16 +76,16 @@ class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
 
     @property
     def has_source(self) -> bool:
-        """Whether the options name networks."""
+        """Return whether the options name networks."""
         return bool(self.space or self.architectures or self.decouplings)
 
     @property
     def draws(self) -> bool:
-        """Whether the networks are drawn."""
+        """Return whether the networks are drawn."""
         return bool(self.space) and not self.architectures
 
     def check_source(self) -> None:
-        """Refuse to go on without networks; the options' defaults name none."""
+        """Refuse to go on without networks, because the options' defaults name none."""
         if not self.has_source:
             raise Mistake(
                 "space",
@@ -93,7 +94,7 @@ class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
             )
 
     def training(self, **changes: Any) -> RetrainConfig:
-        """The options of retrain_model.py for one of the trainings."""
+        """Return the options of retrain_model.py for one of the trainings."""
         mine = {each.name for each in fields(self)}
         shared = {each.name: getattr(self, each.name) for each in fields(RetrainConfig) if each.name in mine}
         return RetrainConfig(**(shared | {"trackers": ()} | changes))

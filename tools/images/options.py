@@ -1,6 +1,6 @@
-"""Which images to train on and how to vary them: the options, and what is known of each data set.
+"""This module holds the options of the images, and what is known of each data set.
 
-Nothing here imports torch, so that options are read, checked and explained without waiting for it.
+Nothing here imports torch, so options are read, checked and explained without waiting for it.
 """
 
 import math
@@ -14,22 +14,24 @@ from tools.options.config import check_choice, check_range
 
 @dataclass(frozen=True, kw_only=True)
 class KnownSet:
-    """What is fixed about a data set before any of its files is opened."""
+    """A `KnownSet` says what is fixed about a data set before any of its files is opened."""
 
     num_classes: int
-    """0: as many as there are class folders."""
+    """The set has this many classes; 0 means as many as there are class folders."""
     image_size: int
+    """The network sees square images with this side, unless an option says otherwise."""
     mean: tuple[float, ...]
-    """Of each channel; one for grey images."""
+    """Each channel has this mean; grey images have one channel."""
     std: tuple[float, ...]
+    """Each channel has this standard deviation."""
     layout: str
-    """What --data.root must hold, in words that finish "put here ..."."""
+    """The folder of --data.root must hold this; the words complete "put there ..."."""
     torchvision: str = ""
-    """torchvision's class that reads (and downloads) it."""
+    """torchvision's class of this name reads the set, and downloads it."""
     small: bool = True
     """Small images are decoded once, kept as one array and cropped with padding; others are streamed."""
     mirrors: bool = True
-    """Whether an image seen in a mirror still belongs to its class."""
+    """Whether a mirrored image still belongs to its class."""
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -122,25 +124,25 @@ MOST = {
     "mixup": math.inf,
     "cutmix": math.inf,
 }
-"""The most that these may be; more would only end in want of memory, or never."""
+"""Options may not be larger than this; more would only run out of memory, or never end."""
 LOADERS = ("auto", "device", "stream")
 STREAM_ONLY = ("color_jitter", "auto_augment", "erase")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceOptions:
-    """Where the images lie, and how they are loaded, where something else says which they are."""
+    """The options say where the images lie and how they are loaded, but not which images they are."""
 
     root: str = ""
-    """Folder that holds the data set; not needed for shapes."""
+    """Read the data set from this folder; shapes needs none."""
     download: bool = False
-    """Fetch the data set into --data.root first (cifar10, cifar100, mnist, fashion_mnist)."""
+    """Download the data set into --data.root first (cifar10, cifar100, mnist, fashion_mnist)."""
     loader: str = "auto"
-    """auto, device (all images decoded in memory beside the network, whole batches augmented at once)
-    or stream (worker processes decode and augment image by image). auto streams imagenet and folder,
-    and any set for which color-jitter, auto-augment or erase is asked."""
+    """Load the images by auto, device or stream. device decodes all images into memory beside the network,
+    and augments whole batches at once. stream lets worker processes decode and augment image by image. auto
+    streams imagenet and folder, and any set for which color-jitter, auto-augment or erase is given."""
     workers: int = 2
-    """Worker processes of the streaming loader, per rank; 0 decodes in the training process."""
+    """Start this many worker processes per rank to stream images; 0 decodes in the training process."""
 
     def __post_init__(self) -> None:
         check_choice("data.loader", self.loader, LOADERS)
@@ -149,59 +151,64 @@ class PlaceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The images: where they come from, how they are split, and how they are varied in training."""
+    """The options say which images to use, how to split them, and how to vary them in training."""
 
     name: str = "shapes"
-    """Data set: shapes (generated, needs no files), cifar10, cifar100, mnist, fashion_mnist,
-    tiny-imagenet, imagenet32, imagenet, or folder (your own images, one folder per class)."""
+    """Use the data set shapes (generated), cifar10, cifar100, mnist, fashion_mnist, tiny-imagenet,
+    imagenet32, imagenet, or folder (your own images). shapes needs no files. A folder has one folder of
+    images per class."""
     root: str = ""
-    """Folder that holds the data set; not needed for shapes."""
+    """Read the data set from this folder; shapes needs none."""
     download: bool = False
-    """Fetch the data set into --data.root first (cifar10, cifar100, mnist, fashion_mnist)."""
+    """Download the data set into --data.root first (cifar10, cifar100, mnist, fashion_mnist)."""
     skip_broken: bool = False
-    """Leave out image files of folder or imagenet that cannot be decoded, and say how many; without it a
-    folder's are all named, and nothing is begun. Damage that the decoder passes over is not found."""
+    """Leave out image files of folder or imagenet that cannot be decoded, and say how many. Without this, the
+    broken files of a folder are all named, and nothing is begun. Damage that the decoder passes over is not
+    found."""
     image_size: int = 0
-    """Side of the square images that the network sees; 0: the set's own (224 for imagenet and folder)."""
+    """Show the network square images with this side; 0 takes the set's own (224 for imagenet and folder)."""
     num_classes: int = 0
-    """Number of classes to generate for shapes; 0: 10. Other sets have theirs."""
+    """Generate this many classes of shapes; 0 means 10. Other sets have their own number of classes."""
     validation: float = 0.1
-    """Part of the training images kept for validation, the same part of each class, fixed by the seed.
-    The test images are the official test split; for imagenet, its val folder."""
+    """Keep this part of the training images for validation, the same part of each class. The seed decides
+    which images. The test images are the official test split; for imagenet, its val folder."""
     train_size: int = 0
-    """Number of training images, before the validation part is taken from them: for shapes how many to
-    generate (0: 10000), for other sets a subset with all classes in proportion (0: all)."""
+    """Use this many training images, before the validation part is taken from them; 0 uses all (10000 for
+    shapes). shapes generates this many. Other sets give a subset with all classes in proportion."""
     test_size: int = 0
-    """Number of test images, chosen in the same way (0: 2000 for shapes, all for other sets)."""
+    """Use this many test images, with all classes in proportion; 0 uses all (2000 for shapes)."""
     loader: str = "auto"
-    """auto, device (all images decoded in memory beside the network, whole batches augmented at once)
-    or stream (worker processes decode and augment image by image). auto streams imagenet and folder,
-    and any set for which color-jitter, auto-augment or erase is asked."""
+    """Load the images by auto, device or stream. device decodes all images into memory beside the network,
+    and augments whole batches at once. stream lets worker processes decode and augment image by image. auto
+    streams imagenet and folder, and any set for which color-jitter, auto-augment or erase is given."""
     workers: int = 2
-    """Worker processes of the streaming loader, per rank; 0 decodes in the training process."""
+    """Start this many worker processes per rank to stream images; 0 decodes in the training process."""
     augment: str = "standard"
-    """none, or standard: random crop with padding and flip for small images, random resized crop and
-    flip for imagenet and folder when they are streamed."""
+    """Augment the training images in the standard way, or not at all (none). standard is a random crop with
+    padding and a flip for small images. For imagenet and folder, when they are streamed, it is a random
+    resized crop and a flip."""
     crop_pad: int = 4
-    """Pixels of padding on each side before the random crop of small images."""
+    """Pad small images by this many pixels on each side before the random crop."""
     pad_mode: str = "zero"
-    """What the padding holds: zero (black, as in the papers) or reflect."""
+    """Fill the padding with zero (black, as in the papers) or reflect (the mirrored image)."""
     flip: bool = True
-    """Mirror half of the images (never for mnist, where a mirrored digit is another sign)."""
+    """Mirror half of the images, but never those of mnist, where a mirrored digit is another sign."""
     rotate: float = 0.0
-    """Rotate by up to this many degrees to either side (Tiny-ImageNet in SEDONA: pad, crop, rotate, flip)."""
+    """Rotate images by up to this many degrees to either side. SEDONA does so for Tiny-ImageNet: pad, crop,
+    rotate, flip."""
     cutout: int = 0
-    """Side in pixels of a square set to the mean colour at a random place; 0: none."""
+    """Set a square with this side in pixels to the mean colour, at a random place; 0 sets none."""
     color_jitter: float = 0.0
-    """Strength of random changes of brightness, contrast and saturation; 0: none."""
+    """Change brightness, contrast and saturation at random with this strength; 0 changes nothing."""
     auto_augment: str = ""
-    """A policy in timm's words: rand-m9-mstd0.5 (RandAugment), original or v0 (AutoAugment)."""
+    """Apply this policy in timm's words: rand-m9-mstd0.5 (RandAugment), original or v0 (AutoAugment)."""
     erase: float = 0.0
-    """Probability that a random rectangle of an image is erased."""
+    """Erase a random rectangle of an image with this probability."""
     mixup: float = 0.0
-    """Mixup's alpha; 0: off. Targets then are probabilities."""
+    """Mix pairs of images by mixup with this alpha; 0 turns it off. Targets are then probabilities."""
     cutmix: float = 0.0
-    """CutMix's alpha; 0: off. With both, each batch takes one of them."""
+    """Mix pairs of images by CutMix with this alpha; 0 turns it off. With mixup too, each batch takes one of
+    the two."""
 
     def __post_init__(self) -> None:
         check_choice("data.name", self.name, tuple(KNOWN_SETS))
@@ -246,29 +253,31 @@ class DataConfig:
 
     @property
     def known(self) -> KnownSet:
+        """Return what is known of the data set."""
         return KNOWN_SETS[self.name]
 
     @property
     def size(self) -> int:
-        """Side of the images that the network sees."""
+        """Return the side of the images that the network sees."""
         return self.image_size or self.known.image_size
 
     @property
     def streamed(self) -> bool:
-        """Whether worker processes decode the images during training."""
+        """Return whether worker processes decode the images during training."""
         if self.loader == "auto":
             return not self.known.small or bool(self._stream_only)
         return self.loader == "stream"
 
     @property
     def preparation(self) -> Preparation:
-        """What is done to an image that is evaluated: to a file of images, or to any new one."""
+        """Return what is done to an image that is evaluated, whether it is of the data set or new."""
         whole = self.known.small or not self.streamed
         resize = self.size if whole else round(self.size * RESIZE_RATIO)
         return Preparation(resize=resize, crop=self.size, mean=self.known.mean, std=self.known.std)
 
     @property
     def flips(self) -> bool:
+        """Return whether training mirrors images."""
         return self.flip and self.known.mirrors
 
     @property

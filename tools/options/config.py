@@ -1,8 +1,8 @@
-"""Options: a TOML file first, flags over it, and back to TOML.
+"""This module reads options from a TOML file, lets flags override them, and writes them back as TOML.
 
-A config is a frozen dataclass of plain values (bool, int, float, str, tuples of these) and of other
-such dataclasses; a string under a field is its help. This module must stay free of torch: options are
-parsed, and `--help` is answered, before anything heavy is imported.
+A config is a frozen dataclass of plain values (bool, int, float, str, tuples of these) and of other such
+dataclasses. A string under a field is its help. This module must stay free of torch, because options are
+parsed and `--help` is answered before anything heavy is imported.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from tools.options.unlisted import narrowed, unlisted, widened
 Config = TypeVar("Config")
 
 MEANT_NOTHING: Any = object()
-"""In a config's RETIRED: whatever was given, no run ever looked at it."""
+"""As a value in a config's RETIRED, this says that no run ever looked at the option, whatever was given."""
 
 _PLAINLY = {
     r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not a whole number",
@@ -38,16 +38,16 @@ _PLAINLY = {
     r"^Missing value for argument '(.*)'. Expected (\d+) values?.*": r"\1: the value is missing; it takes \2",
     r"^Unrecognized options: (.*)": r"\1: belongs to no option; every value follows one that takes it",
 }
-"""What tyro says, and how we say it."""
+"""tyro's messages on the left are worded as on the right."""
 
 
 def parse(cls: type[Config], arguments: Sequence[str], *, prog: str, description: str) -> Config:
-    """The config that the file named by `--config` and the flags over it describe.
+    """Return the config that the file named by `--config` and the flags over it describe.
 
     A mistake is a ValueError of one line. `--help` and `--help-all` print and exit.
     """
     path, flags = _split_config_flag(arguments)
-    # Unchecked: what the file leaves open, such as a data folder, a flag may give.
+    # Unchecked, because a flag may give what the file leaves open, such as a data folder.
     default = cls()
     if path:
         default = _build(default, _table(_read(path), path), "", path, _unchecked)
@@ -70,7 +70,7 @@ def parse(cls: type[Config], arguments: Sequence[str], *, prog: str, description
 
 
 def given(arguments: Sequence[str], name: str) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """The words for an option: those of the flags (None without it), and those of the file of `--config`."""
+    """Return an option's values in the flags (None if it is not there), and in the file of `--config`."""
     path, flags = _split_config_flag(arguments)
     from_flags: tuple[str, ...] | None = None
     for index, argument in enumerate(flags):
@@ -86,32 +86,33 @@ def given(arguments: Sequence[str], name: str) -> tuple[tuple[str, ...] | None, 
 
 
 def to_toml(config: Any) -> str:
-    """The whole config as TOML; `from_toml` gives it back equal."""
+    """Return the whole config as TOML; `from_toml` gives an equal config back."""
     return "\n".join(_toml_lines(config, "")).lstrip("\n") + "\n"
 
 
 def from_toml(cls: type[Config], text: str, *, source: str, checked: bool = True) -> Config:
-    """The config that a TOML text describes; what it leaves out keeps its default in `cls`.
+    """Return the config that a TOML text describes; what the text leaves out keeps its default in `cls`.
 
-    Not `checked`, it may name files that are gone: notes of what was once done.
+    Without `checked`, the config may name files that are gone, as a record of earlier work.
 
-    A text of before may have keys that are options no more. `cls.RETIRED` says by dotted name what all runs
-    did that one can still have; a key with this value is passed over, and with another one it is refused.
+    An older text may have keys that are no longer options. `cls.RETIRED` gives, by dotted name, the value
+    that all runs now have in their place. A key with this value is passed over, and one with another value is
+    refused.
     """
     return _build(cls(), _table(text, source), "", source, _checked if checked else _unchecked)
 
 
 def of_run(cls: type[Config], text: str, *, source: str, checked: bool = True) -> Config:
-    """The config of a run, from the text of its config.toml or of its weights' notes.
+    """Return the config of a run, from the text of its config.toml or of its weights' notes.
 
-    A run of before may lack an option of today. What it then did is in `cls.EARLIER`, by dotted name, as a
-    value or as a function of the config. Where that is silent, all runs did what the default says.
+    An older run may lack an option of today. What it did in its place is in `cls.EARLIER`, by dotted name, as
+    a value or as a function of the config. Options that are not there have always done what the default does.
     """
     return with_earlier(from_toml(cls, text, source=source, checked=checked), text, source)
 
 
 def with_earlier(config: Config, text: str, source: str) -> Config:
-    """The config, with what a run did in place of defaults that were others when it began."""
+    """Return the config with what a run did where today's default is another than when it began."""
     table = _table(text, source)
     now, default = flatten(config), flatten(type(config)())
     for name, earlier in getattr(config, "EARLIER", {}).items():
@@ -122,7 +123,7 @@ def with_earlier(config: Config, text: str, source: str) -> Config:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The config's values by dotted option name."""
+    """Return the config's values by dotted option name."""
     flat: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -135,7 +136,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def flag(name: str) -> str:
-    """The command-line spelling of a dotted field name; `compile=False` is the switch that turns it off."""
+    """Return the flag of a dotted field name; `compile=False` means the switch that turns it off."""
     if name.endswith("=False"):
         group, dot, last = name.removesuffix("=False").rpartition(".")
         name = f"{group}{dot}no_{last}"
@@ -143,12 +144,12 @@ def flag(name: str) -> str:
 
 
 def message_of(error: Exception) -> str:
-    """What an error says to the user of a script, who knows options by their flags."""
+    """Return an error's message for the user of a script, who knows options by their flags."""
     return error.worded(flag) if isinstance(error, Mistake) else str(error)
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
-    """A clause that points to the nearest known word, or lists a few, or is empty."""
+    """Return a clause that suggests the nearest known word or lists a few, or an empty text."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
         return f"; did you mean '{near[0]}'?"
@@ -156,7 +157,7 @@ def suggest(word: str, known: Sequence[str]) -> str:
 
 
 def check_choice(option: str, value: str, known: Sequence[str]) -> None:
-    """Refuse a value of an option, given by its dotted field name, that is not one of the known words."""
+    """Refuse a value that is not one of the known words, for the option of this dotted field name."""
     if value not in known:
         raise Mistake(option, f"unknown value '{value}'{suggest(value, known)}")
 
@@ -164,7 +165,7 @@ def check_choice(option: str, value: str, known: Sequence[str]) -> None:
 def check_range(
     option: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False
 ) -> None:
-    """Refuse a number outside [low, high], or (low, high] with `open_low`."""
+    """Refuse a number outside [low, high], or outside (low, high] with `open_low`."""
     if not math.isfinite(value) or not (low < value if open_low else low <= value) or not value <= high:
         bound = f"over {low:g}" if open_low else f"at least {low:g}"
         limit = f" and at most {high:g}" if high != float("inf") else ""
@@ -175,7 +176,7 @@ def check_range(
 def check_idle(group: str, options: Any, used: Collection[str], who: str) -> None:
     """Refuse options of a group that differ from their defaults and that nobody would look at.
 
-    `who` is what does not look at them; options that it names stand in back-quotes.
+    `who` says what does not look at them; options that it names stand in back-quotes.
     """
     for field in dataclasses.fields(options):
         if field.name not in used and getattr(options, field.name) != field.default:
@@ -224,7 +225,7 @@ def _option_names(cls: type[Any], prefix: str = "") -> list[str]:
 
 
 def _names_given(flags: Sequence[str]) -> set[str]:
-    """The dotted names of the options that flags give."""
+    """Return the dotted names of the options that flags give."""
     given = {word[2:].split("=", 1)[0].replace("-", "_") for word in flags if word.startswith("--")}
     return given | {re.sub(r"(^|\.)no_", r"\1", name) for name in given}
 
@@ -244,7 +245,7 @@ def _check_names(cls: type[Any], flags: Sequence[str]) -> None:
 
 
 def _mistake_behind(error: BaseException) -> Mistake | None:
-    """The mistake that tyro printed, and ended for: whole where tyro says only its first part."""
+    """Return the mistake behind tyro's exit, because tyro prints only the first part of it."""
     behind: BaseException | None = error
     while behind is not None and not isinstance(behind, Mistake):
         behind = behind.__context__
@@ -252,11 +253,11 @@ def _mistake_behind(error: BaseException) -> Mistake | None:
 
 
 def _one_line(boxed: str) -> str:
-    """What tyro's boxed message says, without box, hints and prefixes."""
+    """Return what tyro's boxed message says, without box, hints and prefixes."""
     lines = [re.sub(r"^│\s?(.*?)\s*│$", r"\1", line) for line in boxed.splitlines()]
     body: list[str] = []
     for line in lines[1:]:
-        if line.strip().startswith(("─", "╰", "---")):  # the last where a terminal has no such signs
+        if line.strip().startswith(("─", "╰", "---")):  # "---" on a terminal without such signs
             if body:
                 break
             continue
@@ -270,7 +271,7 @@ def _one_line(boxed: str) -> str:
 
 
 def _at(table: Any, name: str, otherwise: Any) -> Any:
-    """What a table says of a dotted option name, if it says anything."""
+    """Return what a table says about a dotted option name, or `otherwise` if it says nothing."""
     for part in name.split("."):
         keys = {key.replace("-", "_"): key for key in table} if isinstance(table, dict) else {}
         if part not in keys:
@@ -280,7 +281,7 @@ def _at(table: Any, name: str, otherwise: Any) -> Any:
 
 
 def _with(config: Config, path: Sequence[str], value: Any) -> Config:
-    """A copy with another value at the end of a path of field names, unchecked as the original may be."""
+    """Return a copy with another value at the end of a path of field names, unchecked."""
     first, *rest = path
     copied = copy.copy(config)
     object.__setattr__(copied, first, _with(getattr(config, first), rest, value) if rest else value)
@@ -342,7 +343,7 @@ def _build(
     source: str,
     make: Callable[[type[Any], dict[str, Any], str], Any],
 ) -> Config:
-    """What a table says over the values of `default`: the parent's, which need not be those of its class."""
+    """Return the values of a table over those of `default`, which need not be the defaults of its class."""
     default = widened(default, _names_in(table))
     cls = type(default)
     kinds = dict(_fields(cls))
@@ -363,7 +364,7 @@ def _build(
 
 
 def _names_in(table: dict[str, Any]) -> set[str]:
-    """The dotted names of the options that a table's groups give."""
+    """Return the dotted names of the options that a table's groups give."""
     groups = {group: keys for group, keys in table.items() if isinstance(keys, dict)}
     return {f"{group}.{key}".replace("-", "_") for group, keys in groups.items() for key in keys}
 
@@ -371,7 +372,7 @@ def _names_in(table: dict[str, Any]) -> set[str]:
 def _without_retired(
     table: dict[str, Any], retired: Mapping[str, Any], prefix: str, source: str
 ) -> dict[str, Any]:
-    """A table without the keys that are options no more."""
+    """Return a table without the keys that are no longer options."""
     kept = {}
     for key, value in table.items():
         name = key.replace("-", "_")

@@ -1,11 +1,11 @@
-"""What `--help` and `--help-all` print. Free of torch.
+"""This module prints `--help` and `--help-all`. It is free of torch.
 
-The text under a field is its help, here as everywhere. A config names in `USUAL` the options that people use:
+The text under a field is its help. A config names in `USUAL` the options that people use:
 
     USUAL: ClassVar[tuple[str, ...]] = ("network", "recipe.lr")
 
-A config may leave it to another script to list a group of options that both have. `--help-all` then lists the
-usual options of the group alone:
+A config may leave it to another script to list a group of options that both have. `--help-all` then lists
+only the usual options of the group:
 
     LISTED_BY: ClassVar[dict[str, str]] = {"recipe": "retrain_model.py"}
 """
@@ -25,30 +25,30 @@ import tyro
 
 CONFIG, HELP, HELP_ALL = "--config", "--help", "--help-all"
 NARROWEST, WIDEST = 80, 100
-"""Columns between which a page of help is as wide as the terminal."""
+"""A page of help is as wide as the terminal, between these numbers of columns."""
 
-_OF_CONFIG = "Options from a file, such as the config.toml of an earlier run; flags go over it."
+_OF_CONFIG = "Read options from this file, such as the config.toml of an earlier run; flags override it."
 _LEFT = 30
-"""The most columns that the names of options take."""
+"""The names of options take at most this many columns."""
 _KINDS = {str: "STR", int: "INT", float: "FLOAT"}
-"""Tyro's words for what an option takes."""
+"""These are tyro's words for the kind of value that an option takes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One option, as its field says."""
+    """An `Option` is one option of a config, as its field describes it."""
 
     name: str
-    """Its dotted name."""
+    """The name is dotted where the option belongs to a group."""
     kind: Any
-    """The type of its value."""
+    """The kind is the type of its value."""
     default: Any
     text: str
-    """What it means, in one line."""
+    """The text says in one line what the option means."""
 
     @property
     def takes(self) -> str:
-        """What kind of value follows its flag."""
+        """Return what kind of value follows the option's flag."""
         if get_origin(self.kind) is tuple:
             kind, *more = get_args(self.kind)
             several = more == [...]
@@ -57,7 +57,7 @@ class Option:
 
     @property
     def default_in_words(self) -> str:
-        """Its default, as one would give it."""
+        """Return the option's default, as one would give it."""
         if isinstance(self.default, bool):
             return "yes" if self.default else "no"
         values = self.default if isinstance(self.default, tuple) else (self.default,)
@@ -65,12 +65,12 @@ class Option:
 
     @property
     def sentence(self) -> str:
-        """The first sentence of its text."""
+        """Return the first sentence of the option's text."""
         return re.split(r"(?<=[.!?])\s", self.text, maxsplit=1)[0]
 
 
 def options_of(config: Any, prefix: str = "") -> Iterator[Option]:
-    """All options of a config, with its values as defaults."""
+    """Return all options of a config, with its values as defaults."""
     hints = get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), f"{prefix}{field.name}"
@@ -81,7 +81,7 @@ def options_of(config: Any, prefix: str = "") -> Iterator[Option]:
 
 
 def listed(config: Any) -> list[Option]:
-    """The options that `--help-all` lists."""
+    """Return the options that `--help-all` lists."""
     return [option for option in options_of(config) if _is_listed(type(config), option.name)]
 
 
@@ -108,7 +108,7 @@ def print_help(
 
 
 def short_help(config: Any, *, prog: str, description: str, spell: Callable[[str], str], columns: int) -> str:
-    """A page that says what a script does, how it is called, and what the usual options mean."""
+    """Return a page that says what a script does, how it is called, and what the usual options mean."""
     options = {option.name: option for option in options_of(config)}
     usual = [options[name] for name in type(config).USUAL]
     rows = [(_signature(option, spell), _meaning(option)) for option in usual]
@@ -129,7 +129,7 @@ def short_help(config: Any, *, prog: str, description: str, spell: Callable[[str
 
 
 def _of_others(cls: type[Any], spell: Callable[[str], str]) -> Iterator[str]:
-    """Which options other scripts list."""
+    """Return sentences that say which options are listed by other scripts."""
     others: dict[str, list[str]] = {}
     for group, script in getattr(cls, "LISTED_BY", {}).items():
         others.setdefault(script, []).append(spell(group))
@@ -150,7 +150,7 @@ def _meaning(option: Option) -> str:
 
 
 def _in_columns(rows: Sequence[tuple[str, str]], columns: int) -> Iterator[str]:
-    """Names on the left, and beside them what they mean; a long name has a line of its own."""
+    """Return lines with names on the left and meanings beside them; a long name has its own line."""
     left = min(_LEFT, max(len(name) for name, _ in rows) + 2)
     for name, meaning in rows:
         lines = textwrap.wrap(meaning, columns - left - 2, break_on_hyphens=False)
@@ -162,23 +162,23 @@ def _in_columns(rows: Sequence[tuple[str, str]], columns: int) -> Iterator[str]:
 
 
 def _folded(line: str, columns: int) -> list[str]:
-    """A line of a description; a command that is too long goes on behind a backslash, as shells have it."""
+    """Fold a line of a description; a long command goes on after a backslash, as in a shell."""
     if not line.startswith(" "):
         return textwrap.wrap(line, columns, break_on_hyphens=False) or [""]
     indent = line[: -len(line.lstrip())]
     parts = [indent]
-    for word in re.split(r" (?=-)", line.strip()):  # an option stays with its values
+    for word in re.split(r" (?=-)", line.strip()):  # an option stays together with its values
         if len(parts[-1]) + len(word) + 2 > columns:
             parts.append(f"{indent}   ")
         parts[-1] += f" {word}" if parts[-1].strip() or len(parts) > 1 else word
     return [f"{part} \\" for part in parts[:-1]] + parts[-1:]
 
 
-# ---- what tyro is told ---------------------------------------------------------------------------------
+# ---- what tyro receives --------------------------------------------------------------------------------
 
 
 def _in_lines(cls: type[Any], left_out: frozenset[str] = frozenset(), prefix: str = "") -> type[Any]:
-    """A class with the fields of a config, whose texts have no line breaks: tyro would keep them."""
+    """Return a class with the fields of a config, whose texts have no line breaks, which tyro would keep."""
     hints = get_type_hints(cls)
     fields = []
     for field in dataclasses.fields(cls):
@@ -193,7 +193,7 @@ def _in_lines(cls: type[Any], left_out: frozenset[str] = frozenset(), prefix: st
 
 
 def _mirrored(config: Any, cls: type[Any]) -> Any:
-    """The values of a config in such a class; nothing is checked."""
+    """Return the values of a config in such a class; nothing is checked."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(cls)}
     kinds = get_type_hints(cls)
     return cls(**{k: _mirrored(v, kinds[k]) if dataclasses.is_dataclass(v) else v for k, v in values.items()})
@@ -203,7 +203,7 @@ def _mirrored(config: Any, cls: type[Any]) -> Any:
 
 
 def _text(cls: type[Any], name: str) -> str:
-    """The string under a field, in the class itself or where it is inherited from, in one line."""
+    """Return the string under a field in one line, from the class itself or from where it is inherited."""
     return next((texts[name] for kind in cls.__mro__ if name in (texts := _texts(kind))), "")
 
 

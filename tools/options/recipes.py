@@ -1,4 +1,4 @@
-"""What a recipe says: how long, how fast, with which optimiser; free of torch."""
+"""This module holds a recipe's options: how long, how fast, with which optimiser. It is free of torch."""
 
 from dataclasses import dataclass, fields
 
@@ -11,65 +11,67 @@ OPTIMIZERS = {
     "adamw": ("beta1", "beta2", "eps"),
     "rmsprop": ("momentum", "beta2", "eps"),
 }
-"""What each looks at, of what only optimisers look at."""
+"""Each optimiser reads these options, among those that only optimisers read."""
 SCHEDULES = ("cosine", "step", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Length, optimiser and schedule of a training."""
+    """A recipe sets the length, the optimiser and the schedule of a training."""
 
     steps: int = 0
-    """Length in optimiser steps; 0 takes it from epochs."""
+    """Train for this many optimiser steps; 0 takes the length from epochs."""
     epochs: float = 30.0
-    """Length in passes over the training images, where steps is 0."""
+    """Train for this many passes over the training images, where steps is 0."""
     batch_size: int = 128
-    """Images per optimiser step, over all processes and accumulated parts together."""
+    """Use this many images per optimiser step, over all processes and accumulated parts together."""
     accumulate: int = 1
-    """Parts that a batch is run in, one after the other, to save memory; BatchNorm sees a part at a time."""
+    """Run each batch in this many parts, one after the other, to save memory. BatchNorm sees one part at a
+    time."""
     optimizer: str = "sgd"
-    """sgd, adam, adamw or rmsprop (TensorFlow's form: eps inside the root)."""
+    """Use sgd, adam, adamw or rmsprop (in TensorFlow's form, with eps inside the root)."""
     lr: float = 0.1
-    """Peak learning rate."""
+    """Set the peak learning rate."""
     momentum: float = 0.9
-    """Momentum of sgd and rmsprop."""
+    """Set the momentum of sgd and rmsprop."""
     nesterov: bool = False
-    """Nesterov's form of momentum, for sgd."""
+    """Use Nesterov's form of momentum in sgd."""
     beta1: float = 0.9
-    """Decay of the mean of gradients in adam and adamw."""
+    """Set the decay of the mean gradient in adam and adamw."""
     beta2: float = 0.999
-    """Decay of the mean of their squares in adam and adamw, and in rmsprop."""
+    """Set the decay of the mean squared gradient in adam, adamw and rmsprop."""
     eps: float = 1e-8
-    """Term that keeps adam, adamw and rmsprop from dividing by zero."""
+    """Add this term, which keeps adam, adamw and rmsprop from dividing by zero."""
     weight_decay: float = 1e-4
-    """Weight decay; decoupled for adamw, an L2 term for the others."""
+    """Set the weight decay: decoupled in adamw, an L2 term in the other optimisers."""
     decay_all: bool = True
-    """Whether weight decay reaches biases and normalisation parameters too, as in the papers."""
+    """Apply weight decay to biases and normalisation parameters too, as in the papers."""
     schedule: str = "cosine"
-    """cosine (down to min-lr at the last step), step, or constant."""
+    """Let the learning rate follow a cosine (down to min-lr at the last step), step, or constant."""
     min_lr: float = 0.001
-    """Where the cosine ends."""
+    """End the cosine at this learning rate."""
     milestones: tuple[float, ...] = ()
-    """For step: the fractions of the training at which the rate changes, such as 0.5 0.75."""
+    """Change the learning rate of step at these fractions of the training, such as 0.5 0.75."""
     factors: tuple[float, ...] = ()
-    """For step: the multiple of lr from each milestone on, such as 0.1 0.01."""
+    """Multiply lr by one of these factors from each milestone on, such as 0.1 0.01, in step."""
     warmup: float = 0.0
-    """Fraction of the training over which the rate first rises from 0 to lr."""
+    """Let the learning rate rise from 0 to lr over this first fraction of the training."""
     label_smoothing: float = 0.1
-    """Share of the target spread evenly over all classes."""
+    """Spread this share of the target evenly over all classes."""
     smoothing: str = "all"
-    """Over which classes label-smoothing is spread: all (as torch does) or others (as in SEDONA's code)."""
+    """Spread label-smoothing over all classes (all, as torch does), or over the other classes (others, as in
+    SEDONA's code)."""
     clip_norm: float = 0.0
-    """Largest norm of the gradient, of each block where there are several; 0 does not clip."""
+    """Clip the gradient to this norm, of each block where there are several; 0 does not clip."""
     ema: float = 0.0
-    """Decay of the weights' exponential moving average, which then is what is evaluated; 0 keeps none.
-    Early on it is lower, 1 - (1 + step)^(-2/3) at most, so that the initial weights are soon forgotten."""
+    """Evaluate an exponential moving average of the weights with this decay; 0 keeps no average. Early on the
+    decay is lower, 1 - (1 + step)^(-2/3) at most, so that the initial weights are soon forgotten."""
     evaluate_every: int = 0
-    """Steps between evaluations on the validation images; 0 means once an epoch."""
+    """Evaluate on the validation images every so many steps; 0 means once an epoch."""
     checkpoint_every: int = 500
-    """Steps between checkpoints; one is always made at the end and at a new best."""
+    """Write a checkpoint every so many steps, and always at the end and at a new best."""
     log_every: int = 50
-    """Steps between lines of metrics."""
+    """Write a line of metrics every so many steps."""
 
     def __post_init__(self) -> None:
         check_range("recipe.steps", self.steps, 0)
@@ -126,9 +128,9 @@ class Recipe:
             check_range("recipe.factors", factor, 0)
 
     def num_steps(self, steps_per_epoch: float) -> int:
-        """The length in optimiser steps, given how many steps make an epoch."""
+        """Return the length in optimiser steps, given how many steps make an epoch."""
         return self.steps or max(1, round(self.epochs * steps_per_epoch))
 
     def steps_between_evaluations(self, steps_per_epoch: float) -> int:
-        """Steps from one evaluation to the next, given how many steps make an epoch."""
+        """Return the steps from one evaluation to the next, given how many steps make an epoch."""
         return self.evaluate_every or max(1, round(steps_per_epoch))

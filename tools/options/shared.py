@@ -1,11 +1,11 @@
-"""The options that every script which works in a run folder has; free of torch."""
+"""This module holds the options of every script that works in a run folder; it is free of torch."""
 
 from dataclasses import dataclass
 
 from tools.mistake import Mistake
 from tools.options.config import check_choice, check_range
 
-# These name places and machines, not the work: a run may be continued with others.
+# These options name places and machines, not the work, so a run may be continued with other values.
 FREE = frozenset(
     {"run", "device", "threads", "trackers", "data.root", "data.workers", "data.download", "extend"}
 )
@@ -13,25 +13,27 @@ FREE = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where, on what machine, and from which seed."""
+    """The options say where to work, on what machine, and from which seed."""
 
     run: str = "runs/run"
-    """Folder of the run; starting on an existing run continues it."""
+    """Keep the run in this folder; starting again on an existing run continues it."""
     seed: int = 0
-    """Decides all that is random: initialisation, splits, order, augmentation, what is drawn."""
+    """Set the seed of everything random: initialisation, splits, order of images, augmentation, draws."""
     device: str = "auto"
-    """Where to compute: cpu, cuda, or auto, which takes cuda where there is any."""
+    """Compute on cpu, cuda or auto, which takes cuda where there is a GPU."""
     precision: str = "fp32"
-    """fp32; mixed precision in bf16 or (on CUDA) fp16; or fp64, to compare two ways exactly."""
+    """Compute in fp32, in mixed precision (bf16, or fp16 on CUDA), or in fp64. fp64 serves to compare two
+    ways of computing exactly."""
     threads: int = 0
-    """CPU threads of each process; 0 shares the cores between the processes of a machine."""
+    """Use this many CPU threads in each process; 0 shares a machine's cores among its processes."""
     plugins: tuple[str, ...] = ()
-    """Python files with parts of your own, whose names are then valid beside ours (docs/your_own.md)."""
+    """Load these Python files with parts of your own. Their names are then valid beside ours
+    (docs/your_own.md)."""
     trackers: tuple[str, ...] = ()
-    """Also report to these of Accelerate's trackers, such as tensorboard."""
+    """Also report to these trackers of Accelerate, such as tensorboard."""
 
     def check_run(self, *, precisions: tuple[str, ...] = ("fp32", "bf16", "fp16", "fp64")) -> None:
-        """Refuse what is out of range."""
+        """Refuse values that are out of range."""
         if not self.run:
             raise Mistake("run", "name a folder")
         check_range("seed", self.seed, 0)
@@ -42,24 +44,24 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtendOptions:
-    """How a finished training is made longer."""
+    """The options say how a finished training is made longer."""
 
     extend: bool = False
-    """Go on with a finished run up to the --recipe.steps or --recipe.epochs that are given now, where its
-    schedule has no end: constant, or step."""
+    """Continue a finished run up to the --recipe.steps or --recipe.epochs that are given now. Its schedule
+    must have no end: constant, or step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompileOptions:
-    """How a network is compiled."""
+    """The options say how a network is compiled."""
 
     compile: bool = False
-    """Compile the network with torch.compile, a supernet candidate by candidate."""
+    """Compile the network with torch.compile; a supernet is compiled candidate by candidate."""
     compile_mode: str = "default"
-    """What torch.compile goes for: default, reduce-overhead (CUDA graphs) or max-autotune."""
+    """Choose the mode of torch.compile: default, reduce-overhead (CUDA graphs) or max-autotune."""
 
     def check_fast(self) -> None:
-        """Refuse what is unknown, or would not be looked at."""
+        """Refuse values that are unknown, or that nothing would look at."""
         check_choice("compile_mode", self.compile_mode, ("default", "reduce-overhead", "max-autotune"))
         if self.compile_mode != "default" and not self.compile:
             raise Mistake("compile_mode", "goes with `compile`", "leave it out without")
@@ -67,7 +69,8 @@ class CompileOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FastOptions(CompileOptions):
-    """How a training is made fast, and the same on several processes."""
+    """The options say how a training is made fast, and how several processes give the result of one."""
 
     sync_batchnorm: bool = True
-    """Take BatchNorm statistics over all processes' parts of the batch, so that n give the numbers of one."""
+    """Take BatchNorm statistics over the whole batch of all processes. Several processes then give the
+    numbers of one."""
