@@ -46,7 +46,7 @@ def retrain(config: RetrainConfig) -> None:
             train_network(
                 stage.config, stage.run, stage.accelerator, lambda: load_data(config.data, config.seed)
             )
-        stage.tell(summary)
+        stage.print_summary(summary)
 
 
 def train_network(
@@ -108,7 +108,7 @@ def train_network(
 
     if accelerator.is_main_process:
         print(
-            *data.told,
+            *data.notes,
             _heading(config, network.name, data, facts, num_steps, accelerator),
             sep="\n",
             flush=True,

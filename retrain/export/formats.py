@@ -54,6 +54,7 @@ class Subject:
 
     @property
     def outputs(self) -> list[str]:
+        """Return the names of the network's outputs."""
         return self.restored.outputs if self.exits else ["logits"]
 
 

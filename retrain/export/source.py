@@ -40,14 +40,17 @@ class Restored:
 
     @property
     def name(self) -> str:
+        """Return the network's name."""
         return str(self.notes["network"])
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes, in the order of the logits."""
         return tuple(self.notes["classes"])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of the images that the network takes."""
         size = self.config.data.size
         return len(self.config.data.known.mean), size, size
 
@@ -84,6 +87,7 @@ class EarlyExits(nn.Module):
         self.places = {cut: (k, block.layout) for k, cut, block in local if block.head is not None}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits of every head and of the classifier."""
         logits: list[Tensor] = []
         features = images
         for number, layer in enumerate(self.layers, start=1):

@@ -56,6 +56,7 @@ class TimmModel:
 
     @property
     def is_ours(self) -> bool:
+        """Return whether `export_entry` makes the model, and not timm alone."""
         return self.name == ENTRY
 
 

@@ -33,7 +33,7 @@ def make_truth(config: TruthConfig) -> None:
     with Stage(config, free=FREE | {"jobs"}) as stage:
         if not stage.finished:
             _make(stage.config, stage.run, stage.accelerator)
-        stage.tell(summary)
+        stage.print_summary(summary)
 
 
 def _make(config: TruthConfig, run: Run, accelerator: Accelerator) -> None:
@@ -43,8 +43,8 @@ def _make(config: TruthConfig, run: Run, accelerator: Accelerator) -> None:
         # Until something is trained, a mistake in the options may be corrected; the plan then changes.
         if not run.has_begun:
             data = load_data(config.data, config.seed)
-            if data.told:
-                print(*data.told, sep="\n", flush=True)
+            if data.notes:
+                print(*data.notes, sep="\n", flush=True)
             write_plan(config, run, data)
 
     on_main(accelerator, settle)

@@ -33,7 +33,7 @@ class ScoringImages:
     """Whether they are known to be apart from those that the supernet was trained on."""
     batches: int
     """How many batches both have together."""
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """What is to be said of the whole data set."""
 
     @property
@@ -84,7 +84,7 @@ def scoring_images(
         },
         apart=apart,
         batches=len(calibration) // size + -(-len(validation) // options.batch),
-        told=loaded.told,
+        notes=loaded.notes,
     )
 
 

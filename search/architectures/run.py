@@ -43,7 +43,7 @@ def search_architecture(config: ArchitectureSearchConfig) -> None:
             stage.on_main(lambda: _write_again(stage.config, stage.run))
         else:
             _search(stage.config, stage.run, stage.accelerator)
-        stage.tell(summary)
+        stage.print_summary(summary)
 
 
 def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator) -> None:
@@ -68,7 +68,7 @@ def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator
     start_trackers(accelerator, config)
     if accelerator.is_main_process:
         heading = _heading(config, method, images, measured, len(known), accelerator)
-        print(*images.told, heading, sep="\n", flush=True)
+        print(*images.notes, heading, sep="\n", flush=True)
     with waiting_signals() as wish:
         _Course(config, run, accelerator, method, costs, wish, images.batches).go(net, images, known)
 

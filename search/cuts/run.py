@@ -41,7 +41,7 @@ def search_decoupling(config: DecouplingSearchConfig) -> None:
     with Stage(config, free=FREE) as stage:
         if not stage.finished:
             _search(stage.config, stage.run, stage.accelerator)
-        stage.tell(summary)
+        stage.print_summary(summary)
 
 
 def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) -> None:
@@ -58,7 +58,7 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
     start_trackers(accelerator, config)
     if accelerator.is_main_process:
         print(
-            *data.told,
+            *data.notes,
             _heading(config, network.name, data, net, num_steps, accelerator),
             sep="\n",
             flush=True,

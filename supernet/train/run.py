@@ -50,7 +50,7 @@ def train_supernet(config: SupernetConfig) -> None:
     with Stage(config, free=FREE, length=LENGTH if config.extend else ()) as stage:
         if not stage.finished:
             _train(stage.config, stage.run, stage.accelerator)
-        stage.tell(_summary)
+        stage.print_summary(_summary)
 
 
 def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
@@ -129,7 +129,7 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         if not run.has_begun:
             forget_snapshots(run.path)  # an earlier start left them without a checkpoint
-        print(*data.told, _heading(config, space, net, data, num_steps, accelerator), sep="\n", flush=True)
+        print(*data.notes, _heading(config, space, net, data, num_steps, accelerator), sep="\n", flush=True)
         save_space(run.path / "space.json", space)
     with contextlib.closing(loader):
         end = Loop(job, plan, run, accelerator).run(loader.batches)

@@ -35,7 +35,7 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: tuple[str, ...]
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """These sentences tell the user what was chosen when the images were read and split."""
 
 
@@ -64,7 +64,7 @@ def load_data(config: DataConfig, seed: int) -> Data:
         mean=config.known.mean,
         std=config.known.std,
         class_names=classes,
-        told=(*source.told, *_said_of_splits(source, config, sizes)) if source.told else (),
+        notes=(*source.notes, *_notes_on_splits(source, config, sizes)) if source.notes else (),
     )
 
 
@@ -100,7 +100,7 @@ def whole_batches(images: Images, count: int, batch: int) -> tuple[int, int]:
     return max(batch, min(count, len(images)) // batch * batch), batch
 
 
-def _said_of_splits(source: Source, config: DataConfig, sizes: tuple[int, int, int]) -> list[str]:
+def _notes_on_splits(source: Source, config: DataConfig, sizes: tuple[int, int, int]) -> list[str]:
     """Return sentences that say how many images each split has, and where they come from."""
     train, validation, test = (f"{size:,}" for size in sizes)
     lines = []

@@ -37,7 +37,7 @@ class Source:
     test: Images | None
     class_names: tuple[str, ...]
     validation: Images | None = None
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """These sentences tell the user what was read."""
 
 
@@ -141,10 +141,10 @@ def _read_imagenet(config: DataConfig, root: Path) -> Source:
     train, val = _subfolder(config, root, "train"), _subfolder(config, root, "val")
     classes = list_classes(train)
     parts = {"train": list_images(train, classes), "val": list_images(val, classes)}
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     if config.skip_broken:  # a look at a million files takes minutes, and the official ones are whole
-        parts, told = _looked_at(parts, root, classes, config)
-    return Source(parts["train"], parts["val"], tuple(classes), told=told)
+        parts, notes = _readable_parts(parts, root, classes, config)
+    return Source(parts["train"], parts["val"], tuple(classes), notes=notes)
 
 
 def _read_folder(config: DataConfig, root: Path) -> Source:
@@ -161,11 +161,11 @@ def _read_folder(config: DataConfig, root: Path) -> Source:
                 odd = sorted(set(own) ^ set(classes))[0]
                 raise Mistake("data.root", f"{part} and {train} differ in their classes, such as {odd}")
             parts[name] = list_images(part, classes)
-    parts, told = _looked_at(parts, root, classes, config)
-    return Source(parts["train"], parts.get("test"), tuple(classes), parts.get("val"), told)
+    parts, notes = _readable_parts(parts, root, classes, config)
+    return Source(parts["train"], parts.get("test"), tuple(classes), parts.get("val"), notes)
 
 
-def _looked_at(
+def _readable_parts(
     parts: dict[str, FolderImages], root: Path, classes: list[str], config: DataConfig
 ) -> tuple[dict[str, FolderImages], tuple[str, ...]]:
     """Return the parts without files that cannot be decoded, and sentences on what was found."""

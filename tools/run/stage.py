@@ -39,7 +39,7 @@ class Stage(Generic[Config]):
         with Stage(config, free=FREE) as stage:
             if not stage.finished:
                 work(stage.config, stage.run, stage.accelerator)
-            stage.tell(summary)
+            stage.print_summary(summary)
 
     `free` names the options that may change from one start to the next, and `smaller` says what needs less
     memory. If options of `length` differ from those that a finished run was made with, it counts as
@@ -101,7 +101,7 @@ class Stage(Generic[Config]):
         """Run an action on the first process while the others wait; if it fails, every process fails."""
         return on_main(self.accelerator, action)
 
-    def tell(self, summary: Callable[[Run, dict[str, Any]], str]) -> None:
+    def print_summary(self, summary: Callable[[Run, dict[str, Any]], str]) -> None:
         """Print the summary of the results, and say so if the run was finished before."""
         if self.accelerator.is_main_process:
             done = f"{self.run.path} is finished\n" if self.finished else ""

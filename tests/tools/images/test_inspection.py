@@ -155,7 +155,7 @@ def test_a_folder_says_what_is_chosen(photos: Path) -> None:
     (photos / "cat" / "notes.txt").touch()
     (photos / "cat" / ".hidden").touch()
     (photos / "dog" / "raw.HEIC").touch()
-    said = " ".join(read(photos, skip_broken=True).told)
+    said = " ".join(read(photos, skip_broken=True).notes)
     for part in (
         "holds 29 images of 3 classes: cat, dog, owl",
         "sees 16 x 16 pixels (--data.image-size)",
@@ -167,7 +167,7 @@ def test_a_folder_says_what_is_chosen(photos: Path) -> None:
     ):
         assert part in said
     assert "29 of the images are smaller, down to 20 x 18, and are scaled up" in " ".join(
-        read(photos, skip_broken=True, image_size=32).told
+        read(photos, skip_broken=True, image_size=32).notes
     )
 
 
@@ -175,7 +175,7 @@ def test_a_folder_with_its_own_splits_says_so(tmp_path: Path) -> None:
     for part, count in (("train", 5), ("val", 2), ("test", 3)):
         for name in ("cat", "dog"):
             write_images(tmp_path / part / name, count)
-    said = " ".join(read(tmp_path).told)
+    said = " ".join(read(tmp_path).notes)
     assert "holds 20 images" in said
     assert "became" not in said
     assert (
