@@ -1,4 +1,4 @@
-"""What a search must beat, under the same interface: chance, all there is, and regularised evolution."""
+"""A search must beat these under the same interface: chance, all there is, and regularised evolution."""
 
 import random
 from collections import deque
@@ -13,12 +13,12 @@ from supernet.space import Architecture
 from tools.options.config import check_range
 
 MOST = 100_000
-"""Networks that are traversed at most."""
+"""The most networks that an exhaustive search goes through."""
 
 
 @dataclass(eq=False)
 class RandomSearch(Method):
-    """New random networks, each time as many."""
+    """This search scores new random networks, `population` of them at a time."""
 
     name: ClassVar[str] = "random"
 
@@ -32,7 +32,7 @@ class RandomSearch(Method):
 
 @dataclass(eq=False)
 class Exhaustive(Method):
-    """All networks within the limits, those of common first layers together; generations do not count."""
+    """This search scores all networks within the limits, neighbours together; generations do not count."""
 
     name: ClassVar[str] = "exhaustive"
 
@@ -59,17 +59,18 @@ class Exhaustive(Method):
 
 @dataclass(eq=False)
 class RegularisedEvolution(Method):
-    """The best of a random sample of a population breeds a mutant; the oldest die (Real et al. 2019).
+    """The best of a random sample breeds a mutant, and the oldest die (Real et al. 2019).
 
-    `population` of them are alive; as many random ones are asked for first, then `brood` mutants at once.
+    `population` networks are alive. As many random networks are scored first, and then `brood` mutants at
+    once.
     """
 
     sample: int = field(default=10, kw_only=True)
-    """How many are drawn, of which the best breeds."""
+    """How many networks are drawn, of which the best breeds."""
     brood: int = field(default=10, kw_only=True)
-    """How many mutants are asked for at once."""
+    """How many mutants are scored at once."""
     mutation: float = field(default=0.1, kw_only=True)
-    """Probability that a mutant's choice is drawn anew."""
+    """The probability that a mutant's choice is drawn anew."""
 
     name: ClassVar[str] = "regularised"
 
@@ -89,12 +90,12 @@ class RegularisedEvolution(Method):
 
         def mutant() -> Architecture:
             drawn = rng.sample(list(self._alive), min(self.sample, len(self._alive)))
-            parent = max(drawn, key=lambda each: each.score).architecture
+            parent = max(drawn, key=lambda scored: scored.score).architecture
             return self.within.repaired(mutated(parent, self.space, self.mutation, rng), rng)
 
         count = min(self.brood, self.planned - sum(map(len, self.history)))
-        found = self._bred(mutant, count)
-        return found + self._random(count - len(found), rng, found)
+        mutants = self._bred(mutant, count)
+        return mutants + self._random(count - len(mutants), rng, mutants)
 
-    def _learn(self, told: list[Scored]) -> None:
-        self._alive.extend(told)
+    def _learn(self, scored: list[Scored]) -> None:
+        self._alive.extend(scored)

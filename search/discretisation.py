@@ -1,9 +1,9 @@
-"""From learned preferences to a decoupling (Section 3.4 of SEDONA). Free of torch.
+"""Learned preferences become a decoupling (Section 3.4 of SEDONA). Free of torch.
 
 alpha (L-1, 2) and beta (L-1, M) are the values before softmax: nested sequences, tensors or arrays. Their
-first row is layer 1's; the last layer, which has the classifier, has none. softmax(alpha)_1 is the share of
-the local signal. It is compared as float32, the precision of SEDONA's values, so that layers that were equal
-there are equal here, and the lower comes first; what differs by less is rounding.
+first row is layer 1's; the last layer, which has the classifier, has none. softmax(alpha)_1 is the share
+of the local signal. It is compared as float32, the precision of SEDONA's values. So layers that were equal
+there are equal here, and the lower comes first. Smaller differences are rounding.
 """
 
 import math
@@ -24,22 +24,24 @@ TIED = 1e-6
 """Shares that differ by less are called tied in words; they are ordered all the same."""
 
 CERTAIN, NOT_CERTAIN = "clear of chance", "another seed may choose otherwise"
-"""The two verdicts on a margin with a standard error."""
+"""The two verdicts on a margin that has a standard error."""
 
 INDIFFERENT = 0.01
-"""Layers with a local share this close to one half prefer neither signal."""
+"""Layers whose local share is this close to one half prefer neither signal."""
 
 
 @dataclass(frozen=True)
 class BlockCosts:
-    """What a block's parts cost, in any unit: seconds, multiply-accumulates, bytes."""
+    """These are the costs of a block's parts, in any unit: seconds, multiply-accumulates, bytes."""
 
     layers: tuple[float, ...]
+    """The cost of each layer."""
 
     heads: tuple[tuple[float, ...], ...]
-    """Of each layer but the last, each kind of head."""
+    """The cost of each kind of head on each layer but the last."""
 
     classifier: float
+    """The cost of the classifier."""
 
     def __post_init__(self) -> None:
         if len(self.heads) != len(self.layers) - 1:
@@ -51,7 +53,7 @@ class BlockCosts:
                 raise ValueError(f"costs: {cost} is no cost; it must be finite and at least 0")
 
     def of_heads(self, head_kinds: Sequence[str], heads: Sequence[str]) -> list[float]:
-        """The cost of one given kind of head on each layer from the first on."""
+        """Return the cost of one given kind of head on each layer, from the first on."""
         for layer, row in enumerate(self.heads, 1):
             if len(row) != len(head_kinds):
                 raise ValueError(
@@ -63,7 +65,7 @@ class BlockCosts:
 def discretise(alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: int) -> Decoupling:
     """Cut after the K-1 layers of largest softmax(alpha)_1, each with its head of largest beta.
 
-    Equal layers are taken from the lowest on, and of equal heads the first.
+    Among equal layers the lowest are taken, and among equal heads the first.
     """
     alpha, beta = checked(alpha, beta, head_kinds)
     return _with_heads(_learned_cuts(alpha, num_blocks), _winners(beta, head_kinds))
@@ -72,10 +74,11 @@ def discretise(alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: i
 def discretise_within(
     alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: int, costs: BlockCosts, slack: float
 ) -> Decoupling:
-    """The cuts of largest summed softmax(alpha)_1 among those with no block much dearer than it need be.
+    """Return the cuts of largest summed softmax(alpha)_1 among those whose blocks cost about the same.
 
-    A block costs its layers and the head at its end, which is the layer's of largest beta. No block may cost
-    more than `slack` times the largest block of the most even cuts. Of equal sums, the lowest cuts.
+    A block costs its layers and the head at its end, which is the layer's head of largest beta. No block
+    may cost more than `slack` times the largest block of the most even cuts. Among equal sums, the lowest
+    cuts are taken.
     """
     alpha, beta = checked(alpha, beta, head_kinds)
     num_layers = len(alpha) + 1
@@ -86,7 +89,7 @@ def discretise_within(
         raise ValueError(f"slack is {slack}; it must be finite and at least 1")
     winners = _winners(beta, head_kinds)
     heads = costs.of_heads(head_kinds, winners)
-    # As if the last block were cut after the last layer, with the classifier for a head.
+    # The last block counts as cut after the last layer, with the classifier for a head.
     ends = [*heads, costs.classifier]
 
     def cost(start: int, cut: int) -> float:
@@ -98,13 +101,13 @@ def discretise_within(
         [cut for cut in range(start + 1, num_layers + 1) if cost(start, cut) <= limit]
         for start in range(num_layers)
     ]
-    # float32 are whole multiples of 2^-149, so these sums are exact and ties are ties.
+    # All float32 numbers are whole multiples of 2^-149, so these sums are exact and ties are ties.
     values = [int(math.ldexp(share, 149)) for share in _local_shares(alpha)]
     return _with_heads(_most_valuable(values, allowed, num_blocks), winners)
 
 
 def imbalance(decoupling: Decoupling, head_kinds: Sequence[str], costs: BlockCosts) -> float:
-    """The largest block's cost by the mean block's: 1 where all blocks cost the same."""
+    """Return the largest block's cost divided by the mean cost: 1 where all blocks cost the same."""
     blocks = decoupling.blocks(len(costs.layers))
     if not blocks[-1]:
         raise ValueError(f"cuts: there is no cost of a head on the last layer, {len(costs.layers)}")
@@ -123,7 +126,7 @@ def imbalance(decoupling: Decoupling, head_kinds: Sequence[str], costs: BlockCos
 def random_cuts(
     alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: int, rng: random.Random
 ) -> Decoupling:
-    """Cuts by chance, all sets of them alike, with the learned heads ("random alpha" of Table 4)."""
+    """Draw cuts at random, all sets of them alike, with the learned heads ("random alpha" of Table 4)."""
     alpha, beta = checked(alpha, beta, head_kinds)
     num_layers = len(alpha) + 1
     _check_num_blocks(num_blocks, num_layers)
@@ -133,7 +136,7 @@ def random_cuts(
 def random_heads(
     alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: int, rng: random.Random
 ) -> Decoupling:
-    """The learned cuts, each with a head by chance ("random beta" of Table 4)."""
+    """Return the learned cuts, each with a random head ("random beta" of Table 4)."""
     alpha, beta = checked(alpha, beta, head_kinds)
     cuts = _learned_cuts(alpha, num_blocks)
     return Decoupling(tuple(cuts), tuple(rng.choice(head_kinds) for _ in cuts))
@@ -141,10 +144,10 @@ def random_heads(
 
 @dataclass(frozen=True)
 class Spread:
-    """How far apart searches end that differ by chance alone."""
+    """A spread says how far apart searches end that differ by chance alone."""
 
     ends: Sequence[tuple[Rows, Rows]]
-    """alpha and beta of each."""
+    """The alpha and beta of each search."""
 
     errors: float = 2.0
     """How many standard errors a margin must have to count."""
@@ -153,20 +156,20 @@ class Spread:
     """Whether the result is the mean of these ends, and not one more such end."""
 
     source: str = "searches that differ by chance alone"
-    """Whose ends these are, in words."""
+    """Which searches these are, in words."""
 
     def error(self, margins: Sequence[float]) -> float:
-        """The standard error of the result's margin, given that of each end."""
+        """Return the standard error of the result's margin, given the margin of each end."""
         return stdev(margins) / (math.sqrt(len(margins)) if self.of_mean else 1.0)
 
 
 def confidence(
     alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: int, spread: Spread | None = None
 ) -> list[str]:
-    """How sure the cuts and heads of so many blocks are, in words.
+    """Say in words how sure the cuts and heads of `num_blocks` blocks are.
 
-    A choice is undetermined where its margin is below 1e-6, and not certain where it is below `spread.errors`
-    standard errors. Without a spread of two ends or more, nothing is said of certainty.
+    A choice is undetermined where its margin is below 1e-6. It is not certain where its margin is below
+    `spread.errors` standard errors. Without a spread of two ends or more, nothing is said about certainty.
     """
     alpha, beta = checked(alpha, beta, head_kinds)
     ends = [checked(*end, head_kinds) for end in spread.ends] if spread else []
@@ -195,18 +198,18 @@ def confidence(
 
 
 def shares(row: Sequence[float]) -> list[float]:
-    """softmax."""
+    """Return the softmax of a row."""
     powers = [math.exp(value - max(row)) for value in row]
     return [power / sum(powers) for power in powers]
 
 
 def _local_shares(alpha: Values) -> list[float]:
-    """softmax(alpha)_1 of each layer, to float32."""
+    """Return softmax(alpha)_1 of each layer, to float32."""
     return array("f", [shares(row)[0] for row in alpha]).tolist()
 
 
 def _ranked(local: Sequence[float]) -> list[int]:
-    """Layers by descending share, the lower first where equal."""
+    """Return the layers by descending share, the lower first where equal."""
     return sorted(range(1, len(local) + 1), key=lambda layer: -local[layer - 1])
 
 
@@ -216,7 +219,7 @@ def _learned_cuts(alpha: Values, num_blocks: int) -> list[int]:
 
 
 def _winners(beta: Values, head_kinds: Sequence[str]) -> list[str]:
-    """Each layer's head."""
+    """Return each layer's head."""
     return [head_kinds[row.index(max(row))] for row in beta]
 
 
@@ -226,9 +229,10 @@ def _with_heads(cuts: Sequence[int], winners: Sequence[str]) -> Decoupling:
 
 
 def _most_valuable(values: Sequence[int], allowed: Sequence[Sequence[int]], num_blocks: int) -> list[int]:
-    """A dynamic programme from the last block back: the cuts of largest sum, the lowest where equal.
+    """Return the cuts of largest sum, the lowest where equal.
 
-    `allowed[i]` are the ends, ascending, of blocks that begin after i layers. Some cuts must be possible.
+    This is a dynamic programme from the last block back. `allowed[i]` are the ends, ascending, of blocks
+    that begin after i layers. Some cuts must be possible.
     """
     num_layers = len(allowed)
     best: dict[int, tuple[int, list[int]]] = {
@@ -237,9 +241,9 @@ def _most_valuable(values: Sequence[int], allowed: Sequence[Sequence[int]], num_
     for _ in range(num_blocks - 1):
         better = {}
         for start, ends in enumerate(allowed):
-            found = [(values[cut - 1] + best[cut][0], cut) for cut in ends if cut in best]
-            if found:
-                total, cut = max(found, key=itemgetter(0))
+            sums = [(values[cut - 1] + best[cut][0], cut) for cut in ends if cut in best]
+            if sums:
+                total, cut = max(sums, key=itemgetter(0))
                 better[start] = (total, [cut, *best[cut][1]])
         best = better
     return best[0][1]
@@ -279,7 +283,7 @@ def _about_head(
 
 
 def _verdict(margin: float, margins: Sequence[float], spread: Spread | None, tied: str) -> str:
-    """What a margin is worth, given those of searches that differ by chance."""
+    """Say what a margin is worth, given those of searches that differ by chance."""
     if margin < TIED:
         return f"undetermined: {tied} are tied"
     if spread is None or len(margins) < 2:
@@ -291,7 +295,7 @@ def _verdict(margin: float, margins: Sequence[float], spread: Spread | None, tie
 
 
 def _named(layers: Sequence[int]) -> str:
-    """Such as "layers 3, 5 to 9"."""
+    """Name layers in words, such as "layers 3, 5 to 9"."""
     runs = []
     for _, run in groupby(enumerate(sorted(layers)), key=lambda pair: pair[1] - pair[0]):
         members = [layer for _, layer in run]

@@ -1,8 +1,8 @@
-"""Scores of a supernet's networks, all of them at once.
+"""This module scores a supernet's networks, all of them at once.
 
-Networks that begin with the same candidates share their beginning, in taking BatchNorm statistics as in
-validation: in training mode a layer normalises by the batch, so that its activations, and with them its
-statistics, depend on nothing behind it. Numbers are those of each network extracted, calibrated and
+Networks that begin with the same candidates share their beginning, for BatchNorm statistics as in
+validation. In training mode a layer normalises by the batch. So its activations, and with them its
+statistics, depend on nothing behind it. The numbers are those of each network extracted, calibrated and
 validated alone, bit for bit.
 """
 
@@ -25,13 +25,13 @@ Batches = Iterable[Sequence[Any]]
 
 
 class SubnetEvaluator:
-    """The fraction of validation images that networks of a supernet classify correctly.
+    """This evaluator gives the fraction of validation images that networks of a supernet classify correctly.
 
-    Batches begin with images and targets, must come again in the same order whenever they are asked for
-    (those of an iterator are kept), and are each taken once for all networks; no score is computed twice.
-    Without calibration batches the statistics are those of the supernet; with a `momentum` they are no means
-    over the batches, but averages that forget. Where processes work together, each must ask for the same, and
-    each takes its share.
+    Batches begin with images and targets, and must come again in the same order each time they are read.
+    Those of an iterator are kept. Each batch is taken once for all networks, and no score is computed
+    twice. Without calibration batches the statistics are those of the supernet. With a `momentum` they are
+    moving averages instead of means over the batches. Where processes work together, each must ask for the
+    same networks, and each takes its share.
     """
 
     def __init__(
@@ -51,37 +51,37 @@ class SubnetEvaluator:
         self._validation = _repeatable(validation_batches)
         self._momentum, self._autocast, self._on_batch = momentum, autocast, on_batch
         self.scores: dict[Architecture, float] = {}
-        """All that are known; add what another evaluator with equal batches found."""
+        """All scores that are known. Add those that another evaluator with equal batches computed."""
         self.work = Work(0, 0, 0, 0)
-        """Of one image through all networks of the last call that were not known."""
+        """What one image takes through the networks of the last call that were not known before."""
 
-    @torch.inference_mode(False)  # what writes into its input is found by counts that are not kept there
+    @torch.inference_mode(False)  # inference tensors lack the counts by which writes into inputs are noticed
     def __call__(self, architectures: Iterable[Architecture]) -> list[float]:
-        """Their scores, in their order."""
-        asked = list(architectures)
-        for each in asked:
-            self._net.space.validate(each)
-        new = sorted(set(asked) - self.scores.keys(), key=lambda each: each.choices)
+        """Return the architectures' scores, in their order."""
+        wanted = list(architectures)
+        for architecture in wanted:
+            self._net.space.validate(architecture)
+        new = sorted(set(wanted) - self.scores.keys(), key=lambda architecture: architecture.choices)
         self.work = work(new, self._net.space)
         if new:
             self.scores |= self._shared(new)
-        return [self.scores[each] for each in asked]
+        return [self.scores[architecture] for architecture in wanted]
 
     def _shared(self, architectures: list[Architecture]) -> dict[Architecture, float]:
-        """Scores by all processes together."""
+        """Compute scores, with all processes taking a share."""
         if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
             return self._scored(architectures)
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         mine = self._scored(shared_out(architectures, self._net.space, world)[rank])
-        found = torch.tensor([mine.get(each, 0.0) for each in architectures], dtype=torch.float64)
-        found = found.to(next(self._net.parameters()).device)
-        torch.distributed.all_reduce(found)
-        return dict(zip(architectures, found.tolist(), strict=True))
+        scores = torch.tensor([mine.get(known, 0.0) for known in architectures], dtype=torch.float64)
+        scores = scores.to(next(self._net.parameters()).device)
+        torch.distributed.all_reduce(scores)
+        return dict(zip(architectures, scores.tolist(), strict=True))
 
     @torch.no_grad()
     def _scored(self, architectures: Sequence[Architecture]) -> dict[Architecture, float]:
         root = _Node("the stem", nn.Sequential(*self._net.stem))
-        leaves = {each: self._leaf(root, each) for each in architectures}
+        leaves = {architecture: self._leaf(root, architecture) for architecture in architectures}
         nodes = list(root.all())
         batches = iter(self._calibration if leaves else ())
         first = next(batches, None)
@@ -97,10 +97,10 @@ class SubnetEvaluator:
             seen += len(batch[1])
         if leaves and not seen:
             raise ValueError("there are no images to score architectures with")
-        return {each: int(leaf.correct) / seen for each, leaf in leaves.items()}
+        return {architecture: int(leaf.correct) / seen for architecture, leaf in leaves.items()}
 
     def _leaf(self, root: "_Node", architecture: Architecture) -> "_Node":
-        """The end of an architecture's way through the tree, which grows where there was none."""
+        """Return the end of an architecture's way through the tree; missing nodes are added."""
         node = root
         for layer, choice in enumerate(architecture.choices):
             if choice not in node.children:
@@ -121,7 +121,7 @@ class SubnetEvaluator:
         self._on_batch()
 
     def _walk(self, node: "_Node", features: Tensor, targets: Tensor | None) -> None:
-        """Depth first, so that no more than one way's activations are there at once."""
+        """Go through the tree depth first, so that only one way's activations exist at once."""
         version = features._version
         outputs: Tensor = node.module(features)
         if features._version != version:
@@ -139,17 +139,17 @@ def _repeatable(batches: Batches) -> Batches:
 
 
 class _Node:
-    """A module behind one beginning of architectures: shared weights, and statistics of its own."""
+    """A node is a module behind one beginning of architectures: shared weights, and statistics of its own."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
-        parameters: dict[int, Any] = {id(each): each for each in module.parameters()}
+        parameters: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
         self.module = copy.deepcopy(module, parameters)
         self.children: dict[int, _Node] = {}
         self.correct: Tensor | int = 0
 
     def all(self) -> Iterator["_Node"]:
-        """This one and all behind it."""
+        """Yield this node and all nodes behind it."""
         yield self
         for child in self.children.values():
             yield from child.all()

@@ -1,9 +1,10 @@
-"""What a search's updates say of its outcome: effects with standard errors, and searches run over again.
+"""A search's updates are evidence for its outcome: effects with standard errors, and repeated searches.
 
-An update goes by one hypergradient, of one draw of weights and batches; another seed has others. So the
+An update follows one hypergradient, of one draw of weights and batches; another seed draws others. So the
 updates are kept, and two things follow from them. Their mean, with its standard error, says what a larger
 share of a signal or a head does to the validation loss. And the same optimiser, led by updates drawn anew
-from those that were made, ends elsewhere: how far apart such ends are is the spread of the search's result.
+from those that were made, ends elsewhere. How far apart such ends are is the spread of the search's
+result.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,38 +18,40 @@ from search.cuts.config import SearchOptions
 from search.relaxation import RelaxedNet
 
 REPLAYS = 200
-"""Enough for a standard error to 5 %."""
+"""The number of repeated searches, enough for a standard error to 5 %."""
 
 TINY = 1e-12
-"""Shares below it are taken for it; a derivative by a share is divided by it."""
+"""The smallest share; a derivative with respect to a share is divided by it."""
 
 
 @dataclass
 class Updates:
-    """The updates of one search, in their order."""
+    """These are the updates of one search, in their order."""
 
     drawn: list[list[tuple[int, float]]]
-    """Of each, for every process: the pretraining step that its weights descend from, and the inner rate."""
+    """For each update and process, the pretraining step that its weights descend from, and the inner
+    learning rate."""
 
     effects: list[Tensor]
-    """Of each, in float64 (L-1, 1 + M): derivatives of the validation loss by the share of the local signal,
-    and by those of the heads, these up to a constant in each row."""
+    """For each update, derivatives of the validation loss, in float64 (L-1, 1 + M). The first column is
+    for the share of the local signal. The others are for the shares of the heads, up to a constant in
+    each row."""
 
     @classmethod
     def none(cls) -> "Updates":
-        """Of a search that has not begun."""
+        """Return the updates of a search that has not begun."""
         return cls([], [])
 
     @classmethod
     def joined(cls, searches: Sequence["Updates"]) -> "Updates":
-        """Those of several searches, one after the other."""
+        """Return the updates of several searches, one search after the other."""
         return cls(
-            [drawn for each in searches for drawn in each.drawn],
-            [effect for each in searches for effect in each.effects],
+            [drawn for search in searches for drawn in search.drawn],
+            [effect for search in searches for effect in search.effects],
         )
 
     def add(self, net: RelaxedNet, drawn: list[tuple[int, float]]) -> None:
-        """Add what `net.alpha.grad` and `net.beta.grad` say at its present alpha and beta."""
+        """Add what `net.alpha.grad` and `net.beta.grad` say at the net's present alpha and beta."""
         assert net.alpha.grad is not None
         assert net.beta.grad is not None
         signals, heads = (value.detach().double().cpu().softmax(1) for value in (net.alpha, net.beta))
@@ -59,17 +62,17 @@ class Updates:
         self.effects.append(torch.cat([by_signal, by_head], 1))
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return the updates for a checkpoint."""
         return {"drawn": self.drawn, "effects": torch.stack(self.effects) if self.effects else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a checkpoint; one of before has no updates."""
-        self.drawn = [[(origin, rate) for origin, rate in each] for each in state.get("drawn", [])]
+        """Return to a checkpoint; older ones have no updates."""
+        self.drawn = [[(origin, rate) for origin, rate in update] for update in state.get("drawn", [])]
         effects = state.get("effects")
         self.effects = [] if effects is None else list(effects.cpu())
 
     def lines(self, head_kinds: Sequence[str], last: int) -> list[dict[str, Any]]:
-        """As objects for hypergradients.jsonl; `last` is the number of the last update."""
+        """Return objects for hypergradients.jsonl; `last` is the number of the last update."""
         return [
             {
                 "step": step,
@@ -85,7 +88,7 @@ class Updates:
 
 
 def outer_optimizer(options: SearchOptions, values: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """What moves alpha and beta; for each value by itself, whatever the shape."""
+    """Make the optimiser that moves alpha and beta; it treats each value by itself, whatever the shape."""
     return torch.optim.Adam(
         list(values),
         lr=options.lr,
@@ -95,47 +98,49 @@ def outer_optimizer(options: SearchOptions, values: Sequence[Tensor]) -> torch.o
 
 
 class Effects(NamedTuple):
-    """Means over updates, and standard errors of these means; as in `Updates.effects`."""
+    """These are means over updates, as in `Updates.effects`, and the standard errors of these means."""
 
     mean: Tensor
+    """The mean effects."""
     error: Tensor
+    """The standard errors of the means."""
 
 
 class Ends(NamedTuple):
-    """Where searches came to, each in a row of its own."""
+    """These are the ends of searches, one in each row."""
 
     alpha: Tensor
-    """(R, L-1, 2)"""
+    """The alpha of each end, (R, L-1, 2)."""
 
     beta: Tensor
-    """(R, L-1, M)"""
+    """The beta of each end, (R, L-1, M)."""
 
 
 def effects(updates: Updates, *, generator: torch.Generator) -> Effects:
-    """The mean effect of each share on the validation loss, and its standard error.
+    """Return the mean effect of each share on the validation loss, and its standard error.
 
-    Heads count against the mean of the heads of their layer.
+    The effect of a head is relative to the mean of the heads of its layer.
     """
-    found = torch.stack(updates.effects)
-    found[..., 1:] -= found[..., 1:].mean(-1, keepdim=True)
-    count = len(found)
+    by_update = torch.stack(updates.effects)
+    by_update[..., 1:] -= by_update[..., 1:].mean(-1, keepdim=True)
+    count = len(by_update)
     drawn = _resampled(count, generator)
-    weights = torch.zeros(REPLAYS, count, dtype=found.dtype)
-    weights.scatter_add_(1, drawn, torch.full(drawn.shape, 1 / count, dtype=found.dtype))
-    means = (weights @ found.flatten(1)).view(REPLAYS, *found.shape[1:])
-    return Effects(found.mean(0), means.std(0))
+    weights = torch.zeros(REPLAYS, count, dtype=by_update.dtype)
+    weights.scatter_add_(1, drawn, torch.full(drawn.shape, 1 / count, dtype=by_update.dtype))
+    means = (weights @ by_update.flatten(1)).view(REPLAYS, *by_update.shape[1:])
+    return Effects(by_update.mean(0), means.std(0))
 
 
 def replays(updates: Updates, options: SearchOptions, *, generator: torch.Generator) -> Ends:
-    """The ends of searches that go by updates drawn from these, with the optimiser of `options`."""
-    found = torch.stack(updates.effects)
-    drawn = _resampled(len(found), generator)
-    rows, kinds = found.shape[1], found.shape[2] - 1
-    alpha = torch.zeros(REPLAYS, rows, 2, dtype=found.dtype, requires_grad=True)
-    beta = torch.zeros(REPLAYS, rows, kinds, dtype=found.dtype, requires_grad=True)
+    """Return the ends of searches that follow updates drawn from these, with the optimiser of `options`."""
+    by_update = torch.stack(updates.effects)
+    drawn = _resampled(len(by_update), generator)
+    rows, kinds = by_update.shape[1], by_update.shape[2] - 1
+    alpha = torch.zeros(REPLAYS, rows, 2, dtype=by_update.dtype, requires_grad=True)
+    beta = torch.zeros(REPLAYS, rows, kinds, dtype=by_update.dtype, requires_grad=True)
     optimizer = outer_optimizer(options, [alpha, beta])
     for indices in drawn.unbind(1):
-        effect = found[indices]
+        effect = by_update[indices]
         signals, heads = alpha.detach().softmax(2), beta.detach().softmax(2)
         toward = signals.prod(2) * effect[..., 0]
         alpha.grad = torch.stack([toward, -toward], 2)
@@ -146,9 +151,9 @@ def replays(updates: Updates, options: SearchOptions, *, generator: torch.Genera
 
 
 def _resampled(count: int, generator: torch.Generator) -> Tensor:
-    """Indices of updates, `count` in each of REPLAYS rows: runs of neighbours from random places on.
+    """Draw indices of updates, `count` in each of REPLAYS rows, as runs of neighbours from random places on.
 
-    Neighbours may be alike, as later weights descend from earlier ones; runs keep that as it is.
+    Neighbours may be alike, because later weights descend from earlier ones. Runs keep this likeness.
     """
     length = max(1, round(count ** (1 / 3)))
     runs = -(-count // length)

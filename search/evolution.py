@@ -1,4 +1,4 @@
-"""The evolutionary search of Single Path One-Shot, asked and told."""
+"""This is the evolutionary search of Single Path One-Shot, with `ask` and `tell`."""
 
 import random
 from dataclasses import dataclass, field
@@ -15,19 +15,20 @@ __all__ = ["Evolution", "Infeasible"]
 
 @dataclass(eq=False)
 class Evolution(Method):
-    """Half of each generation are mutants of the best ever, half are children of two of them.
+    """Half of each generation are mutants of the best ever, and half are children of two of them.
 
-    The numbers are those of the released code. Unlike there the last generation counts, nothing is scored
-    twice, and what would be over a limit is put right instead of thrown away. What is missing to a full
-    generation is drawn at random.
+    The numbers are those of the released code. Three things differ from it. The last generation counts,
+    nothing is scored twice, and a network over a limit is repaired instead of thrown away. If a generation
+    is not full, it is filled up at random.
     """
 
     parents: int = field(default=10, kw_only=True)
     """How many of the best ever breed."""
     mutation: float = field(default=0.1, kw_only=True)
-    """Probability that a mutant's choice is drawn anew."""
+    """The probability that a mutant's choice is drawn anew."""
     crossover: str = field(default="uniform", kw_only=True)
-    """uniform (each choice from either parent) or one_point (shares more of the scoring)."""
+    """How children are made: uniform (each choice from either parent), or one_point (shares more of the
+    scoring)."""
 
     name: ClassVar[str] = "evolution"
 
@@ -41,7 +42,7 @@ class Evolution(Method):
     def _propose(self, rng: random.Random) -> list[Architecture]:
         if not self._parents:
             return self._random(self.population, rng)
-        best = [each.architecture for each in self._parents]
+        best = [parent.architecture for parent in self._parents]
 
         def mutant() -> Architecture:
             return self.within.repaired(mutated(rng.choice(best), self.space, self.mutation, rng), rng)
@@ -51,9 +52,10 @@ class Evolution(Method):
             return self.within.repaired(made, rng)
 
         half = self.population // 2
-        found = self._bred(mutant, half)
-        found += self._bred(child, half, found)
-        return found + self._random(self.population - len(found), rng, found)
+        bred = self._bred(mutant, half)
+        bred += self._bred(child, half, bred)
+        return bred + self._random(self.population - len(bred), rng, bred)
 
-    def _learn(self, told: list[Scored]) -> None:
-        self._parents = sorted([*self._parents, *told], key=lambda each: -each.score)[: self.parents]
+    def _learn(self, scored: list[Scored]) -> None:
+        best_first = sorted([*self._parents, *scored], key=lambda network: -network.score)
+        self._parents = best_first[: self.parents]

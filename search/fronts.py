@@ -1,4 +1,4 @@
-"""Which of many are best when one wants two things: fronts, and NSGA-II, which searches for all of one."""
+"""Fronts hold the best networks where one wants several things; NSGA-II searches for a whole front."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -15,13 +15,14 @@ from supernet.space import Architecture
 from tools.options.config import check_choice, check_range
 
 ROUNDS = 50
-"""Times that a pool breeds for one generation before random networks fill it up."""
+"""How often a pool breeds for one generation before random networks fill it up."""
 
 
 class Fitness(base.Fitness):  # type: ignore[misc]
-    """A score to raise and costs to lower; whoever is less over the limits dominates whoever is more.
+    """A fitness is a score to raise and costs to lower.
 
-    DEAP's own for constraints leaves two that are over the limits without an order.
+    Whoever is less over the limits dominates whoever is more. DEAP's own fitness for constraints leaves
+    two that are over the limits without an order.
     """
 
     weights: tuple[float, ...] = ()
@@ -33,6 +34,7 @@ class Fitness(base.Fitness):  # type: ignore[misc]
         super().__init__((score, *costs))
 
     def dominates(self, other: "Fitness", obj: slice = slice(None)) -> bool:
+        """Return whether this fitness is better than another, or less over the limits."""
         if self.excess or other.excess:
             return self.excess < other.excess
         return bool(super().dominates(other, obj))
@@ -49,36 +51,41 @@ class Fitness(base.Fitness):  # type: ignore[misc]
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """An architecture as DEAP's selections want it."""
+    """A member is an architecture in the form that DEAP's selections need."""
 
     architecture: Architecture
+    """The architecture."""
     fitness: Fitness
+    """The fitness of the architecture."""
 
 
 def front(scored: Iterable[Scored], costs: Sequence[Additive]) -> list[Scored]:
-    """Those that no other beats in score and all costs, by their first cost; of equals the first."""
-    members = [(each, _fitness(each, costs)) for each in scored]
-    members.sort(key=lambda pair: (pair[1].values[1:], -pair[0].score))  # nobody dominates whoever is before
-    found: list[tuple[Scored, Fitness]] = []
-    for each, fitness in members:
-        if not any(other.dominates(fitness) or other == fitness for _, other in found):
-            found.append((each, fitness))
-    return [each for each, _ in found]
+    """Return the networks that no other beats in score and all costs, sorted by their first cost.
+
+    Among equal networks the first is taken.
+    """
+    members = [(network, _fitness(network, costs)) for network in scored]
+    members.sort(key=lambda pair: (pair[1].values[1:], -pair[0].score))  # nobody dominates an earlier one
+    best: list[tuple[Scored, Fitness]] = []
+    for network, fitness in members:
+        if not any(other.dominates(fitness) or other == fitness for _, other in best):
+            best.append((network, fitness))
+    return [network for network, _ in best]
 
 
 @dataclass(eq=False)
 class Nsga2(Method):
-    """The whole front of score and costs: NSGA-II (Deb et al. 2002)."""
+    """This search finds the whole front of score and costs: NSGA-II (Deb et al. 2002)."""
 
     costs: Sequence[Additive] = field(default=(), kw_only=True)
-    """What is to be low while the score is high; none given: the MACs."""
+    """The costs that are to be low while the score is high. If none is given, they are the MACs."""
     mutation: float = field(default=0.1, kw_only=True)
-    """Probability that a child's choice is drawn anew."""
+    """The probability that a child's choice is drawn anew."""
     crossover: str = field(default="uniform", kw_only=True)
-    """uniform or one_point."""
+    """How children are made: uniform or one_point."""
     over_limit: str = field(default="repair", kw_only=True)
-    """What is over a limit is put right (repair), or breeds as it is, unscored and dominated by all that
-    are less over it (dominate, the constrained domination of the paper)."""
+    """What happens to a network over a limit. It is repaired (repair), or it breeds as it is, unscored and
+    dominated by all networks that are less over it (dominate, the constrained domination of the paper)."""
 
     name: ClassVar[str] = "nsga2"
 
@@ -93,6 +100,7 @@ class Nsga2(Method):
 
     @property
     def traded(self) -> Sequence[Additive]:
+        """The costs that the search trades for score."""
         return self.costs
 
     def _propose(self, rng: random.Random) -> list[Architecture]:
@@ -100,30 +108,30 @@ class Nsga2(Method):
             return self._unrepaired(rng)
         if not self._pool:
             return self._random(self.population, rng)
-        found = self._bred(lambda: self.within.repaired(self._child(rng), rng), self.population)
-        return found + self._random(self.population - len(found), rng, found)
+        children = self._bred(lambda: self.within.repaired(self._child(rng), rng), self.population)
+        return children + self._random(self.population - len(children), rng, children)
 
-    def _learn(self, told: list[Scored]) -> None:
-        self._select([Member(each.architecture, _fitness(each, self.costs)) for each in told])
+    def _learn(self, scored: list[Scored]) -> None:
+        self._select([Member(network.architecture, _fitness(network, self.costs)) for network in scored])
 
     def _unrepaired(self, rng: random.Random) -> list[Architecture]:
-        """Children within the limits; those over them only join the pool, which needs no scores."""
-        found: dict[Architecture, None] = {}
+        """Breed children within the limits; those over them only join the pool, which needs no scores."""
+        within: dict[Architecture, None] = {}
         for _ in range(ROUNDS):
             over: list[Member] = []
             for _ in range(self.population):
                 made = self.within.form(self._child(rng) if self._pool else sample(self.space, rng))
                 if self.within.allow(made):
                     if made not in self._known:
-                        found[made] = None
+                        within[made] = None
                 elif made not in self._over:
                     costs = [cost.of(made) for cost in self.costs]
                     self._over[made] = Member(made, Fitness(0.0, costs, self.within.excess(made)))
                     over.append(self._over[made])
             self._select(over)
-            if len(found) >= self.population:
+            if len(within) >= self.population:
                 break
-        some = list(found)[: self.population]
+        some = list(within)[: self.population]
         return some + self._random(self.population - len(some), rng, some)
 
     def _child(self, rng: random.Random) -> Architecture:
@@ -131,7 +139,7 @@ class Nsga2(Method):
         return mutated(crossed(one, other, self.crossover, rng), self.space, self.mutation, rng)
 
     def _winner(self, rng: random.Random) -> Member:
-        """The better of two by domination, else the one with more room around it."""
+        """Return the better of two by domination, or else the one with more room around it."""
         one, other = rng.choice(self._pool), rng.choice(self._pool)
         if other.fitness.dominates(one.fitness):
             return other

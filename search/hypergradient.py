@@ -1,8 +1,8 @@
-"""How the validation loss after T training steps depends on alpha and beta, exactly (Eq. 7 of SEDONA).
+"""The derivatives of the validation loss after T training steps by alpha and beta, exactly (Eq. 7 of SEDONA).
 
-The adjoint method. With w all weights, G(w; alpha, beta) their mixed gradients and m the momentum, a step of
-torch's SGD is m' = mu m + G(w) + lambda w, w' = w - eta m'. From v = dL_val/dw and q = 0 at the end, the
-steps are gone through backwards:
+They are computed by the adjoint method. Let w be all weights, G(w; alpha, beta) their mixed gradients and
+m the momentum. A step of torch's SGD is m' = mu m + G(w) + lambda w, w' = w - eta m'. At the end, v =
+dL_val/dw and q = 0. From there the steps are gone through backwards:
 
     p = q - eta v,  v += lambda p + (dG/dw)^T p,  q <- mu p,  dalpha += (dG/dalpha)^T p,  and beta alike
 
@@ -28,23 +28,25 @@ OBJECTIVES = ("validation", "training")
 STATISTICS = ("running", "batch")
 
 Batch = Sequence[Tensor]
-"""Images and targets."""
+"""A batch: images and targets."""
 
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Hypergradient:
-    """The derivatives, and where the inner steps led."""
+    """A hypergradient holds the derivatives, and where the inner steps led."""
 
     alpha: Tensor
+    """The derivatives by alpha."""
     beta: Tensor
+    """The derivatives by beta."""
     parameters: Tensors
-    """Weights after all steps, by name."""
+    """The weights after all steps, by name."""
     momentum_buffers: Tensors
-    """Momentum after all steps, by name."""
+    """The momentum after all steps, by name."""
     loss: Tensor
-    """That which was differentiated."""
+    """The loss that was differentiated."""
 
 
 def hypergradient(
@@ -60,21 +62,28 @@ def hypergradient(
     statistics: str = "running",
     objective: str = "validation",
 ) -> Hypergradient:
-    """Derivatives by alpha and beta of the loss that `net` has after one SGD step on each of the batches.
+    """Return the derivatives by alpha and beta of the loss that `net` has after its inner steps.
 
-    The loss is the classifier's on the validation batch, where BatchNorm uses its running statistics, as
-    the steps left them and not differentiated, or the batch's own. Weight decay applies to all weights.
-    `net` is left unchanged. The graphs of the last `keep_graphs` steps are kept instead of made again; the
-    first costs no memory.
+    There is one SGD step on each of the batches. The loss is the classifier's on the validation batch.
+    `net` is left unchanged.
 
-    With the objective "training", what the released code differentiates instead: the nested training loss
-    of the last batch, in front of its step.
+    Arguments:
+        weight_decay: The weight decay, which applies to all weights.
+        momentum_buffers: The momentum before the first step, by name; without them it is zero.
+        keep_graphs: The graphs of this many last steps are kept instead of made again. One costs no
+            memory.
+        statistics: "running" uses BatchNorm's running statistics in the validation loss, as the steps left
+            them and
+            not differentiated. "batch" uses those of the validation batch.
+        objective: "validation", or "training" for what the released code differentiates instead: the
+            nested training
+            loss of the last batch, in front of its step.
     """
     assert statistics in STATISTICS
     assert objective in OBJECTIVES
     if not batches:
         raise ValueError("batches: at least one inner step is needed")
-    # The released code's loss stands in front of the last step, through which nothing goes back then.
+    # The released code's loss stands in front of the last step, which is then not differentiated.
     back = len(batches) - (objective == "training")
     path = _Path(net, batches, range(back - keep_graphs, back))
     weights = {name: weight.detach() for name, weight in net.weights().items()}
@@ -103,15 +112,15 @@ def hypergradient(
         for step in reversed(range(back)):
             p = _combined(q, 1.0, v, -lr)
             q = {name: momentum * value for name, value in p.items()}
-            found = path.backward(step, p, to_weights=step > 0)
-            to_alpha = to_alpha + found.pop("alpha")
-            to_beta = to_beta + found.pop("beta")
-            v = _combined(_combined(v, 1.0, p, weight_decay), 1.0, found, 1.0)
+            by_weight = path.backward(step, p, to_weights=step > 0)
+            to_alpha = to_alpha + by_weight.pop("alpha")
+            to_beta = to_beta + by_weight.pop("beta")
+            v = _combined(_combined(v, 1.0, p, weight_decay), 1.0, by_weight, 1.0)
     return Hypergradient(to_alpha, to_beta, weights, moved, loss)
 
 
 class _Path:
-    """The inner steps: each can be gone forward once, and then backward."""
+    """A path is the inner steps; each can be gone forward once, and then backward."""
 
     def __init__(self, net: RelaxedNet, batches: Sequence[Batch], kept: range) -> None:
         self._net, self._batches = net, [(batch[0], batch[1]) for batch in batches]
@@ -123,25 +132,28 @@ class _Path:
         self._graphs: dict[int, tuple[Tensors, Tensors]] = {}
 
     def forward(self, step: int, weights: Tensors) -> Tensors:
-        """The mixed gradients of a step at weights; running statistics move."""
+        """Return the mixed gradients of a step at given weights; running statistics move."""
         self._weights.append(weights)
         self._random.append(_RandomState(self._net.alpha.device))
         if step in self._kept:
-            leaves, found = self._field(step, create_graph=True)
-            self._graphs[step] = (leaves, found.of)
-            return {name: value.detach() for name, value in found.of.items()}
-        _, found = self._field(step, create_graph=False)
-        return found.of
+            leaves, gradients = self._field(step, create_graph=True)
+            self._graphs[step] = (leaves, gradients.of)
+            return {name: value.detach() for name, value in gradients.of.items()}
+        _, gradients = self._field(step, create_graph=False)
+        return gradients.of
 
     def backward(self, step: int, p: Tensors, *, to_weights: bool) -> Tensors:
-        """(dG/d.)^T p of a step, by alpha, beta and, if asked for, weights; all-zero ones left out."""
+        """Return (dG/d.)^T p of a step, by alpha and beta, and with `to_weights` by weights.
+
+        Those by weights that are zero are left out.
+        """
         if step in self._graphs:
             leaves, gradients = self._graphs.pop(step)
         else:
             with self._random[step].replayed(), frozen_statistics(self._net):
-                leaves, found = self._field(step, create_graph=True)
-            gradients = found.of
-        # Where p is zero (all heads, at the last step) there is nothing to go through.
+                leaves, at_step = self._field(step, create_graph=True)
+            gradients = at_step.of
+        # Where p is zero (for all heads at the last step) there is nothing to differentiate.
         outputs = [name for name in p if gradients[name].requires_grad]
         sources = [name for name in leaves if to_weights or name in ("alpha", "beta")]
         if not outputs:
@@ -160,7 +172,7 @@ class _Path:
         }
 
     def validation_loss(self, weights: Tensors, batch: Batch, statistics: str) -> tuple[Tensor, Tensors]:
-        """The classifier's loss after all steps, and its derivatives by those weights it depends on."""
+        """Return the classifier's loss after all steps, and its derivatives by the weights it depends on."""
         net = self._net
         leaves = _leaves(weights)
         net.eval()
@@ -168,7 +180,7 @@ class _Path:
             for module in net.modules():
                 if isinstance(module, _BatchNorm):
                     module.train()
-        # With running statistics images do not see each other, and a part at a time needs less memory.
+        # With running statistics images do not influence each other, and parts need less memory.
         size = len(batch[0]) if statistics == "batch" else len(self._batches[0][0])
         tensors = {**leaves, **self._constants, **self._buffers}
         total, derivatives = torch.zeros_like(net.alpha[0, 0]), Tensors()
@@ -183,15 +195,15 @@ class _Path:
         return total, derivatives
 
     def training_loss(self, weights: Tensors) -> tuple[Tensor, Tensors, Tensor, Tensor]:
-        """The nested loss of the last batch, and its derivatives by weights, alpha and beta."""
+        """Return the nested loss of the last batch, and its derivatives by weights, alpha and beta."""
         leaves = self._all_leaves(weights)
         with self._random[-1].replayed(), frozen_statistics(self._net):
             tensors = {**leaves, **self._constants, **self._buffers}
             loss = functional_call(
                 _Nested(self._net), {f"net.{k}": t for k, t in tensors.items()}, self._batches[-1]
             )
-        found = _derivatives(loss, leaves)
-        return loss.detach(), found, found.pop("alpha"), found.pop("beta")
+        derivatives = _derivatives(loss, leaves)
+        return loss.detach(), derivatives, derivatives.pop("alpha"), derivatives.pop("beta")
 
     def _field(self, step: int, *, create_graph: bool) -> tuple[Tensors, Gradients]:
         leaves = self._all_leaves(self._weights[step])
@@ -199,17 +211,19 @@ class _Path:
         # Fused attention has no second derivative.
         exact = (FastSecondOrder(), sdpa_kernel(SDPBackend.MATH)) if create_graph else ()
         with contextlib.ExitStack() as stack:
-            for each in exact:
-                stack.enter_context(each)
-            found = functional_call(self._net, tensors, self._batches[step], {"create_graph": create_graph})
-        return leaves, found
+            for context in exact:
+                stack.enter_context(context)
+            gradients = functional_call(
+                self._net, tensors, self._batches[step], {"create_graph": create_graph}
+            )
+        return leaves, gradients
 
     def _all_leaves(self, weights: Tensors) -> Tensors:
         return _leaves({**weights, "alpha": self._net.alpha, "beta": self._net.beta})
 
 
 class _Nested(nn.Module):
-    """The nested loss as a module's call, which is what weights can be handed to."""
+    """This module's call is the nested loss, because weights can be handed to a module's call."""
 
     def __init__(self, net: RelaxedNet) -> None:
         super().__init__()
@@ -220,16 +234,16 @@ class _Nested(nn.Module):
 
 
 class _RandomState:
-    """Where the generators stand, so that dropout can be repeated."""
+    """This is the state of the random generators, so that dropout can be repeated."""
 
     def __init__(self, device: torch.device) -> None:
         self._devices = [device] if device.type == "cuda" else []
         self._cpu = torch.get_rng_state()
-        self._cuda = [torch.cuda.get_rng_state(each) for each in self._devices]
+        self._cuda = [torch.cuda.get_rng_state(device) for device in self._devices]
 
     @contextlib.contextmanager
     def replayed(self) -> Iterator[None]:
-        """The generators as they stood, and afterwards as they stand now."""
+        """Set the generators to this state, and afterwards back to what they are now."""
         with torch.random.fork_rng(devices=self._devices):
             torch.set_rng_state(self._cpu)
             for device, state in zip(self._devices, self._cuda, strict=True):
@@ -239,7 +253,7 @@ class _RandomState:
 
 @contextlib.contextmanager
 def _modes_of(net: nn.Module) -> Iterator[None]:
-    """Training mode, and afterwards what it was."""
+    """Set training mode, and afterwards the modes that were."""
     modes = [(module, module.training) for module in net.modules()]
     net.train()
     try:
@@ -254,12 +268,12 @@ def _leaves(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def _derivatives(loss: Tensor, leaves: Tensors) -> Tensors:
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return {name: value for name, value in zip(leaves, found, strict=True) if value is not None}
+    values = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return {name: value for name, value in zip(leaves, values, strict=True) if value is not None}
 
 
 def _combined(one: Tensors, factor: float, other: Tensors, other_factor: float) -> Tensors:
-    """A sum by names; what is missing is zero."""
+    """Return a sum by names; missing tensors count as zero."""
     total = {name: factor * value for name, value in one.items()}
     for name, value in other.items():
         total[name] = (

@@ -1,8 +1,8 @@
-"""What architectures may cost: any number of limits at once, on costs that add up over layers.
+"""Limits say what architectures may cost: any number of them at once, on costs that add up over layers.
 
-Whether some choice for the layers still open keeps all limits is known exactly, from the cost vectors of
-those layers that no other undercuts in everything. So nothing over a limit is ever drawn, and what is over
-one is put right where it stands.
+It is known exactly whether some choice for the layers still open keeps all limits. That follows from the
+cost vectors of those layers that no other undercuts in everything. So nothing over a limit is ever drawn,
+and an architecture over one is repaired where it stands.
 """
 
 import functools
@@ -22,9 +22,9 @@ from tools.mistake import Mistake
 Costs = NDArray[np.int64]
 
 TRIES = 200
-"""Draws from under one of several limits before the other ways are taken."""
+"""How many draws from under one of several limits are tried before other ways are taken."""
 FEW = 5_000
-"""Architectures that are listed rather than drawn one by one."""
+"""Up to this many architectures are listed rather than drawn one by one."""
 
 UNITS = {"macs": (1, " MACs"), "params": (1, " parameters"), "latency": (TICKS / 1000, " ms")}
 UNITS |= {"activations": (2**20, " MiB of activations")}
@@ -40,28 +40,30 @@ class TooMany(Infeasible):
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that a network may cost."""
+    """A limit is the most that a network may cost."""
 
     cost: Additive
+    """The cost that is limited."""
     high: int
+    """The most that it may be."""
 
     def __str__(self) -> str:
         return f"at most {shown(self.cost.name, self.high)}"
 
 
 def shown(name: str, value: float) -> str:
-    """A cost with its unit."""
+    """Return a cost with its unit, in words."""
     divisor, unit = UNITS.get(name, (1, f" {name}"))
     number = value / divisor
     return (f"{number:,.0f}" if divisor == 1 else f"{number:,.4g}") + unit
 
 
 class Limits:
-    """The networks of a space that keep all of some limits."""
+    """This class holds the networks of a space that keep all of some limits."""
 
     def __init__(self, space: Space, limits: Sequence[Limit] = (), *, canonical: bool = True) -> None:
         self.space, self.limits, self._canonical = space, tuple(limits), canonical
-        # One row a candidate, one column a limit; without limits a column of nothing.
+        # There is a row for each candidate and a column for each limit; without limits, a column of zeros.
         self._table = [
             np.array([[limit.cost.table[layer][i] for limit in limits] or [0] for i in range(len(ops))])
             for layer, ops in enumerate(space.layers)
@@ -77,23 +79,26 @@ class Limits:
                 )
 
     def form(self, architecture: Architecture) -> Architecture:
-        """The string that stands for a network: the canonical one, or every string for itself."""
+        """Return the string that stands for a network: the canonical one, or every string for itself."""
         return self.space.canonical(architecture) if self._canonical else architecture
 
     def allow(self, architecture: Architecture) -> bool:
-        """Whether an architecture keeps all limits."""
+        """Return whether an architecture keeps all limits."""
         return all(limit.cost.of(architecture) <= limit.high for limit in self.limits)
 
     def excess(self, architecture: Architecture) -> float:
-        """By how much it is over the limits, added up, each as a part of its limit; 0 if it keeps them."""
+        """Return by how much an architecture is over the limits, or 0 if it keeps them.
+
+        The excesses are added up, each as a part of its limit.
+        """
         over = ((limit.cost.of(architecture) - limit.high, limit.high) for limit in self.limits)
         return sum(max(0, beyond) / max(1, high) for beyond, high in over)
 
     def require(self, count: int) -> None:
-        """Refuse limits that fewer than so many different networks keep.
+        """Refuse limits that fewer than `count` different networks keep.
 
         Raises:
-            Infeasible: at once, with the cheapest architecture.
+            Infeasible: at once; the message names the cheapest architecture.
         """
         for limit in self.limits:
             if limit.cost.least > limit.high:
@@ -103,16 +108,18 @@ class Limits:
                     f"no architecture of {self.space.name} has {limit}; the cheapest, {cheapest}, has "
                     f"{shown(limit.cost.name, limit.cost.least)}",
                 )
-        found = len(list(itertools.islice(self.networks(), count)))
-        asked = " and ".join(map(str, self.limits))
-        if found < min(count, 1):
+        there = len(list(itertools.islice(self.networks(), count)))
+        in_words = " and ".join(map(str, self.limits))
+        if there < min(count, 1):
             reasons = "; ".join(
                 f"the cheapest in {limit.cost.name}, {limit.cost.cheapest}, has "
-                + ", ".join(shown(each.cost.name, each.cost.of(limit.cost.cheapest)) for each in self.limits)
+                + ", ".join(
+                    shown(other.cost.name, other.cost.of(limit.cost.cheapest)) for other in self.limits
+                )
                 for limit in self.limits
             )
             raise Infeasible(
-                "", f"no architecture of {self.space.name} keeps all limits, {asked}, at once: {reasons}"
+                "", f"no architecture of {self.space.name} keeps all limits, {in_words}, at once: {reasons}"
             )
         whole = self.space.num_networks if self._canonical else self.space.size
         if whole < count:
@@ -121,33 +128,34 @@ class Limits:
                 f"{self.space.name} has only {whole} networks, and {count} are needed for a population",
                 "lower the population",
             )
-        if found < count:
+        if there < count:
             raise Infeasible(
                 "",
-                f"only {found} networks of {self.space.name} have {asked}, and {count} are needed for a "
+                f"only {there} networks of {self.space.name} have {in_words}, and {count} are needed for a "
                 "population",
                 "raise the limit, or lower the population",
             )
 
     def networks(self) -> Iterator[Architecture]:
-        """All of them in their form, by their first layers first."""
+        """Yield all of these networks in their form, sorted by their first layers."""
         return self._listed(canonical=self._canonical)
 
     def draw(self, rng: random.Random) -> Architecture:
-        """One of them, every string that keeps the limits equally likely, in its form.
+        """Draw a network, every string that keeps the limits equally likely, in its form.
 
-        With several limits that are hard to keep together, and yet by more strings than can be listed,
-        not quite: then choices are drawn layer by layer in a random order, among those that can be
-        completed.
+        Several limits may be hard to keep together, and yet be kept by more strings than can be listed.
+        Then strings are not quite equally likely: choices are drawn layer by layer in a random order,
+        among those that can be completed.
         """
         if not _fits(self._behind[0], self._room):
             self.require(1)
         return self.form(self._string(rng))
 
     def repaired(self, architecture: Architecture, rng: random.Random) -> Architecture:
-        """The architecture with as few layers drawn anew as keeps the limits, in a random order of layers.
+        """Return the architecture with as few layers drawn anew as keeps the limits.
 
-        One that keeps them comes back as it is, in its form.
+        Layers are taken in a random order. An architecture that keeps the limits comes back as it is, in
+        its form.
         """
         order = rng.sample(range(len(self._table)), len(self._table))
         return self.form(self._completed(architecture, order, rng))
@@ -158,7 +166,7 @@ class Limits:
         if not self.limits:
             return sample(self.space, rng)
         tries = 1 if len(self.limits) == 1 else TRIES
-        if "_few" in vars(self) and len(self._few) <= FEW:  # they were scarce once, and are listed
+        if "_few" in vars(self) and len(self._few) <= FEW:  # draws failed before, and the strings are listed
             tries = 0
         limit, sampler = self._scarcest
         for _ in range(tries):
@@ -184,7 +192,7 @@ class Limits:
     def _completed(
         self, start: Architecture | None, order: Sequence[int], rng: random.Random
     ) -> Architecture:
-        """Free layers of `start` in an order until the others leave enough room, and draw those."""
+        """Free layers of `start` in an order until the others leave enough room, and draw those layers."""
         choices = list(start.choices) if start else [0] * len(self._table)
         free = 0 if start else len(order)
         room = self._room - sum(
@@ -210,7 +218,7 @@ class Limits:
 
     @functools.cached_property
     def _behind(self) -> list[Costs]:
-        """What the layers from each on cost at least, the last entry for none of them."""
+        """What the layers from each one on cost at least; the last entry is for no layers."""
         fronts = [np.zeros((1, len(self._room)), np.int64)]
         before = np.cumsum([row.min(axis=0) for row in self._table], axis=0)
         for layer in reversed(range(len(self._table))):
@@ -220,7 +228,7 @@ class Limits:
         return fronts[::-1]
 
     def _listed(self, *, canonical: bool) -> Iterator[Architecture]:
-        """Those that keep the limits; every branch that is entered leads to one."""
+        """Yield the strings that keep the limits; every branch that is entered leads to one."""
         after_skip = {layer for run in self.space.runs for layer in run[1:]} if canonical else set()
         weighted = [set(layer.weighted) for layer in self.space.layers]
 
@@ -245,10 +253,10 @@ def _fits(front: Costs, room: Costs) -> bool:
 
 
 def _undercut(front: Costs, row: Costs) -> Costs:
-    """The sums of both, without those that another undercuts or equals in every cost."""
+    """Return the sums of both, without those that another one undercuts or equals in every cost."""
     sums = np.unique((front[:, None] + row).reshape(-1, row.shape[1]), axis=0)
     kept = []
     while len(sums):
-        kept.append(sums[0])  # lexicographically least of those left: nothing undercuts it
+        kept.append(sums[0])  # it is lexicographically least, so no other undercuts it
         sums = sums[~(sums >= sums[0]).all(axis=1)]
     return np.stack(kept) if kept else sums

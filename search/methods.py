@@ -1,4 +1,4 @@
-"""The ways to search among architectures by name, and what others need to know of them. Free of torch."""
+"""This catalogue lists the search methods by name, with what others need to know of them. Free of torch."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from tools.options.catalogue import Catalogue, Row
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow(Row):
-    """A way to search.
+    """A method is a way to search among architectures.
 
     `make` is called with the space, and with those of `seed`, `limits`, `canonical`, `population`,
     `generations`, `costs` and the options of breeding that it takes. It gives a `search.method.Method`.
     """
 
     learns: bool = True
-    """What it asks for depends on scores that it was told. Its first generation is then a random search."""
+    """Whether its proposals depend on scores. Its first generation is then a random search."""
 
 
 METHODS: Catalogue[MethodRow] = Catalogue(
@@ -23,13 +23,13 @@ METHODS: Catalogue[MethodRow] = Catalogue(
     [
         MethodRow(
             name="evolution",
-            says="mutants and children of the best ever (Single Path One-Shot)",
+            says="breeds mutants and children of the best ever (Single Path One-Shot)",
             make="search.evolution:Evolution",
             reads=("generations", "breeding.parents", "breeding.mutation", "breeding.crossover"),
         ),
         MethodRow(
             name="nsga2",
-            says="the whole front of score and costs",
+            says="finds the whole front of score and costs (NSGA-II)",
             make="search.fronts:Nsga2",
             reads=(
                 *("generations", "breeding.mutation", "breeding.crossover"),
@@ -38,26 +38,26 @@ METHODS: Catalogue[MethodRow] = Catalogue(
         ),
         MethodRow(
             name="regularised",
-            says="evolution in which the oldest die",
+            says="evolves a population in which the oldest die",
             make="search.baselines:RegularisedEvolution",
             reads=("generations", "breeding.mutation", "breeding.sample", "breeding.brood"),
         ),
         MethodRow(
             name="random",
-            says="random networks, each different",
+            says="scores random networks, each different",
             make="search.baselines:RandomSearch",
             reads=("generations",),
             learns=False,
         ),
         MethodRow(
             name="exhaustive",
-            says="all networks, for small spaces",
+            says="scores all networks, for small spaces",
             make="search.baselines:Exhaustive",
             reads=(),
             learns=False,
         ),
     ],
 )
-"""Ours, and a user's own."""
+"""These are our methods and the user's own."""
 
 register_method = METHODS.register

@@ -1,8 +1,9 @@
-"""The mixed output of a layer's heads, with equal parts of the Aux heads run as one.
+"""The outputs of a layer's heads are mixed, with equal parts of the Aux heads run as one.
 
-Four heads on a layer are some thirty small convolutions, each with its BatchNorm; most of their time goes
-into getting started. Heads of the same construction differ in their weights only, so that their convolutions
-are the groups of one convolution, and their BatchNorms one over all channels: per channel nothing changes.
+Four heads on a layer are some thirty small convolutions, each with its BatchNorm, and most of their time
+goes into getting started. Heads of the same construction differ only in their weights. So their
+convolutions are the groups of one convolution, and their BatchNorms are one over all channels. For each
+channel nothing changes.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from local_learning.networks.relu_mean import relu_mean
 
 
 def mixed_logits(heads: Sequence[nn.Module], features: Tensor, mixture: Tensor) -> Tensor:
-    """The heads' logits on a map, weighted by `mixture` (Eq. 3)."""
+    """Return the heads' logits on a map, weighted by `mixture` (Eq. 3)."""
     joined = [index for index, head in enumerate(heads) if _is_aux(head)]
     if len(joined) < 2:
         joined = []
@@ -33,19 +34,19 @@ def _is_aux(head: nn.Module) -> bool:
 
 
 def _aux_logits(heads: Sequence[nn.Module], features: Tensor, mixture: Tensor) -> Tensor:
-    # The deepest first: then those that go on have always the first channels.
+    # The deepest head comes first, so that the heads that go on always have the first channels.
     parts = [list(head.children()) for head in heads]
     order = sorted(range(len(heads)), key=lambda m: -len(parts[m]))
     lanes = [parts[m] for m in order]
     means: list[Tensor] = []
     for stage in range(len(lanes[0]) - 1):
         going = [lane for lane in lanes if len(lane) > stage + 2]
-        each = features.shape[1] // len(lanes)
+        chs = features.shape[1] // len(lanes)
         if len(going) < len(lanes):
             ending: Sequence[Any] = [lane[stage] for lane in lanes[len(going) :]]
-            means.append(_expanded(ending, features[:, each * len(going) :]))
+            means.append(_expanded(ending, features[:, chs * len(going) :]))
         if going:
-            inputs = features[:, : each * len(going)] if stage else features
+            inputs = features[:, : chs * len(going)] if stage else features
             features = _stage([lane[stage] for lane in going], inputs, shared=stage == 0)
         lanes = going
     fcs: Sequence[Any] = [parts[m][-1] for m in order]
@@ -56,7 +57,7 @@ def _aux_logits(heads: Sequence[nn.Module], features: Tensor, mixture: Tensor) -
 
 
 def _stage(modules: Sequence[Any], x: Tensor, *, shared: bool) -> Tensor:
-    """The same stage of several heads; with `shared` all take the same map."""
+    """Run the same stage of several heads; with `shared` all take the same map."""
     if isinstance(modules[0], InvertedResidual):
         y = _norm([m.bn1 for m in modules], _conv([m.conv_pw for m in modules], x, shared=shared))
         y = _norm([m.bn2 for m in modules], _conv([m.conv_dw for m in modules], F.relu(y)))
@@ -79,7 +80,7 @@ def _norm(norms: Sequence[nn.BatchNorm2d], x: Tensor) -> Tensor:
     if first.training and not first.track_running_stats:
         return F.batch_norm(x, None, None, weight, bias, True, momentum, first.eps)
     own = [_statistics(bn) for bn in norms]
-    mean, var = torch.cat([each for each, _ in own]), torch.cat([each for _, each in own])
+    mean, var = (torch.cat(values) for values in zip(*own, strict=True))
     y = F.batch_norm(x, mean, var, weight, bias, first.training, momentum, first.eps)
     if first.training:
         moved = zip(own, mean.chunk(len(norms)), var.chunk(len(norms)), strict=True)
@@ -101,5 +102,5 @@ def _statistics(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def _expanded(expansions: Sequence[Expansion], x: Tensor) -> Tensor:
     parts = x.chunk(len(expansions), 1)
     if expansions[0].folds(parts[0]):
-        return torch.cat([each(part) for each, part in zip(expansions, parts, strict=True)], 1)
-    return relu_mean(_norm([each.bn for each in expansions], _conv([each.conv for each in expansions], x)))
+        return torch.cat([end(part) for end, part in zip(expansions, parts, strict=True)], 1)
+    return relu_mean(_norm([end.bn for end in expansions], _conv([end.conv for end in expansions], x)))

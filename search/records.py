@@ -1,4 +1,4 @@
-"""What a search learned, as a file: relaxation.json. Free of torch."""
+"""The file relaxation.json holds what a search learned. Free of torch."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,10 @@ from tools.mistake import Mistake, quoted
 
 
 class Array(Protocol):
-    """A tensor, or an array of numpy."""
+    """An array is a tensor, or an array of numpy."""
 
-    def tolist(self) -> Any: ...
+    def tolist(self) -> Any:
+        """Return the values as nested lists."""
 
 
 Rows = Sequence[Sequence[float]] | Array
@@ -25,19 +26,20 @@ _KEYS = ("network", "head_kinds", "alpha", "beta")
 
 @dataclass(frozen=True)
 class Relaxation:
-    """alpha and beta of one network, before softmax, with what else is known of their search."""
+    """A relaxation is alpha and beta of one network, before softmax, with other facts of their search."""
 
     network: str
     """The network that was searched."""
 
     head_kinds: tuple[str, ...]
-    """Those of beta's columns, in their order."""
+    """The kinds of head of beta's columns, in their order."""
 
     alpha: Values
-    """Of each layer but the last: the local signal's and the backpropagated one's."""
+    """The values of each layer but the last: one for the local signal, and one for the backpropagated
+    signal."""
 
     beta: Values
-    """Of each layer but the last: one per kind of head."""
+    """The values of each layer but the last, one per kind of head."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     """Anything else that JSON can hold, such as the width or the step."""
@@ -80,22 +82,20 @@ def load_relaxation(path: str | Path) -> Relaxation:
 
 
 def checked(alpha: Rows, beta: Rows, head_kinds: Sequence[str]) -> tuple[Values, Values]:
-    """alpha and beta as plain numbers, if they are finite and fit each other and the kinds of head."""
+    """Return alpha and beta as plain numbers, if they are finite and fit each other and the kinds of head."""
     kinds = _items("head_kinds", head_kinds)
     for kind in kinds:
         if not isinstance(kind, str) or not kind.strip():
             raise ValueError(f"head_kinds: {kind!r} is not the name of a head")
     if not kinds:
         raise ValueError("head_kinds: name at least one kind of head")
-    found = (
-        _rows("alpha", alpha, 2, "local and backpropagated"),
-        _rows("beta", beta, len(kinds), "one per kind of head"),
-    )
-    if len(found[0]) != len(found[1]):
+    signals = _rows("alpha", alpha, 2, "local and backpropagated")
+    heads = _rows("beta", beta, len(kinds), "one per kind of head")
+    if len(signals) != len(heads):
         raise ValueError(
-            f"alpha has {len(found[0])} rows and beta {len(found[1])}; both need one per layer but the last"
+            f"alpha has {len(signals)} rows and beta {len(heads)}; both need one per layer but the last"
         )
-    return found
+    return signals, heads
 
 
 def _rows(name: str, value: object, columns: int, meaning: str) -> Values:

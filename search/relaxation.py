@@ -1,7 +1,7 @@
-"""SEDONA's continuous relaxation: every layer has every head, and error signals are mixed at each of them.
+"""SEDONA's continuous relaxation puts every head on every layer, and mixes error signals at each of them.
 
-Layers and heads are counted from 0 here: layer l has the heads l and the rows l of alpha and beta; the last
-layer has the classifier instead. theta are the weights of layers and classifier, phi those of heads.
+Layers and heads are counted from 0 here: layer l has the heads l and the rows l of alpha and beta. The
+last layer has the classifier instead. theta are the weights of layers and classifier, phi those of heads.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,21 +26,21 @@ __all__ = ["Gradients", "RelaxedNet", "discretise"]
 
 
 class Gradients(NamedTuple):
-    """The directions of Eq. 5 and 6 on one batch."""
+    """These are the directions of Eq. 5 and 6 on one batch."""
 
     of: dict[str, Tensor]
-    """By the weight's name."""
+    """The gradients by the weight's name."""
 
     losses: list[Tensor]
-    """Of the mixed heads by layer, and of the classifier last; without graph."""
+    """The losses of the mixed heads by layer, and last that of the classifier, without graph."""
 
 
 class RelaxedNet(nn.Module):
-    """A chain with all candidate heads on all layers but the last, and alpha and beta to weigh them.
+    """A relaxed net is a chain with all candidate heads on all layers but the last, and alpha and beta.
 
-    The layers are the chain's own, not copies. alpha and beta start at zero: all signals and heads alike.
-    `logit_scaling` is what SEDONA's released code does to the mixed heads: their input is divided by
-    s = 1 / (softmax(alpha)_1 + 1e-5) and their output multiplied by it.
+    The layers are the chain's own, not copies. alpha and beta weigh signals and heads, and start at zero:
+    all are alike. `logit_scaling` does to the mixed heads what SEDONA's released code does. Their input is
+    divided by s = 1 / (softmax(alpha)_1 + 1e-5), and their output is multiplied by s.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class RelaxedNet(nn.Module):
         self.beta = nn.Parameter(torch.zeros(count, len(head_kinds)).to(reference))
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """All that is trained besides alpha and beta, by name."""
+        """Return all that is trained besides alpha and beta, by name."""
         return {
             name: parameter
             for name, parameter in self.named_parameters()
@@ -100,7 +100,7 @@ class RelaxedNet(nn.Module):
     def forward(
         self, images: Tensor, targets: Tensor | None = None, *, create_graph: bool = False
     ) -> Tensor | Gradients:
-        """The classifier's logits or, with targets, the mixed gradients of all weights.
+        """Return the classifier's logits or, with targets, the mixed gradients of all weights.
 
         With `create_graph` the gradients can be differentiated in turn, by weights, alpha and beta.
         """
@@ -113,14 +113,14 @@ class RelaxedNet(nn.Module):
         return logits
 
     def mixed_gradients(self, images: Tensor, targets: Tensor, *, create_graph: bool = False) -> Gradients:
-        """Gradients by Eq. 4-6, layer by layer: local and backpropagated parts stay tensors of their own.
+        """Return gradients by Eq. 4-6, layer by layer; local and backpropagated parts stay apart.
 
-        A heads' graph is gone before the next layer runs, unless `create_graph` keeps it.
+        The graph of a layer's heads is gone before the next layer runs, unless `create_graph` keeps it.
         """
         signals, mixture = self.alpha.softmax(1), self.beta.softmax(1)
         if not create_graph:
             signals, mixture = signals.detach(), mixture.detach()
-        found: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
         losses: list[Tensor] = []
         stages: list[tuple[Tensor, Tensor]] = []
         locals_: list[Tensor] = []
@@ -129,7 +129,7 @@ class RelaxedNet(nn.Module):
             inputs = features
             outputs = layer(inputs)
             stages.append((inputs, outputs))
-            # In one graph per layer where only first derivatives are asked for: each goes with its use.
+            # First derivatives need one graph per layer only, which is gone after its use.
             own_graph = not create_graph or not outputs.requires_grad
             features = outputs.detach().requires_grad_() if own_graph else outputs
             if index < len(self.heads):
@@ -144,7 +144,7 @@ class RelaxedNet(nn.Module):
             local, own = _gradients(loss, features, head, prefix, None, create_graph)
             locals_.append(local)
             losses.append(loss.detach())
-            found |= own
+            gradients |= own
         signal = locals_[-1]
         for index in range(len(self.layers) - 1, -1, -1):
             inputs, outputs = stages.pop()
@@ -152,17 +152,17 @@ class RelaxedNet(nn.Module):
             backpropagated, own = _gradients(
                 outputs, inputs if index else None, layer, prefix, signal, create_graph
             )
-            found |= own
+            gradients |= own
             if index:
                 above = signals[index - 1]
                 signal = above[0] * locals_[index - 1] + above[1] * backpropagated  # Eq. 4
-        return Gradients(found, losses)
+        return Gradients(gradients, losses)
 
     def nested_loss(self, images: Tensor, targets: Tensor) -> Tensor:
-        """The one loss whose gradient, but for factors, is the mixed one: what the released code minimises.
+        """Return the loss that the released code minimises; its gradient is the mixed one but for factors.
 
-        With P_l the product of softmax(alpha)_2 below layer l: the sum of softmax(alpha)_1 P_l L_l, and
-        P_L L_L.
+        With P_l the product of softmax(alpha)_2 below layer l, it is the sum of softmax(alpha)_1 P_l L_l,
+        and P_L L_L.
         """
         signals, mixture = self.alpha.softmax(1), self.beta.softmax(1)
         features, product = images, signals.new_ones(())
@@ -178,7 +178,7 @@ class RelaxedNet(nn.Module):
     def _local_loss(
         self, index: int, features: Tensor, targets: Tensor, signal: Tensor, mixture: Tensor
     ) -> Tensor:
-        """Cross-entropy of the mixed heads of a layer (Eq. 1 and 3)."""
+        """Return the cross-entropy of a layer's mixed heads (Eq. 1 and 3)."""
         inputs = as_map(features, self._layouts[index])
         scale = 1 / (signal + 1e-5) if self.logit_scaling else None
         if scale is not None:
@@ -188,6 +188,7 @@ class RelaxedNet(nn.Module):
         return self.loss(logits if scale is None else scale * logits, targets)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of logits."""
         return cross_entropy(logits, targets, smoothing=self.label_smoothing, over=self.smoothing)
 
 
@@ -218,9 +219,12 @@ def _gradients(
     signal: Tensor | None,
     create_graph: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Gradients by inputs and by a module's parameters, of a loss or of what a signal weighs."""
-    named = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
-    sources = [each for _, each in named] + ([] if inputs is None else [inputs])
+    """Return the gradients by inputs and by a module's parameters.
+
+    They are those of a loss, or of outputs that a signal weighs.
+    """
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    sources = [parameter for _, parameter in named] + ([] if inputs is None else [inputs])
     if not sources:
         return outputs.new_zeros(()), {}
     gradients = torch.autograd.grad(

@@ -1,4 +1,4 @@
-"""Architectures that begin alike, put together: how much work that saves, and how to share it out."""
+"""Architectures that begin alike are put together: how much work that saves, and how to share it out."""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -8,23 +8,25 @@ from supernet.space import Architecture, Space
 
 
 class Work(NamedTuple):
-    """What a pass of one image through many networks takes, together and one by one."""
+    """This is the work of a pass of one image through many networks, together and one by one."""
 
     layers: int
-    """Searchable layers that are run, skips left out."""
+    """The searchable layers that are run together, without skips."""
     layers_alone: int
+    """The searchable layers that are run one by one, without skips."""
     macs: int
-    """With stem and tail."""
+    """The multiply-accumulates of all networks together, with stem and tail."""
     macs_alone: int
+    """The multiply-accumulates of the networks one by one, with stem and tail."""
 
     @property
     def saving(self) -> float:
-        """How many times the multiply-accumulates of one by one are those of all together."""
+        """How many times more multiply-accumulates the networks take one by one than together."""
         return self.macs_alone / self.macs if self.macs else 1.0
 
 
 def work(architectures: Iterable[Architecture], space: Space) -> Work:
-    """Of all networks at once, each layer run once for all that agree up to it."""
+    """Return the work of all networks at once, with each layer run once for all that agree up to it."""
     members = list(dict.fromkeys(architectures))
     weighted = [set(layer.weighted) for layer in space.layers]
 
@@ -33,7 +35,7 @@ def work(architectures: Iterable[Architecture], space: Space) -> Work:
         layers = sum(choice in weighted[layer] for layer, choice in ends)
         return layers, sum(space.costs[layer][choice].macs for layer, choice in ends)
 
-    every = [each.choices[:end] for each in members for end in range(1, len(each.choices) + 1)]
+    every = [member.choices[:end] for member in members for end in range(1, len(member.choices) + 1)]
     (layers, macs), (layers_alone, macs_alone) = of(set(every)), of(every)
     stem, tails = space.stem_cost.macs, len(members) * space.tail_cost.macs
     return Work(
@@ -45,25 +47,25 @@ def work(architectures: Iterable[Architecture], space: Space) -> Work:
 
 
 def shared_out(architectures: Iterable[Architecture], space: Space, parts: int) -> list[list[Architecture]]:
-    """So many parts of about the same work, each of neighbours in the tree; some may be empty.
+    """Share architectures out in `parts` parts of about equal work, each of neighbours in the tree.
 
-    The order of the architectures does not matter, and each is in one part, once.
+    Some parts may be empty. The order of the architectures does not matter, and each is in one part, once.
     """
-    members = sorted(set(architectures), key=lambda each: each.choices)
-    alone = [work([each], space).macs for each in members]
+    members = sorted(set(architectures), key=lambda member: member.choices)
+    alone = [work([member], space).macs for member in members]
     pairs = zip(alone, pairwise(members), strict=False)
     added = [work(pair, space).macs - first for first, pair in pairs]
 
     def cut(most: int) -> list[list[Architecture]]:
-        """Neighbours together as long as they take no more than so much."""
+        """Put neighbours together as long as they take no more than `most`."""
         shares: list[list[Architecture]] = []
         load = 0
-        for number, each in enumerate(members):
+        for number, member in enumerate(members):
             load = load + added[number - 1] if number else most + 1
             if load > most:
                 shares.append([])
                 load = alone[number]
-            shares[-1].append(each)
+            shares[-1].append(member)
         return shares
 
     low, high = max(alone, default=0), sum(alone)

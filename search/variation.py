@@ -1,4 +1,4 @@
-"""New architectures out of known ones: DEAP's operators on tuples, with a generator of our own."""
+"""New architectures come from known ones by DEAP's operators on tuples, with a generator of our own."""
 
 import random
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ CROSSOVERS = ("uniform", "one_point")
 
 
 def mutated(parent: Architecture, space: Space, probability: float, rng: random.Random) -> Architecture:
-    """Each choice drawn anew with a probability, perhaps to what it was."""
+    """Draw each choice anew with a given probability, perhaps to what it was."""
     genes = list(parent.choices)
     with _drawing_from(rng):
         tools.mutUniformInt(genes, 0, [len(layer) - 1 for layer in space.layers], probability)
@@ -20,7 +20,10 @@ def mutated(parent: Architecture, space: Space, probability: float, rng: random.
 
 
 def crossed(one: Architecture, other: Architecture, kind: str, rng: random.Random) -> Architecture:
-    """Each choice from either parent, or (one_point) the first ones from one and the rest from the other."""
+    """Take each choice from either parent.
+
+    With one_point the first choices are from one parent and the rest from the other.
+    """
     if len(one.choices) == 1:
         return rng.choice((one, other))
     genes, rest = list(one.choices), list(other.choices)
@@ -34,7 +37,7 @@ def crossed(one: Architecture, other: Architecture, kind: str, rng: random.Rando
 
 @contextmanager
 def _drawing_from(rng: random.Random) -> Iterator[None]:
-    """DEAP draws from Python's global generator, which is lent to it and put back as it was."""
+    """Lend Python's global generator to DEAP, which draws from it, and put it back as it was."""
     before = random.getstate()
     random.seed(rng.getrandbits(63))
     try:

@@ -1,4 +1,4 @@
-"""The options of search_architecture.py; free of torch."""
+"""These are the options of search_architecture.py. Free of torch."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -14,24 +14,25 @@ COSTS = ("macs", "params", "latency", "activations")
 
 @dataclass(frozen=True, kw_only=True)
 class BreedingOptions:
-    """How new architectures come from known ones."""
+    """How new architectures are bred from known ones."""
 
     parents: int = 10
-    """evolution: so many of the best ever breed."""
+    """How many of the best ever breed in evolution."""
     mutation: float = 0.1
-    """Probability that a choice is drawn anew, in evolution, nsga2 and regularised."""
+    """The probability that a choice is drawn anew, in evolution, nsga2 and regularised."""
     crossover: str = "uniform"
-    """evolution, nsga2: each choice from either parent (uniform), or the first ones from one and the rest
-    from the other (one_point), by which more of the scoring is shared."""
+    """How evolution and nsga2 combine two parents: uniform or one_point. uniform takes each choice from
+    either parent. one_point takes the first ones from one parent and the rest from the other, and
+    shares more of the scoring."""
     objectives: tuple[str, ...] = ("macs",)
-    """nsga2: what is to be low while the score is high: macs, params, latency, activations."""
+    """Which costs nsga2 keeps low while the score is high: macs, params, latency, activations."""
     over_limit: str = "repair"
-    """nsga2: put right what is over a limit (repair), or let it breed, unscored and dominated by all that
-    is less over it (dominate)."""
+    """What nsga2 does with a network over a limit: repair or dominate. dominate lets it breed, unscored
+    and dominated by all networks that are less over the limits."""
     sample: int = 10
-    """regularised: so many are drawn, of which the best breeds."""
+    """How many networks regularised draws at a time, of which the best breeds."""
     brood: int = 10
-    """regularised: so many mutants are scored at once."""
+    """How many mutants regularised scores at once."""
 
     def __post_init__(self) -> None:
         check_range("breeding.parents", self.parents, 1)
@@ -48,21 +49,22 @@ class BreedingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions:
-    """On which images architectures are scored; the same for all of them."""
+    """On which images architectures are scored; they are the same for all."""
 
     validation_images: int = 5000
-    """Images of the supernet's validation split, all classes in proportion; 0: all."""
+    """How many images of the supernet's validation split are used, all classes in proportion; 0 takes all."""
     batch: int = 250
-    """Images that are scored at once."""
+    """How many images are scored at once."""
     statistics: str = "cumulative"
-    """BatchNorm statistics of each network: cumulative (the mean over calibration batches), ema (an average
-    that forgets, as in the released code of Single Path One-Shot), or supernet (as training left them)."""
+    """Which BatchNorm statistics each network gets: cumulative, ema, or supernet. cumulative is the mean
+    over calibration batches. ema is a moving average, as in the released code of Single Path One-Shot.
+    supernet leaves them as training left them."""
     calibration_images: int = 2048
-    """Training images, without augmentation, from which these statistics are taken."""
+    """How many training images, without augmentation, these statistics are taken from."""
     calibration_batch: int = 128
-    """Images in each of these batches; only full batches are used."""
+    """How many images are in a batch of these; only full batches are used."""
     momentum: float = 0.1
-    """The part that the newest batch has in ema."""
+    """The weight of the newest batch in ema."""
 
     def __post_init__(self) -> None:
         check_range("scoring.validation_images", self.validation_images, 0)
@@ -84,7 +86,8 @@ class ArchitectureSearchConfig(RunOptions):
     """In which supernet, within which limits, and how to search."""
 
     UNLISTED: ClassVar[dict[str, type]] = {"data": DataConfig}
-    """For weights that do not say which images they saw. Others' training may only be repeated by them."""
+    """These options are for weights that do not say which images they saw. Where weights say it, the
+    options may only repeat it."""
     USUAL: ClassVar[tuple[str, ...]] = (
         *("supernet", "method", "population", "generations", "max_macs", "max_params", "top"),
         *("data.root", "scoring.batch", "seed", "device", "run"),
@@ -92,34 +95,38 @@ class ArchitectureSearchConfig(RunOptions):
 
     run: str = "runs/evolution"
     supernet: str = "runs/supernet"
-    """The run of train_supernet.py, or the weights file, of the supernet."""
+    """The supernet: the run of train_supernet.py, or a weights file."""
     method: str = "evolution"
-    """evolution (of Single Path One-Shot), nsga2 (the whole front of score and costs), regularised (evolution
-    in which the oldest die), random, or exhaustive (all networks, for small spaces)."""
+    """How to search: evolution, nsga2, regularised, random, exhaustive, or your own. evolution is that of
+    Single Path One-Shot. nsga2 finds the whole front of score and costs. In regularised the oldest die.
+    exhaustive scores all networks of a small space."""
     population: int = 50
-    """How many architectures are scored together; for regularised also how many are alive."""
+    """How many architectures are scored together; in regularised also how many are alive."""
     generations: int = 20
-    """How many populations are bred, or drawn, after the first. exhaustive goes on to the last network."""
+    """How many populations are bred or drawn after the first. exhaustive goes on to the last network."""
     max_macs: float = 0.0
-    """No more multiply-accumulates than these (FLOPs in the papers' sense); 0: no limit."""
+    """The most multiply-accumulates of a network (FLOPs in the papers' sense); 0 sets no limit."""
     max_params: float = 0.0
-    """No more parameters than these; 0: no limit."""
+    """The most parameters of a network; 0 sets no limit."""
     max_latency: float = 0.0
-    """No more milliseconds for a batch, by the table of --costs; 0: no limit."""
+    """The most milliseconds for a batch, by the table of --costs; 0 sets no limit."""
     max_activations: float = 0.0
-    """No more MiB of activations for each image that training keeps, by the same table; 0: no limit."""
+    """The most MiB of activations that training keeps for each image, by the table of --costs; 0 sets no
+    limit."""
     costs: str = ""
-    """Table of measured latencies and activations; none given: the costs.json beside the supernet."""
+    """A table of measured latencies and activations. By default it is the costs.json beside the supernet."""
     canonical: bool = True
-    """Take networks that differ only in where equal layers skip for one, as --paths.canonical in training."""
+    """Count networks that differ only in where equal layers skip as one, like --paths.canonical in
+    training."""
     top: int = 10
-    """How many of the best are written as architectures."""
+    """How many of the best networks are written as architectures."""
     compare: tuple[str, ...] = ()
-    """Other searches of this space, such as one by random, to draw into the figures."""
+    """Runs of other searches of this space, such as a random one, to draw into the figures."""
     breeding: BreedingOptions = field(default_factory=BreedingOptions)
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
     data: PlaceOptions = field(default_factory=PlaceOptions)
-    """Where the images lie; which they are, the supernet says. What is not given is as in its training."""
+    """Where the images lie. Which images they are, the supernet says; what is not given is as in its
+    training."""
 
     def __post_init__(self) -> None:
         self.check_run()

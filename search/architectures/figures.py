@@ -1,4 +1,4 @@
-"""A search among architectures, drawn: its course, score against cost, the operations of the best."""
+"""Figures of a search among architectures: its course, score against cost, and the best operations."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,9 +21,10 @@ SCALES = {
     "latency": (UNITS["latency"][0], "latency of a batch in ms"),
     "activations": (UNITS["activations"][0], "MiB of activations per image"),
 }
+"""The unit of each cost on an axis, and the axis's label."""
 
 Runs = Mapping[str, Sequence[Scored]]
-"""What was scored in each of some searches, in its order; the first is the one that the figure is about."""
+"""What was scored in each of several searches, in its order. The figure is about the first search."""
 
 
 def course_figure(path: Path, runs: Runs) -> None:
@@ -32,7 +33,7 @@ def course_figure(path: Path, runs: Runs) -> None:
         figure = Figure(figsize=(4.6, 2.8), layout="constrained")
         axes = figure.subplots()
         for number, (name, scored) in enumerate(runs.items()):
-            scores = [each.score for each in scored]
+            scores = [network.score for network in scored]
             if number == 0:
                 axes.plot(range(1, len(scores) + 1), scores, ".", ms=2, color=PLAIN, label="each network")
             axes.step(
@@ -51,19 +52,19 @@ def course_figure(path: Path, runs: Runs) -> None:
 def front_figure(
     path: Path, runs: Runs, cost: Additive, limits: Sequence[Limit] = (), *, of: str = ""
 ) -> None:
-    """Draw score against cost, with the networks of each search that no other of it beats in both."""
+    """Draw score against cost, with the networks of each search that no other network of it beats in both."""
     divisor, label = SCALES[cost.name]
     with house_style():
         figure = Figure(figsize=(4.6, 2.8), layout="constrained")
         axes = figure.subplots()
         for number, (name, scored) in reversed(list(enumerate(runs.items()))):
-            places = [cost.of(each.architecture) / divisor for each in scored]
+            places = [cost.of(network.architecture) / divisor for network in scored]
             colour = _colour(number)
-            axes.plot(places, [each.score for each in scored], ".", ms=2, color=colour, alpha=0.3)
+            axes.plot(places, [network.score for network in scored], ".", ms=2, color=colour, alpha=0.3)
             best = front(scored, [cost])
             axes.step(
-                [cost.of(each.architecture) / divisor for each in best],
-                [each.score for each in best],
+                [cost.of(network.architecture) / divisor for network in best],
+                [network.score for network in best],
                 "o-",
                 where="post",
                 ms=3,
@@ -80,8 +81,8 @@ def front_figure(
 
 
 def operations_figure(path: Path, space: Space, scored: Sequence[Scored], best: Sequence[Scored]) -> None:
-    """Draw how often each layer of the best has each operation, beside all that were scored."""
-    shades = matplotlib.colormaps["Blues"].with_extremes(bad="#E0E0E0")  # where a layer does not offer it
+    """Draw how often each layer of the best networks has each operation, beside all that were scored."""
+    shades = matplotlib.colormaps["Blues"].with_extremes(bad="#E0E0E0")  # bad: the layer does not offer it
     names = list(dict.fromkeys(str(op) for layer in space.layers for op in layer))
     with house_style():
         size = 2 * (0.9 + 0.22 * len(space.layers)), 0.9 + 0.2 * len(names)
@@ -92,7 +93,7 @@ def operations_figure(path: Path, space: Space, scored: Sequence[Scored], best: 
             shares = np.full((len(names), len(space.layers)), np.nan)
             for number, layer in enumerate(space.layers):
                 for choice, op in enumerate(layer):
-                    chosen = [each.architecture.choices[number] == choice for each in members]
+                    chosen = [network.architecture.choices[number] == choice for network in members]
                     shares[names.index(str(op)), number] = np.mean(chosen)
             image = axes.imshow(shares, cmap=shades, vmin=0, vmax=1, aspect="auto")
             axes.set_title(title, fontsize=7)

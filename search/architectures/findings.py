@@ -1,4 +1,4 @@
-"""What is written of a search among architectures, and said of it."""
+"""A search among architectures leaves files and words behind."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,13 +26,16 @@ def write_findings(
     measured: Measured | None,
     others: Mapping[str, Sequence[Scored]],
 ) -> None:
-    """Write the best, the first few, the front and the figures; others count within this search's limits."""
-    scored = [each for generation in method.history for each in generation]
+    """Write the best network, the first few, the front and the figures.
+
+    Networks of other searches count where they are within this search's limits.
+    """
+    scored = [network for generation in method.history for network in generation]
     best = method.best(config.top)
 
-    def write(path: Path, found: Scored) -> None:
-        notes = {"score": found.score, **described(found.architecture, costs)}
-        save_architecture(path, found.architecture, method.space, **notes)
+    def write(path: Path, network: Scored) -> None:
+        notes = {"score": network.score, **described(network.architecture, costs)}
+        save_architecture(path, network.architecture, method.space, **notes)
 
     write(run.path / "best.json", best[0])
     of_front = front(scored, _objectives(method, costs))
@@ -40,12 +43,12 @@ def write_findings(
         (run.path / folder).mkdir(exist_ok=True)
         for old in (run.path / folder).glob("[0-9]*.json"):
             old.unlink()
-        for number, each in enumerate(members, start=1):
-            write(run.path / folder / f"{number:02d}.json", each)
+        for number, network in enumerate(members, start=1):
+            write(run.path / folder / f"{number:02d}.json", network)
     runs = {config.method: scored}
     runs |= {
-        name: [each for each in found if method.within.allow(each.architecture)]
-        for name, found in others.items()
+        name: [network for network in theirs if method.within.allow(network.architecture)]
+        for name, theirs in others.items()
     }
     course_figure(run.path / "course.png", runs)
     if METHODS[config.method].learns:
@@ -61,11 +64,16 @@ def write_findings(
 def results_of(
     method: Method, costs: Mapping[str, Additive], *, measured: Measured | None, seconds: float, images: int
 ) -> dict[str, Any]:
-    """The facts of a finished search, for results.json; its scores are over so many validation images."""
-    limits = {NAMES[each.cost.name]: in_units(each.cost.name, each.high) for each in method.within.limits}
-    scored = [each for generation in method.history for each in generation]
-    works = [work([each.architecture for each in batch], method.space) for batch in method.history]
-    found = {
+    """Return the facts of a finished search, for results.json.
+
+    `images` is the number of validation images that the scores are over.
+    """
+    limits = {NAMES[limit.cost.name]: in_units(limit.cost.name, limit.high) for limit in method.within.limits}
+    scored = [network for generation in method.history for network in generation]
+    works = [
+        work([network.architecture for network in generation], method.space) for generation in method.history
+    ]
+    results = {
         "space": method.space.name,
         "method": method.name,
         "limits": limits,
@@ -73,30 +81,30 @@ def results_of(
         "validation_images": images,
         "seconds": round(seconds, 1),
         "macs_saved_by_sharing": round(Work(*map(sum, zip(*works, strict=True))).saving, 3),
-        "best": [_entry(each, costs) for each in method.best(10)],
-        "front": [_entry(each, costs) for each in front(scored, _objectives(method, costs))],
+        "best": [_entry(network, costs) for network in method.best(10)],
+        "front": [_entry(network, costs) for network in front(scored, _objectives(method, costs))],
     }
     if measured:
-        found["latency_of"] = {
+        results["latency_of"] = {
             "device": measured.device,
             "threads": measured.threads,
             "batch_size": measured.batch_size,
             "date": measured.date,
         }
-    return found
+    return results
 
 
 def summary(run: Run, results: dict[str, Any]) -> str:
-    """The result in words."""
+    """Return the results in words."""
     best = results["best"][0]
     known = {name: best[key] for name, key in NAMES.items() if key in best}
-    told = [f"{value:,}" if type(value) is int else f"{value:.4g}" for value in known.values()]
-    told = [f"{number}{UNITS[name][1]}" for number, name in zip(told, known, strict=True)]
+    numbers = [f"{value:,}" if type(value) is int else f"{value:.4g}" for value in known.values()]
+    costs = [f"{number}{UNITS[name][1]}" for number, name in zip(numbers, known, strict=True)]
     lines = [
         f"scored {results['evaluations']:,} networks of {results['space']} in "
         f"{results['seconds']:,.0f} s; one by one they take {results['macs_saved_by_sharing']:.2f} times "
         "the MACs",
-        f"best: {best['architecture']}, score {best['score']:.4f}, {', '.join(told)}",
+        f"best: {best['architecture']}, score {best['score']:.4f}, {', '.join(costs)}",
     ]
     if "validation_images" in results:
         noise = said_of_noise(best["score"], results["validation_images"])

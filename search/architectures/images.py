@@ -1,4 +1,4 @@
-"""The images on which architectures are scored: apart from those that the supernet was trained on."""
+"""Architectures are scored on images apart from those that the supernet was trained on."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -23,27 +23,29 @@ from tools.options.config import flatten, of_run
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringImages:
-    """Batches that come again the same, and which images are in them."""
+    """These are batches that can be read again and stay the same, with facts about their images."""
 
     calibration: Iterable[Batch]
+    """The batches for BatchNorm statistics."""
     validation: Iterable[Batch]
+    """The batches for scores."""
     indices: dict[str, Any]
-    """Which they are of their splits, in their order."""
+    """Which images of their splits these are, in their order."""
     apart: bool
-    """Whether they are known to be apart from those that the supernet was trained on."""
+    """Whether the images are known to be apart from those that the supernet was trained on."""
     batches: int
     """How many batches both have together."""
     notes: tuple[str, ...] = ()
-    """What is to be said of the whole data set."""
+    """Notes on the whole data set, for the user."""
 
     @property
     def num_validation(self) -> int:
-        """Images that are scored."""
+        """How many images are scored."""
         return len(self.indices["validation_images"])
 
     @property
     def said_of_calibration(self) -> str:
-        """In words."""
+        """Where the BatchNorm statistics come from, in words."""
         count = len(self.indices["calibration_images"])
         return f"{count:,} training images" if count else "the supernet"
 
@@ -57,9 +59,12 @@ def scoring_images(
     seed: int,
     device: torch.device,
 ) -> ScoringImages:
-    """The same for every architecture: by the supernet's own data and seed, where these are known."""
-    asked, seed, apart = data_options(supernet, data, seed)
-    loaded = load_data(asked, seed)
+    """Return the images for scores, the same for every architecture.
+
+    They follow from the supernet's own data and seed, where these are known.
+    """
+    options_of_data, seed, apart = data_options(supernet, data, seed)
+    loaded = load_data(options_of_data, seed)
     _check_fit(supernet, space, loaded)
     validation = fixed_part(loaded.validation, options.validation_images, seed, "scoring")
     calibration, size = torch.empty(0, dtype=torch.int64), 1
@@ -67,15 +72,19 @@ def scoring_images(
         count, size = whole_batches(loaded.train, options.calibration_images, options.calibration_batch)
         calibration = fixed_part(loaded.train, count, seed, "calibration")
     held = eval_batches(
-        loaded.validation.subset(validation), loaded, asked, batch_size=options.batch, device=device
+        loaded.validation.subset(validation),
+        loaded,
+        options_of_data,
+        batch_size=options.batch,
+        device=device,
     )
     return ScoringImages(
         calibration=eval_batches(
-            loaded.train.subset(calibration), loaded, asked, batch_size=size, device=device
+            loaded.train.subset(calibration), loaded, options_of_data, batch_size=size, device=device
         ),
         validation=held,
         indices={
-            "data": asked.name,
+            "data": options_of_data.name,
             "seed": seed,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "validation_images": validation.tolist(),
@@ -89,10 +98,10 @@ def scoring_images(
 
 
 def data_options(supernet: Path, data: PlaceOptions | DataConfig, seed: int) -> tuple[DataConfig, int, bool]:
-    """Those of the supernet's training, whose seed made the split; `data` says where the images lie.
+    """Return the data options and the seed of the supernet's training, and whether these are known.
 
-    Whether that is known comes third: weights that another program wrote may not say it. Then `data` says
-    which images they are, too.
+    The seed made the split. `data` says where the images lie. Weights that another program wrote may not
+    say how they were trained. Then `data` also says which images they are.
     """
     usual = {option.name: option.default for option in fields(DataConfig)}
     given = {name: value for name, value in flatten(data).items() if value != usual[name]}
@@ -116,7 +125,10 @@ def data_options(supernet: Path, data: PlaceOptions | DataConfig, seed: int) -> 
 
 
 def keep_identity(path: Path, content: Mapping[str, Any], *, begun: bool, run: Path) -> None:
-    """Write which images and which weights scores are of; once there are scores, refuse to mix others in."""
+    """Write down which images and weights scores belong to, and refuse to mix in others later.
+
+    `begun` says whether there are scores already.
+    """
     if not (path.exists() and begun):
         write_document(path, "scoring", 1, content)
         return
@@ -134,20 +146,20 @@ def keep_identity(path: Path, content: Mapping[str, Any], *, begun: bool, run: P
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Numbers may differ by the rounding of another device."""
+    """Return whether two values are equal; numbers may differ by the rounding of another device."""
     if isinstance(one, list) and isinstance(other, list) and one and isinstance(one[0], float):
         return len(one) == len(other) and all(map(lambda a, b: math.isclose(a, b, abs_tol=1e-3), one, other))
     return bool(one == other)
 
 
 def _means(batches: Iterable[Batch]) -> list[float]:
-    """What tells images from others that are split alike: the means of the first few."""
+    """Return the means of the first few images, which differ where other images are split alike."""
     first = next(iter(batches), None)
-    return [] if first is None else [round(float(each.double().mean()), 6) for each in first.images[:16]]
+    return [] if first is None else [round(float(image.double().mean()), 6) for image in first.images[:16]]
 
 
 def what(key: str) -> str:
-    """What a key of scoring.json is about, in words."""
+    """Return in words what a key of scoring.json is about."""
     return {
         "supernet_sha256": "supernet",
         "costs_sha256": "table of costs",
@@ -163,17 +175,17 @@ def what(key: str) -> str:
 
 
 def digest(supernet: Path) -> str:
-    """What tells the weights of a supernet from others."""
+    """Return a digest of a supernet's weights, by which they differ from others."""
     return sha256(weights_file(supernet))
 
 
 def _check_fit(supernet: Path, space: Space, data: Data) -> None:
-    found = data.num_classes, data.image_size, data.channels
+    given = data.num_classes, data.image_size, data.channels
     wanted = space.num_classes, space.image_size, space.in_chs
-    if found != wanted:
+    if given != wanted:
         raise Mistake(
             "data.name",
-            f"the images have {found[0]} classes, {found[1]} pixels and {found[2]} channels; the supernet "
+            f"the images have {given[0]} classes, {given[1]} pixels and {given[2]} channels; the supernet "
             f"'{supernet}' is for {wanted[0]}, {wanted[1]} and {wanted[2]}",
         )
     if not len(data.validation):

@@ -1,4 +1,4 @@
-"""From options to a way to search."""
+"""The options of a search become its method."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -14,14 +14,14 @@ from tools.mistake import Mistake
 from tools.options.plugins import call
 
 LIMITS = {"macs": 1.0, "params": 1.0, "latency": UNITS["latency"][0], "activations": UNITS["activations"][0]}
-"""Costs that may be limited, and what one of an option's units is."""
+"""The costs that may be limited, and the unit in which their options are given."""
 
 
 def make_method(config: ArchitectureSearchConfig, space: Space, costs: Mapping[str, Additive]) -> Method:
-    """The way that the options name; what cannot be kept is refused by the option's name."""
+    """Make the method that the options name; a limit that cannot be kept is refused by its option."""
     row = METHODS[config.method]
     options: dict[str, Any] = {
-        each.name: getattr(config.breeding, each.name) for each in fields(config.breeding)
+        option.name: getattr(config.breeding, option.name) for option in fields(config.breeding)
     }
     names = options.pop("objectives")
     if row.looks_at("breeding.objectives"):
@@ -46,13 +46,13 @@ def make_method(config: ArchitectureSearchConfig, space: Space, costs: Mapping[s
 
 
 def asked_limits(config: ArchitectureSearchConfig, costs: Mapping[str, Additive]) -> list[Limit]:
-    """The limits that the options set."""
-    found = []
+    """Return the limits that the options set."""
+    limits = []
     for name, unit in LIMITS.items():
         high = getattr(config, f"max_{name}")
         if high:
-            found.append(Limit(_cost(name, costs, f"max_{name}"), round(high * unit)))
-    return found
+            limits.append(Limit(_cost(name, costs, f"max_{name}"), round(high * unit)))
+    return limits
 
 
 def _cost(name: str, costs: Mapping[str, Additive], option: str) -> Additive:

@@ -1,4 +1,4 @@
-"""From a config to the best networks of a supernet: images, method, scores, and what is written of them."""
+"""A config becomes the best networks of a supernet: images, method, scores, and findings."""
 
 import hashlib
 import math
@@ -36,7 +36,7 @@ from tools.run.stage import Stage
 
 
 def search_architecture(config: ArchitectureSearchConfig) -> None:
-    """Search as the config says, or continue, or say that it is done."""
+    """Search as the config says, or continue, or report that the run is done."""
     free = FREE | {"supernet", "costs", "compare", "top", "scoring.batch"}
     with Stage(config, free=free, smaller=f"lower {flag('scoring.batch')}") as stage:
         if stage.finished:
@@ -82,7 +82,10 @@ def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator
 
 
 def _write_again(config: ArchitectureSearchConfig, run: Run) -> None:
-    """Write a finished search's findings once more, as with others beside it; its scores are all there."""
+    """Write a finished search's findings once more, for options that only change these.
+
+    All scores are there.
+    """
     if not config.compare and config.top == type(config).top:
         return
     space = supernet_space(Path(config.supernet))
@@ -90,15 +93,15 @@ def _write_again(config: ArchitectureSearchConfig, run: Run) -> None:
     costs = _costs(space, measured)
     method = make_method(config, space, costs)
     scores = dict(read_evaluations(run.evaluations_path, space))
-    while asked := method.ask():
-        if not all(each in scores for each in asked):
+    while proposed := method.ask():
+        if not all(architecture in scores for architecture in proposed):
             raise Mistake("run", f"'{run.path}' lacks scores of a search with these options")
-        method.tell([scores[each] for each in asked])
+        method.tell([scores[architecture] for architecture in proposed])
     write_findings(run, config, method, costs, measured, _others(config, run, space))
 
 
 class _Course:
-    """The way from the first population to the last."""
+    """This is the way of a search from its first population to its last."""
 
     def __init__(
         self,
@@ -115,14 +118,14 @@ class _Course:
         main = accelerator.is_main_process
         self._log = MetricsLog(run.metrics_path) if main else None
         self._progress = Progress(total=method.planned, start=0, shown=main, unit="network")
-        self._told = self._new = self._asked = self._passed = 0
+        self._scored = self._new = self._current = self._passed = 0
         self._seconds = 0.0
         self._written = set()
         if main and run.metrics_path.exists():
             self._written = {line["step"] for line in read_metrics(run.metrics_path)}
 
     def go(self, net: Supernet, images: ScoringImages, known: Sequence[Scored]) -> None:
-        """Score what the method asks for until it asks no more."""
+        """Score what the method proposes until it proposes no more."""
         options = self._config.scoring
         evaluator = SubnetEvaluator(
             net,
@@ -134,36 +137,37 @@ class _Course:
         )
         evaluator.scores |= dict(known)
         try:
-            while asked := self._method.ask():
-                new = [each for each in asked if each not in evaluator.scores]
-                self._asked, self._passed = len(new), 0
-                self._progress.advance(len(asked) - len(new))
+            while proposed := self._method.ask():
+                new = [architecture for architecture in proposed if architecture not in evaluator.scores]
+                self._current, self._passed = len(new), 0
+                self._progress.advance(len(proposed) - len(new))
                 start = time.perf_counter()
-                scores = evaluator(asked)
-                found = [Scored(each, evaluator.scores[each]) for each in new]
-                self._keep(found)
+                scores = evaluator(proposed)
+                self._keep([Scored(architecture, evaluator.scores[architecture]) for architecture in new])
                 self._method.tell(scores)
-                self._told += len(asked)
-                self._tell(asked, scores, len(new), time.perf_counter() - start)
+                self._scored += len(proposed)
+                self._report(proposed, scores, len(new), time.perf_counter() - start)
         finally:
             self._progress.close()
             if self._log:
                 self._log.close()
 
-    def _keep(self, found: Sequence[Scored]) -> None:
-        if found:
+    def _keep(self, scored: Sequence[Scored]) -> None:
+        if scored:
             path = self._run.evaluations_path
-            on_main(self._accelerator, lambda: append_evaluations(path, found, self._costs))
+            on_main(self._accelerator, lambda: append_evaluations(path, scored, self._costs))
 
     def _on_batch(self) -> None:
-        """A batch has gone through the population: show it, and see whether to stop."""
+        """Show that a batch has gone through the population, and see whether to stop."""
         before, self._passed = self._passed, self._passed + 1
-        share = [self._asked * passed // self._batches for passed in (before, self._passed)]
+        share = [self._current * passed // self._batches for passed in (before, self._passed)]
         self._progress.advance(share[1] - share[0])
-        self._wish.heed(f"the scores of {self._told} networks are kept")
+        self._wish.heed(f"the scores of {self._scored} networks are kept")
 
-    def _tell(self, asked: list[Architecture], scores: Sequence[float], new: int, seconds: float) -> None:
-        """A line of metrics, and one for the user; of what was known a line only where it is missing."""
+    def _report(
+        self, proposed: list[Architecture], scores: Sequence[float], new: int, seconds: float
+    ) -> None:
+        """Write a line of metrics and one for the user; of known networks, only where metrics lack it."""
         best = self._method.best()[0]
         line: dict[str, Any] = {
             "generation": len(self._method.history) - 1,
@@ -171,23 +175,23 @@ class _Course:
             "mean": math.fsum(scores) / len(scores),
         }
         facts = {"best_choices": list(best.architecture.choices), "new": new}
-        facts["saving"] = work(asked, self._method.space).saving
+        facts["saving"] = work(proposed, self._method.space).saving
         if new:
             self._new, self._seconds = self._new + new, self._seconds + seconds
             line["networks_per_second"] = new / seconds
             facts["seconds"] = seconds
-        elif self._told in self._written:
+        elif self._scored in self._written:
             return
         if self._log:
-            self._log.append(self._told, line | facts)
-        self._accelerator.log(line, step=self._told)
+            self._log.append(self._scored, line | facts)
+        self._accelerator.log(line, step=self._scored)
         if new:
-            left = max(0, self._method.planned - self._told) * self._seconds / self._new
-            self._progress.say(self._told, line, left)
+            left = max(0, self._method.planned - self._scored) * self._seconds / self._new
+            self._progress.say(self._scored, line, left)
 
 
 def _measured(config: ArchitectureSearchConfig, space: Space) -> Measured | None:
-    """The table of measured costs that is named, or lies beside the supernet."""
+    """Return the table of measured costs that is named, or lies beside the supernet."""
     path = Path(config.costs) if config.costs else weights_file(Path(config.supernet)).with_name("costs.json")
     if not config.costs and not path.exists():
         return None
@@ -208,7 +212,7 @@ def _measured(config: ArchitectureSearchConfig, space: Space) -> Measured | None
 
 
 def _costs(space: Space, measured: Measured | None) -> dict[str, Additive]:
-    """All costs that can be limited here, by name."""
+    """Return all costs that can be limited here, by name."""
     costs = [counted(space, "macs"), counted(space, "params")]
     if measured:
         costs += [latency(measured), activations(measured)]
@@ -216,22 +220,22 @@ def _costs(space: Space, measured: Measured | None) -> dict[str, Additive]:
 
 
 def _others(config: ArchitectureSearchConfig, run: Run, space: Space) -> dict[str, list[Scored]]:
-    """The scores of other searches, which must be of the same supernet and images."""
-    found = {}
+    """Return the scores of other searches, which must be of the same supernet and images."""
+    scored = {}
     mine = read_document(run.path / "scoring.json", "scoring", 1)
     for name in config.compare:
         other = Path(name)
         try:
-            found[name] = read_evaluations(other / "evaluations.jsonl", space)
-            theirs = read_document(other / "scoring.json", "scoring", 1) if found[name] else {}
+            scored[name] = read_evaluations(other / "evaluations.jsonl", space)
+            theirs = read_document(other / "scoring.json", "scoring", 1) if scored[name] else {}
         except ValueError as error:
             raise Mistake("compare", quoted(error)) from None
-        if not found[name]:
+        if not scored[name]:
             raise Mistake("compare", f"there are no scores in '{name}'")
         for key in ("supernet_sha256", "validation_images", "calibration_images"):
             if theirs.get(key) != mine[key]:
                 raise Mistake("compare", f"the scores in '{name}' are of another {what(key)}")
-    return found
+    return scored
 
 
 def _compare_images(
@@ -252,8 +256,8 @@ def _heading(
     accelerator: Accelerator,
 ) -> str:
     space, limits = method.space, method.within.limits
-    asked = " and ".join(map(str, limits)) or "no limits"
-    lines = [f"{space.name} ({space.num_networks:.4g} networks), {asked}"]
+    in_words = " and ".join(map(str, limits)) or "no limits"
+    lines = [f"{space.name} ({space.num_networks:.4g} networks), {in_words}"]
     named = {limit.cost.name for limit in limits} | set(config.breeding.objectives)
     if measured and "latency" in named:
         lines.append(

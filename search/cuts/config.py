@@ -1,4 +1,4 @@
-"""The options of search_decoupling.py; free of torch."""
+"""These are the options of search_decoupling.py. Free of torch."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,7 +14,8 @@ from tools.options.recipes import Recipe
 from tools.options.shared import RunOptions
 
 SEARCHABLE = tuple(name for name in HEADS.ours if HEADS[name].searchable)
-"""Our heads that can be mixed: those that give logits and nothing else. A user's own must be like them."""
+"""These of our heads give logits and nothing else, so that they can be mixed. A user's own must do the
+same."""
 
 SEDONA_2021 = "sedona-2021"
 REPLACE, OLDEST = "replace", "oldest"
@@ -25,61 +26,64 @@ class SearchOptions:
     """Bilevel optimisation of alpha and beta (SEDONA, Algorithm 1 and Appendix E.1)."""
 
     steps: int = 2000
-    """Updates of alpha and beta."""
+    """How many updates alpha and beta get."""
     inner_steps: int = 5
-    """Training steps before the validation loss is looked at (T)."""
+    """How many training steps come before the validation loss in each update (T)."""
     lr: float = 0.01
-    """Learning rate of Adam for alpha and beta."""
+    """The learning rate of Adam for alpha and beta."""
     weight_decay: float = 1e-6
-    """Weight decay of alpha and beta."""
+    """The weight decay of alpha and beta."""
     beta1: float = 0.9
-    """Decay of the mean of gradients in this Adam."""
+    """The decay of the mean of gradients in this Adam."""
     beta2: float = 0.999
-    """Decay of the mean of their squares."""
+    """The decay of the mean of squared gradients in this Adam."""
     validation_batch: int = 1024
-    """Validation images in each update."""
+    """How many validation images each update uses."""
     statistics: str = "running"
-    """BatchNorm in the validation loss: running (as training left them) or batch (of the validation images,
-    and differentiated)."""
+    """Which BatchNorm statistics the validation loss uses: running or batch. running takes them as
+    training left them; batch takes those of the validation images, and differentiates them."""
     pretraining: bool = True
-    """Train the weights by the recipe with alpha and beta at zero first; without, search begins with
+    """Train the weights by the recipe first, with alpha and beta at zero. Without, search begins with
     initial weights."""
     pretrained_run: str = ""
     """Take the weights that the pretraining of this run left, instead of pretraining again."""
     repeats: int = 1
-    """Searches from the same pretraining, each with batches and draws of its own; alpha and beta are their
-    means. Several tell more surely than one how far another search would agree."""
+    """How many searches start from the same pretraining, each with its own batches and draws. alpha and
+    beta are their means. Several searches show better than one how far another search would agree."""
     snapshots: int = 0
-    """Weights to start inner optimisation from, the best of pretraining (N); 0 keeps a tenth of those that
-    were evaluated, as the paper does. With 1 there is no sampling."""
+    """From how many weights inner optimisation may start, the best of pretraining (N). 0 keeps a tenth of
+    those that were evaluated, as the paper does. 1 leaves nothing to draw from."""
     memory: str = REPLACE
-    """What a step from drawn weights replaces. replace: the drawn weights, so that all stay in use;
-    hypergradients are divided by the inner learning rate, so that all weights count alike. oldest: the oldest
-    weights, as the paper has it; after some hundred updates all descend from the same ones."""
+    """Which weights a step from drawn weights replaces: replace or oldest. replace replaces the drawn
+    weights, so that all stay in use. Hypergradients are then divided by the inner learning rate, so
+    that all weights count alike. oldest replaces the oldest weights, as in the paper. After some
+    hundred updates all weights then descend from the same ones."""
     inner_lr: float = 0.0
-    """Learning rate of the inner steps; 0 takes that of the pretraining step which the weights are from."""
+    """The learning rate of the inner steps; 0 takes that of the pretraining step from which the weights
+    are."""
     keep_snapshots_on: str = "host"
     """Where these weights are kept: host (memory), device, or disk."""
     keep_graphs: int = 1
-    """Inner steps, counted from the last, whose graph is kept instead of made again; all but the first cost
-    memory and save time."""
+    """How many inner steps, counted from the last, keep their graph instead of making it again. The first
+    of them costs no memory; all others cost memory and save time."""
     compat: str = ""
-    """sedona-2021: search as the released code does. It differentiates the last training loss, scales the
-    heads' logits, keeps the last snapshots instead of the best, and moves each in its place."""
+    """Search as the released code does: sedona-2021. It differentiates the last training loss, and scales
+    the heads' logits. It keeps the last snapshots instead of the best, and a step replaces the snapshot
+    that it started from."""
     evaluate_every: int = 20
-    """Steps between records of alpha and beta."""
+    """How many steps lie between records of alpha and beta."""
     checkpoint_every: int = 100
-    """Steps between checkpoints; one is always made at the end."""
+    """How many steps lie between checkpoints; one is always made at the end."""
     log_every: int = 10
-    """Steps between lines of metrics."""
+    """How many steps lie between lines of metrics."""
     slack: float = 1.25
-    """For the cost-aware decouplings: how much longer the longest block may take than with the best
-    balanced cuts."""
+    """How much longer than with the best balanced cuts the longest block of cost-aware decouplings may
+    take."""
     controls: int = 0
-    """So many random decouplings of each kind of Table 4 (random cuts, random heads) for each number of
-    blocks in show."""
+    """How many random decouplings of each kind of Table 4 are written for each number of blocks in show.
+    The kinds are random cuts and random heads."""
     show: tuple[int, ...] = (2, 4, 8)
-    """Numbers of blocks that figures and text are about."""
+    """The numbers of blocks that figures and text are about."""
 
     def __post_init__(self) -> None:
         check_range("search.steps", self.steps, 1)
@@ -123,7 +127,7 @@ class SearchOptions:
         return self.memory == REPLACE and not self.compat
 
     def kept(self, num_steps: int, evaluate_every: int) -> int:
-        """How many of the weights that a pretraining of so many steps evaluates are kept."""
+        """Return how many of the weights that a pretraining of `num_steps` steps evaluates are kept."""
         evaluated = math.ceil(num_steps / evaluate_every)
         return self.snapshots or math.ceil(evaluated / 10)
 
@@ -149,21 +153,23 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
 
     run: str = "runs/sedona"
     network: str = "resnet50"
-    """resnet18/34/50/101/152, resnet32, resnet110, vgg19, vgg6a, timm/<model name>, or your own."""
+    """The network: resnet18/34/50/101/152, resnet32, resnet110, vgg19, vgg6a, timm/<model name>, or your
+    own."""
     weights: str = ""
-    """Start from the trunk in this weights file: one of ours, or one with the timm model's own names."""
+    """Start from the layers and the classifier in this weights file: one of ours, or one with the timm
+    model's own names."""
     precision: str = "fp32"
-    """fp32, or fp64 to compare two ways exactly."""
+    """The precision: fp32, or fp64 to compare two ways exactly."""
     heads: tuple[str, ...] = ("aux1", "aux2", "aux3", "aux4")
-    """The kinds of head to choose from: of aux1 to aux4, mlp_sr, conv1c2f, linear, and your own."""
+    """The kinds of head to choose from: aux1 to aux4, mlp_sr, conv1c2f, linear, and your own."""
     head_width: str = ""
-    """Hidden channels of the heads: paper (the papers' numbers times --width), map (as fits the map that a
-    head is on), or a factor on the papers' numbers. By default paper for the papers' networks, and map for
-    all others."""
+    """How many hidden channels heads have: paper, map, or a factor on the papers' numbers. paper is the
+    papers' numbers times --width; map fits the map that a head is on. By default it is paper for the
+    papers' networks, and map for all others."""
     search: SearchOptions = field(default_factory=SearchOptions)
     data: DataConfig = field(default_factory=lambda: DataConfig(validation=0.4))
     recipe: Recipe = field(default_factory=_recipe)
-    """Of the pretraining and of the inner optimisation."""
+    """The recipe of the pretraining and of the inner optimisation."""
 
     def __post_init__(self) -> None:
         self.check_run(precisions=("fp32", "fp64"))

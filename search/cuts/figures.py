@@ -1,4 +1,4 @@
-"""What a search found, drawn for papers: the preferences (SEDONA's Fig. 4) and the cut network (Fig. 5)."""
+"""Figures for papers of what a search found: the preferences (SEDONA's Fig. 4), the cut network (Fig. 5)."""
 
 import math
 import textwrap
@@ -18,15 +18,15 @@ from matplotlib.ticker import MaxNLocator
 from local_learning.decoupling import Decoupling
 from tools.page.pictures import INK, PLAIN, house_style, save_figure
 
-# Okabe and Ito's colours, which the colour-blind tell apart; in grey, the numbers and shapes do.
+# Okabe and Ito's colours differ for the colour-blind too; in grey, numbers and shapes differ.
 STOP = "#D55E00"
 CHOSEN = ("#D55E00", "#0072B2", "#009E73", "#AA4499", "#775500", INK)
 BLOCKS = (("#21618C", "white"), ("#F5D9A0", INK))
-"""Fill and text of the blocks by turns: dark and light."""
+"""The fill and the text of alternating blocks: dark and light."""
 SIGNAL, SHARES = "softmax(α)₁", "softmax(β)"  # noqa: RUF001
 
 UNIT = 0.295
-"""Inches per unit of the structure figure, in which a layer and the space after it take one."""
+"""The inches per unit of the structure figure, in which a layer and the space after it take one unit."""
 WIDEST, GAP, BOX, CLASSIFIER, STACKED, LINE = 23.2, 0.7, 0.86, 2.3, 0.36, 0.38
 
 Table = Sequence[Sequence[float]]
@@ -44,13 +44,14 @@ def preference_figure(
     mixture: Table = (),
     head_kinds: Sequence[str] = (),
 ) -> None:
-    """Draw softmax(alpha)_1 after each layer but the last, with the cuts of each number of blocks above.
+    """Draw softmax(alpha)_1 after each layer but the last, with the cuts for each number of blocks above.
 
-    `errors` are standard errors of the signals, drawn to both sides. `mixture` is softmax(beta) after each
-    layer, and makes a map of the shares of `head_kinds`; `history`, of (step, signals), makes a panel of how
-    the signals came about.
+    Arguments:
+        errors: The standard errors of the signals, drawn to both sides.
+        history: Pairs of (step, signals), for a panel of how the signals developed.
+        mixture: softmax(beta) after each layer, for a map of the shares of `head_kinds`.
     """
-    chosen = {cut for each in decouplings.values() for cut in each.cuts}
+    chosen = {cut for decoupling in decouplings.values() for cut in decoupling.cuts}
     last = max(len(signals), *chosen, 1)
     panels = [(1.7, partial(_draw_signals, signals=signals, errors=errors, decouplings=decouplings))]
     if decouplings:
@@ -83,7 +84,8 @@ def structure_figure(
 ) -> None:
     """Draw a decoupled network: layers, blocks by colour, a stop sign and a head at each cut, the classifier.
 
-    With `signals`, softmax(alpha)_1 after each layer but the last, a bar under each layer shows its own.
+    With `signals`, softmax(alpha)_1 after each layer but the last, a bar under each layer shows its own
+    signal.
     """
     cuts, blocks = decoupling.cuts, decoupling.blocks(num_layers)
     places, groups = _places(num_layers, cuts), decoupling.groups_of(num_layers)
@@ -125,7 +127,7 @@ def structure_figure(
 
 
 def _draw_cuts(axes: Axes, decouplings: Mapping[int, Decoupling], last: int) -> None:
-    """One row per number of blocks, the fewest at the bottom, with the number of each layer cut after."""
+    """Draw a row per number of blocks, the fewest at the bottom, with the number of each layer cut after."""
     width = min(0.92, 0.06 * last)
     for row, (blocks, decoupling) in enumerate(sorted(decouplings.items())):
         axes.axhline(row, color=PLAIN, lw=0.6, zorder=0)
@@ -142,7 +144,7 @@ def _draw_cuts(axes: Axes, decouplings: Mapping[int, Decoupling], last: int) -> 
 def _draw_signals(
     axes: Axes, signals: Sequence[float], errors: Sequence[float], decouplings: Mapping[int, Decoupling]
 ) -> None:
-    """A bar per layer, in the colour of the fewest blocks for which it is cut after, with its error."""
+    """Draw a bar per layer with its error, in the colour of the fewest blocks that are cut after it."""
     fill: dict[int, str] = {}
     for row, (_, decoupling) in enumerate(sorted(decouplings.items())):
         for cut in decoupling.cuts:
@@ -159,7 +161,7 @@ def _draw_signals(
 
 
 def _draw_mixture(axes: Axes, mixture: Table, kinds: Sequence[str]) -> None:
-    """Shares of the heads, with a dot on the largest of each layer."""
+    """Draw the shares of the heads, with a dot on the largest of each layer."""
     most = max(map(max, mixture))
     edges = [layer + 0.5 for layer in range(len(mixture) + 1)]
     shares = list(zip(*mixture, strict=True))
@@ -175,7 +177,10 @@ def _draw_mixture(axes: Axes, mixture: Table, kinds: Sequence[str]) -> None:
 
 
 def _draw_history(axes: Axes, history: History, chosen: set[int]) -> None:
-    """Every layer's course, dark at the bottom of the network and light at its top; thick where it is cut."""
+    """Draw each layer's course, dark at the bottom of the network and light at its top.
+
+    The course of a layer that is cut after is thick.
+    """
     steps, count = [step for step, _ in history], len(history[0][1])
     shades = ListedColormap(matplotlib.colormaps["viridis"]([0.9 * i / 255 for i in range(256)]))
     for layer in range(1, count + 1):
@@ -193,7 +198,7 @@ def _draw_history(axes: Axes, history: History, chosen: set[int]) -> None:
 
 
 def _places(num_layers: int, cuts: Sequence[int]) -> list[tuple[int, float]]:
-    """Row and left edge of every layer and of the classifier, in rows of about the same width."""
+    """Return the row and left edge of each layer and of the classifier, in rows of about the same width."""
     total = num_layers + GAP * len(cuts) + CLASSIFIER
     rows = math.ceil(total / WIDEST)
     places: list[tuple[int, float]] = []
@@ -207,17 +212,17 @@ def _places(num_layers: int, cuts: Sequence[int]) -> list[tuple[int, float]]:
 
 
 def _levels(head: str) -> int:
-    """Aux m is m high; the other heads have no place on that scale, and are one or two."""
+    """Return the height of a head's stack: Aux m is m high; other heads have no place on that scale."""
     return {"linear": 1, "aux1": 1, "aux3": 3, "aux4": 4}.get(head, 2)
 
 
 def _folded(head: str) -> list[str]:
-    """A head's name in lines that fit between two cuts."""
+    """Return a head's name in lines that fit between two cuts."""
     return [line.replace("_ ", "_") for line in textwrap.wrap(head.replace("_", "_ "), 9)]
 
 
 def _draw_flow(axes: Axes, turn: float, bottoms: list[float], below: float, end: float) -> None:
-    """The way forward, behind the boxes, from the end of a row to the start of the next."""
+    """Draw the way forward, behind the boxes, from the end of a row to the start of the next."""
     for row, bottom in enumerate(bottoms):
         xs, ys = [-0.6, end], [bottom + BOX / 2] * 2
         if row + 1 < len(bottoms):
@@ -230,7 +235,7 @@ def _draw_flow(axes: Axes, turn: float, bottoms: list[float], below: float, end:
 def _draw_block(
     axes: Axes, index: int, first: int, corners: list[tuple[float, float]], num_layers: int, below: float
 ) -> None:
-    """The boxes of a block, and its name under each of its rows."""
+    """Draw the boxes of a block, and its name under each of its rows."""
     fill, ink = BLOCKS[index % 2]
     ends: dict[float, list[float]] = {}  # by row
     for layer, (x, y) in enumerate(corners, first + 1):
@@ -244,7 +249,7 @@ def _draw_block(
 
 
 def _draw_head(axes: Axes, x: float, y: float, head: str, fill: str, cut: int) -> None:
-    """A stack on the last layer of a block, narrower than the layer, and its name on top."""
+    """Draw a stack on the last layer of a block, narrower than the layer, with its name on top."""
     middle, base = x + BOX / 2, y + BOX + 0.2
     axes.plot([middle, middle], [base - 0.2, base], color=INK, lw=0.8)
     for level in range(_levels(head)):

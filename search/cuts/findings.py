@@ -1,4 +1,4 @@
-"""What a search leaves behind: relaxation.json, decouplings for every number of blocks, figures and words."""
+"""A search leaves relaxation.json, decouplings for every number of blocks, figures and words."""
 
 import copy
 import json
@@ -43,16 +43,19 @@ from tools.seeding import derive, torch_stream
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one search came to, and by which updates."""
+    """An outcome is the end of one search, and the updates that led to it."""
 
     part: Run
-    """Its metrics and other files."""
+    """The run, or the part of it, that has the search's metrics and other files."""
 
     alpha: Tensor
+    """The alpha at the end."""
 
     beta: Tensor
+    """The beta at the end."""
 
     updates: Updates
+    """The updates of the search."""
 
 
 def write_findings(
@@ -63,7 +66,7 @@ def write_findings(
     data: Data,
     outcomes: Sequence[Outcome],
 ) -> dict[str, Any]:
-    """Write all files; returns decouplings, effects and words for results.json."""
+    """Write all files, and return decouplings, effects and words for results.json."""
     kinds = net.head_kinds
     mean_alpha = torch.stack([outcome.alpha for outcome in outcomes]).mean(0)
     mean_beta = torch.stack([outcome.beta for outcome in outcomes]).mean(0)
@@ -101,16 +104,16 @@ def write_findings(
     beyond = [str(blocks) for blocks in config.search.show if blocks not in chosen]
     lines = [f"nothing on {', '.join(beyond)} blocks: there are {num_layers} layers"] if beyond else []
     for blocks in shown:
-        lines.append(f"{blocks} blocks: {_told(chosen[blocks], kinds, costs)}")
+        lines.append(f"{blocks} blocks: {_in_words(chosen[blocks], kinds, costs)}")
         lines += [f"  {line}" for line in confidence(alpha, beta, kinds, blocks, spread)]
         same = within[blocks] == chosen[blocks]
-        balanced = "the same" if same else _told(within[blocks], kinds, costs)
+        balanced = "the same" if same else _in_words(within[blocks], kinds, costs)
         lines.append(f"  balanced to {config.search.slack:g}: {balanced}")
         if len(outcomes) == 1:
             lines.append(f"  {_settled(history, kinds, blocks)}")
     by_layer = _effects(config, outcomes, spread, kinds)
-    told = [*lines, *_effects_told(by_layer, per_rate=config.search.per_rate)]
-    write_bytes(run.path / "findings.txt", ("\n".join(told) + "\n").encode())
+    words = [*lines, *_effects_in_words(by_layer, per_rate=config.search.per_rate)]
+    write_bytes(run.path / "findings.txt", ("\n".join(words) + "\n").encode())
     errors = [row["share_error"] for row in by_layer]
     _draw(
         run.path,
@@ -133,32 +136,35 @@ def write_findings(
 
 
 def _spread(config: DecouplingSearchConfig, outcomes: Sequence[Outcome]) -> Spread | None:
-    """How far apart searches end: those that were made or, of one, replays of its updates."""
+    """Return how far apart searches end.
+
+    The searches are those that were made or, for a single one, replays of its updates.
+    """
     if len(outcomes) > 1:
         ends = [(outcome.alpha, outcome.beta) for outcome in outcomes]
         errors = float(t.ppf(0.975, len(outcomes) - 1))
         return Spread(ends, errors=errors, of_mean=True, source="searches from this pretraining")
     updates = outcomes[0].updates
     if not 2 <= config.search.steps == len(updates.effects):
-        return None  # a search that began before they were kept has those of its end only
-    found = replays(updates, config.search, generator=torch_stream(config.seed, "replays"))
+        return None  # a search that an older version began has not kept its first updates
+    replayed = replays(updates, config.search, generator=torch_stream(config.seed, "replays"))
     return Spread(
-        list(zip(found.alpha, found.beta, strict=True)), source="searches by updates drawn from its own"
+        list(zip(replayed.alpha, replayed.beta, strict=True)), source="searches by updates drawn from its own"
     )
 
 
 def _effects(
     config: DecouplingSearchConfig, outcomes: Sequence[Outcome], spread: Spread | None, kinds: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """By layer: what a share does to the validation loss, and the share, each with its standard error."""
+    """Return, by layer, the share and its effect on the validation loss, each with its standard error."""
     updates = Updates.joined([outcome.updates for outcome in outcomes])
     if spread is None:
         return []
-    found = effects(updates, generator=torch_stream(config.seed, "effects"))
+    by_share = effects(updates, generator=torch_stream(config.seed, "effects"))
     ends = [torch.as_tensor(alpha).double().softmax(1)[:, 0] for alpha, _ in spread.ends]
     signals = torch.stack([outcome.alpha.double().cpu().softmax(1)[:, 0] for outcome in outcomes]).mean(0)
     errors = [spread.error(column) for column in torch.stack(ends).T.tolist()]
-    layers = zip(signals.tolist(), errors, found.mean.tolist(), found.error.tolist(), strict=True)
+    layers = zip(signals.tolist(), errors, by_share.mean.tolist(), by_share.error.tolist(), strict=True)
     return [
         {
             "layer": layer,
@@ -173,8 +179,8 @@ def _effects(
     ]
 
 
-def _effects_told(by_layer: Sequence[dict[str, Any]], *, per_rate: bool) -> list[str]:
-    """A line a layer, under a heading that says what the numbers are."""
+def _effects_in_words(by_layer: Sequence[dict[str, Any]], *, per_rate: bool) -> list[str]:
+    """Return a line for each layer, under a heading that says what the numbers are."""
     heading = (
         "by layer: the local signal's share, and what a larger share does to the validation loss (its slope"
         f"{', divided by the inner learning rate' * per_rate}; below zero is better), each with its standard "
@@ -195,13 +201,14 @@ def _plus(value: float) -> str:
     return f"{value:+.2g}"
 
 
-def results_of(found: dict[str, Any], *, steps: int, seconds: float, pretraining: int) -> dict[str, Any]:
-    """The content of results.json."""
-    return {"steps": steps, "pretraining_steps": pretraining, "search_seconds": round(seconds, 1), **found}
+def results_of(findings: dict[str, Any], *, steps: int, seconds: float, pretraining: int) -> dict[str, Any]:
+    """Return the content of results.json."""
+    seconds = round(seconds, 1)
+    return {"steps": steps, "pretraining_steps": pretraining, "search_seconds": seconds, **findings}
 
 
 def summary(run: Run, results: dict[str, Any]) -> str:
-    """What is said at the end."""
+    """Return the results in words, for the end of a run."""
     return "\n".join(
         [
             f"{results['steps']:,} updates of alpha and beta in {results['search_seconds']:,.0f} s",
@@ -213,7 +220,7 @@ def summary(run: Run, results: dict[str, Any]) -> str:
 
 
 def _costs(net: RelaxedNet, config: DecouplingSearchConfig, data: Data) -> BlockCosts:
-    """Seconds of layers and heads, measured here."""
+    """Measure the seconds of layers and heads."""
     layers = copy.deepcopy(net.layers)
     chain = Chain(list(layers), copy.deepcopy(net.classifier), width=config.width)
     by_kind = [
@@ -242,7 +249,7 @@ def _write_controls(
     shown: Sequence[int],
     num_layers: int,
 ) -> None:
-    """Table 4: random cuts with the learned heads, and the learned cuts with random heads."""
+    """Write the controls of Table 4: random cuts with learned heads, and learned cuts with random heads."""
     if config.search.controls:
         folder.mkdir(exist_ok=True)
     for blocks in shown:
@@ -256,8 +263,8 @@ def _write_controls(
 
 
 def _history(run: Run, num_layers: int, kinds: Sequence[str]) -> list[tuple[int, Values, Values]]:
-    """(step, alpha, beta) of every record, up to a constant in each row."""
-    found: list[tuple[int, Values, Values]] = []
+    """Return (step, alpha, beta) of every record, up to a constant in each row."""
+    history: list[tuple[int, Values, Values]] = []
     for line in read_metrics(run.metrics_path):
         if "signal/1" in line:
             signals = [line[f"signal/{layer}"] for layer in range(1, num_layers)]
@@ -265,21 +272,21 @@ def _history(run: Run, num_layers: int, kinds: Sequence[str]) -> list[tuple[int,
             beta = tuple(
                 tuple(_log(line[f"heads/{layer}/{kind}"]) for kind in kinds) for layer in range(1, num_layers)
             )
-            found.append((line["step"], alpha, beta))
-    return found
+            history.append((line["step"], alpha, beta))
+    return history
 
 
 def _settled(history: Sequence[tuple[int, Values, Values]], kinds: Sequence[str], blocks: int) -> str:
-    """Since when the cuts have been what they are."""
-    found = [(step, discretise(alpha, beta, kinds, blocks)) for step, alpha, beta in history]
-    if not found:
+    """Say since when the cuts have been what they are."""
+    course = [(step, discretise(alpha, beta, kinds, blocks)) for step, alpha, beta in history]
+    if not course:
         return "no record of how these came about"
-    last, since = found[-1][1], found[-1][0]
-    for step, decoupling in reversed(found):
+    last, since = course[-1][1], course[-1][0]
+    for step, decoupling in reversed(course):
         if decoupling.cuts != last.cuts:
             break
         since = step
-    return f"these cuts stand since update {since} of {found[-1][0]}"
+    return f"these cuts stand since update {since} of {course[-1][0]}"
 
 
 def _draw(
@@ -301,7 +308,7 @@ def _draw(
         chosen,
         title=f"{network.name} at {config.width:g}x on {config.data.name}",
         errors=errors,
-        history=[(step, [shares(row)[0] for row in each]) for step, each, _ in history],
+        history=[(step, [shares(row)[0] for row in values]) for step, values, _ in history],
         mixture=[shares(row) for row in beta],
         head_kinds=kinds,
     )
@@ -315,7 +322,7 @@ def _draw(
         )
 
 
-def _told(decoupling: Decoupling, kinds: Sequence[str], costs: BlockCosts) -> str:
+def _in_words(decoupling: Decoupling, kinds: Sequence[str], costs: BlockCosts) -> str:
     pairs = zip(decoupling.cuts, decoupling.heads, strict=True)
     where = ", ".join(f"{cut} ({head})" for cut, head in pairs)
     return (

@@ -1,6 +1,6 @@
-"""Where inner optimisation may start from: snapshots of weights and momentum, on a device, the host or disk.
+"""Inner optimisation may start from snapshots of weights and momentum, on a device, the host or disk.
 
-A snapshot never changes, and is one file of its own: a checkpoint names files and holds no weights.
+A snapshot never changes, and has a file of its own. A checkpoint names files and holds no weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,20 +23,21 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A moment of training."""
+    """A snapshot is a moment of training."""
 
     path: Path
-    """The file that it is, or will be, in."""
+    """The file that the snapshot is, or will be, in."""
     step: int
-    """Steps of training before it, which say the learning rate."""
+    """How many training steps came before it. They determine the learning rate."""
     score: float
-    """Accuracy on the validation images; of those that search has moved on, that of where they came from."""
+    """The accuracy on the validation images. Weights that search has moved on keep that of the weights
+    they came from."""
     origin: int
-    """The step of pretraining from which they came: the lineage."""
+    """The step of pretraining from which the weights came: their lineage."""
 
 
 class SnapshotMemory:
-    """Up to `size` snapshots, oldest first."""
+    """This memory holds up to `size` snapshots, oldest first."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class SnapshotMemory:
         return len(self.snapshots)
 
     def keep_best(self, state: Mapping[str, Tensor], step: int, score: float) -> None:
-        """Add a snapshot unless there are better ones enough; the worst goes, of equals the older."""
+        """Add a snapshot, unless there are enough better ones; the worst goes, among equals the older."""
         if len(self) == self._size:
             worst = min(self.snapshots, key=lambda snapshot: snapshot.score)
             if score < worst.score:
@@ -71,36 +72,36 @@ class SnapshotMemory:
     def keep_latest(
         self, state: Mapping[str, Tensor], step: int, score: float, origin: int | None = None
     ) -> None:
-        """Add a snapshot; the oldest goes. Without an `origin` a lineage begins here."""
+        """Add a snapshot, and drop the oldest; without an `origin` a lineage begins here."""
         if len(self) == self._size:
             self._forget(self.snapshots[0])
         self._add(state, step, score, step if origin is None else origin)
 
     def draw(self, generator: torch.Generator) -> Snapshot:
-        """Choose a snapshot, each as likely as the others."""
+        """Draw a snapshot, each equally likely."""
         return self.snapshots[int(torch.randint(len(self), (1,), generator=generator))]
 
     def replace(self, drawn: Snapshot, state: Mapping[str, Tensor], step: int) -> None:
-        """Add a snapshot for the one that it was made from, so that every lineage goes on."""
+        """Replace a snapshot by one that was made from it, so that every lineage goes on."""
         self._forget(drawn)
         self._add(state, step, drawn.score, drawn.origin)
 
     def read(self, snapshot: Snapshot) -> State:
-        """A snapshot's tensors; not to be written to."""
+        """Return a snapshot's tensors, which must not be written to."""
         if snapshot.path not in self._tensors:
             tensors = _read(snapshot.path)
             if self._place == "disk":
                 return tensors
-            self._tensors[snapshot.path] = {name: each.to(self._device) for name, each in tensors.items()}
+            self._tensors[snapshot.path] = {name: value.to(self._device) for name, value in tensors.items()}
         return self._tensors[snapshot.path]
 
     def take(self, snapshots: Sequence[Snapshot]) -> None:
-        """Hold these snapshots, read from their files when they are needed."""
+        """Hold these snapshots; they are read from their files when they are needed."""
         self.snapshots = list(snapshots)
         self._tensors = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds; whatever it names is on disk."""
+        """Return what a checkpoint holds; whatever it names is on disk."""
         for snapshot in self.snapshots:
             if not snapshot.path.exists():
                 _write(snapshot.path, self._tensors[snapshot.path])
@@ -110,7 +111,7 @@ class SnapshotMemory:
         return {"entries": entries, "born": self._born}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a checkpoint."""
+        """Return to a checkpoint."""
         self.take(snapshots_of(state, self._folder.parent))
         self._born = state["born"]
 
@@ -118,13 +119,13 @@ class SnapshotMemory:
         path = self._folder / f"{self._born:06d}-{self._rank}.safetensors"
         self._born += 1
         tensors = {
-            name: each.detach().to(self._device, copy=True).contiguous() for name, each in state.items()
+            name: value.detach().to(self._device, copy=True).contiguous() for name, value in state.items()
         }
         if self._place == "disk":
             _write(path, tensors)
         else:
             self._tensors[path] = tensors
-            path.unlink(missing_ok=True)  # of a start that went further than its last checkpoint
+            path.unlink(missing_ok=True)  # an earlier start may have gone beyond its last checkpoint
         self.snapshots.append(Snapshot(path, step, score, origin))
 
     def _forget(self, snapshot: Snapshot) -> None:
@@ -132,11 +133,11 @@ class SnapshotMemory:
         self._tensors.pop(snapshot.path, None)
 
     def _tidy(self) -> None:
-        """Remove own files that no checkpoint of those that are kept can name."""
+        """Remove own files that none of the kept checkpoints can name."""
         own = set(self._folder.glob(f"*-{self._rank}.safetensors"))
         named = {snapshot.path for snapshot in self.snapshots}
         if not self._named:
-            self._named = [own] * KEPT  # whatever earlier checkpoints name is among these
+            self._named = [own] * KEPT  # earlier checkpoints can name only these
         if named != self._named[-1]:
             self._named = [*self._named[-KEPT:], named]
         for path in own.difference(*self._named):
@@ -144,9 +145,9 @@ class SnapshotMemory:
 
 
 def snapshots_of(state: Mapping[str, Any], home: Path) -> list[Snapshot]:
-    """The snapshots that a memory's state names, in the folder that holds theirs: runs may be moved.
+    """Return the snapshots that a memory's state names, in the folder that holds theirs; runs may be moved.
 
-    States of before name no origin.
+    Older states name no origin.
     """
     return [
         Snapshot(home / path, step, score, *(origin or [step]))

@@ -1,4 +1,4 @@
-"""From options to what a search of cuts works on: all heads on all layers, and each process's images."""
+"""The options of a search of cuts become its relaxed network and the images of each process."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,10 @@ from tools.seeding import derive, seed_globals
 
 
 def settled(config: DecouplingSearchConfig, network: Network) -> DecouplingSearchConfig:
-    """The options as the network settles them: how its stem is counted, and how wide its heads are."""
+    """Return the options with what the network settles.
+
+    It settles how its stem is counted, and how wide its heads are.
+    """
     width = config.head_width or network.usual_head_width
     return replace(config, stem=network.options.stem, head_width=width)
 
@@ -28,7 +31,7 @@ def settled(config: DecouplingSearchConfig, network: Network) -> DecouplingSearc
 def make_relaxed(
     config: DecouplingSearchConfig, network: Network, data: Data, accelerator: Accelerator
 ) -> RelaxedNet:
-    """The network with all heads on all layers, where it is searched."""
+    """Build the network with all heads on all layers, on the device where it is searched."""
     chain = network.chain(data.num_classes, data.image_size, data.channels)
     if config.weights:
         source = Path(config.weights)
@@ -56,7 +59,7 @@ def make_relaxed(
 
 
 def check_derivatives(network: Network, net: RelaxedNet, data: Data) -> None:
-    """Find out before a long pretraining whether torch can differentiate this network twice."""
+    """Check before a long pretraining that torch can differentiate this network twice."""
     shape = (2, data.channels, data.image_size, data.image_size)
     batch = (torch.randn(shape).to(net.alpha), torch.arange(2, device=net.alpha.device) % data.num_classes)
     try:
@@ -69,7 +72,10 @@ def check_derivatives(network: Network, net: RelaxedNet, data: Data) -> None:
 def own_loaders(
     config: DecouplingSearchConfig, data: Data, accelerator: Accelerator
 ) -> tuple[TrainLoader, TrainLoader]:
-    """Whole batches for each process, different ones; validation images as they are."""
+    """Return loaders of whole batches, which differ between processes.
+
+    Validation images are not augmented.
+    """
     seed = derive(config.seed, "search", accelerator.process_index)
     plain = replace(
         config.data, augment="none", rotate=0.0, cutout=0, color_jitter=0.0, auto_augment="", erase=0.0

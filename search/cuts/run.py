@@ -1,4 +1,4 @@
-"""From a config to decouplings: data, relaxed network, pretraining, search and findings, in one run."""
+"""A config becomes decouplings: data, relaxed network, pretraining, search and findings, in one run."""
 
 import contextlib
 import math
@@ -37,7 +37,7 @@ CURE = f"A lower {flag('recipe.lr')} or {flag('search.lr')} often cures this."
 
 
 def search_decoupling(config: DecouplingSearchConfig) -> None:
-    """Search as the config says, or continue, or say that it is done."""
+    """Search as the config says, or continue, or report that the run is done."""
     with Stage(config, free=FREE) as stage:
         if not stage.finished:
             _search(stage.config, stage.run, stage.accelerator)
@@ -77,17 +77,17 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
     ]
 
     def finish() -> None:
-        found = write_findings(run, config, network, net, data, [outcome for outcome, _ in searches])
+        findings = write_findings(run, config, network, net, data, [outcome for outcome, _ in searches])
         own = config.search.pretraining and not config.search.pretrained_run
         results = results_of(
-            found,
+            findings,
             steps=config.search.steps * config.search.repeats,
             seconds=sum(seconds for _, seconds in searches),
             pretraining=num_steps if own else 0,
         )
         run.write_results(results)
         for outcome, _ in searches:
-            shutil.rmtree(outcome.part.path / SNAPSHOTS, ignore_errors=True)  # of no use any more
+            shutil.rmtree(outcome.part.path / SNAPSHOTS, ignore_errors=True)  # nothing needs them any more
 
     on_main(accelerator, finish)
 
@@ -102,7 +102,10 @@ def _searched(
     snapshots: list[Snapshot],
     kept: int,
 ) -> tuple[Outcome, float]:
-    """One search from the snapshots, and its seconds; a repeat is a part of the run, with its own draws."""
+    """Search from the snapshots, and return the outcome and its seconds.
+
+    A repeat is a part of the run, with its own draws.
+    """
     part = run.part(f"repeat-{repeat + 1}") if repeat else run
     if repeat:
         config = replace(config, seed=derive(config.seed, "repeat", repeat))
@@ -150,11 +153,14 @@ def _snapshots(
     num_steps: int,
     kept: int,
 ) -> list[Snapshot]:
-    """The snapshots that search starts from: those of pretraining, or the one of the initial weights."""
+    """Return the snapshots that search starts from.
+
+    They are those of pretraining, or the single one of the initial weights.
+    """
     options = config.search
     if options.pretrained_run:
-        found = _snapshots_of(Path(options.pretrained_run), config, network, num_steps)
-        return found[-kept:] if options.compat else _best(found, kept)
+        theirs = _snapshots_of(Path(options.pretrained_run), config, network, num_steps)
+        return theirs[-kept:] if options.compat else _best(theirs, kept)
     part = run.part(PRETRAINING)
     memory = SnapshotMemory(
         part.path / SNAPSHOTS, kept, place=options.keep_snapshots_on, device=accelerator.device
@@ -206,10 +212,10 @@ def _pretrain(
 def _snapshots_of(
     run: Path, config: DecouplingSearchConfig, network: Network, num_steps: int
 ) -> list[Snapshot]:
-    """The snapshots that another run's pretraining left; it must be the one that would be made here."""
+    """Return the snapshots of another run's pretraining, which must be the one that would be made here."""
     option = "search.pretrained_run"
-    found = load_checkpoint(run / PRETRAINING / "checkpoints")
-    if found is None:
+    checkpoint = load_checkpoint(run / PRETRAINING / "checkpoints")
+    if checkpoint is None:
         raise Mistake(option, f"there is no pretraining in '{run}'")
     try:
         text = (run / "config.toml").read_text("utf-8")
@@ -228,14 +234,14 @@ def _snapshots_of(
     if differing:
         raise Mistake(option, f"'{run}' was pretrained with other options: {', '.join(differing)}")
     Run(run).check_plugins(config)
-    step, state = found
+    step, state = checkpoint
     if step != num_steps:
         raise Mistake(option, f"the pretraining in '{run}' has come to step {step} of {num_steps}")
     return snapshots_of(state["job"]["memory"], run / PRETRAINING)
 
 
 def _best(snapshots: list[Snapshot], count: int) -> list[Snapshot]:
-    """Those of highest score, in their order."""
+    """Return the snapshots of highest score, in their order."""
     best = sorted(range(len(snapshots)), key=lambda index: (-snapshots[index].score, -index))[:count]
     return [snapshots[index] for index in sorted(best)]
 
@@ -243,7 +249,7 @@ def _best(snapshots: list[Snapshot], count: int) -> list[Snapshot]:
 def _beginnings(
     config: DecouplingSearchConfig, inner: Inner, snapshots: list[Snapshot], evaluated: int
 ) -> str:
-    """What search starts from, in words."""
+    """Say in words what search starts from."""
     options = config.search
     count = "1 snapshot" if len(snapshots) == 1 else f"{len(snapshots)} snapshots"
     if not options.pretraining:

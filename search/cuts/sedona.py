@@ -1,6 +1,6 @@
-"""Algorithm 1 of SEDONA in two jobs for the loop: pretraining, and the search that starts from what it left.
+"""Algorithm 1 of SEDONA is two jobs for the loop: pretraining, and the search that starts from its weights.
 
-A snapshot is the state of all weights, BatchNorm statistics and momentum, by name: those of momentum begin
+A snapshot is the state of all weights, BatchNorm statistics and momentum, by name. Names of momentum begin
 with "momentum/".
 """
 
@@ -29,7 +29,7 @@ MOMENTUM = "momentum/"
 
 
 class Inner:
-    """The weights under training: one SGD step with mixed gradients at a time, and their state."""
+    """This class takes SGD steps with mixed gradients, and holds the weights that they train."""
 
     def __init__(self, net: RelaxedNet, config: DecouplingSearchConfig, num_steps: int) -> None:
         self.net = net
@@ -39,12 +39,12 @@ class Inner:
         self._num_steps = num_steps
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step; behind the last it stays what it was there."""
+        """Return the learning rate of a step; after the last step it stays what it was there."""
         self._schedule.step_update(min(step, self._num_steps - 1))
         return float(self._optimizer.param_groups[0]["lr"])
 
     def update(self, batch: Batch, step: int, *, rate: float = 0.0, shared: bool = False) -> list[Tensor]:
-        """One step, at the schedule's rate unless another is given.
+        """Take one step, at the schedule's rate unless another is given; return the losses.
 
         With `shared` the batch is one rank's part, and gradients are means over all ranks.
         """
@@ -52,18 +52,18 @@ class Inner:
         if rate:
             self._optimizer.param_groups[0]["lr"] = rate
         self.net.train()
-        found = self.net.mixed_gradients(batch.images.to(self.net.alpha.dtype), batch.targets)
+        gradients = self.net.mixed_gradients(batch.images.to(self.net.alpha.dtype), batch.targets)
         for name, weight in self._weights.items():
             if shared:
-                torch.distributed.all_reduce(found.of[name])
-                found.of[name] /= torch.distributed.get_world_size()
-            weight.grad = found.of[name]
+                torch.distributed.all_reduce(gradients.of[name])
+                gradients.of[name] /= torch.distributed.get_world_size()
+            weight.grad = gradients.of[name]
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return found.losses
+        return gradients.losses
 
     def momentum_buffers(self) -> State:
-        """By weight; zero where no step was made yet."""
+        """Return the momentum by weight; it is zero where no step was taken yet."""
         state = self._optimizer.state
         return {
             name: state[weight]["momentum_buffer"] if state.get(weight) else torch.zeros_like(weight)
@@ -71,14 +71,14 @@ class Inner:
         }
 
     def state(self) -> State:
-        """A snapshot of now; the tensors are those in use."""
+        """Return a snapshot of the present state; its tensors are those in use."""
         values = self.net.state_dict()
         tensors = {name: value for name, value in values.items() if name not in ("alpha", "beta")}
         return tensors | {MOMENTUM + name: value for name, value in self.momentum_buffers().items()}
 
     @torch.no_grad()
     def load(self, state: State) -> None:
-        """Go to a snapshot."""
+        """Set weights, statistics and momentum to a snapshot."""
         own = self.net.state_dict()
         for name, value in state.items():
             if not name.startswith(MOMENTUM):
@@ -89,7 +89,7 @@ class Inner:
 
 
 class Pretraining:
-    """Training with alpha and beta at zero, which fills the memory with the best weights on the way."""
+    """This job trains with alpha and beta at zero, and fills the memory with the best weights on the way."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Pretraining:
         self._done = 0
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        """One step on this process's rows of the batch."""
+        """Take one step on this process's rows of the batch."""
         with SharedBatchNorm() if self._shared else contextlib.nullcontext():
             losses = self._inner.update(batch, step, shared=self._shared)
         self._done = step + 1
@@ -114,43 +114,45 @@ class Pretraining:
         return {"loss": losses[-1], "loss_of_heads": torch.stack(losses[:-1]).mean(), **details}
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         return self._inner.rate(step)
 
     def evaluate(self) -> Mapping[str, float]:
-        """The classifier's loss and accuracy; the first process remembers these weights for it."""
-        found = evaluate(self._inner.net, self._validation)
+        """Return the classifier's loss and accuracy; the first process keeps these weights in its memory."""
+        values = evaluate(self._inner.net, self._validation)
         if self._accelerator.is_main_process:
             keep = self._memory.keep_latest if self._keeps_latest else self._memory.keep_best
-            keep(self._inner.state(), self._done, found["validation_top1"])
-        return found | {"score": found["validation_top1"]}
+            keep(self._inner.state(), self._done, values["validation_top1"])
+        return values | {"score": values["validation_top1"]}
 
     def keep_best(self, step: int, score: float) -> None:
-        """The memory does this."""
+        """Do nothing, because the memory keeps the best weights."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on."""
+        """Return all that the next step depends on."""
         memory = self._memory.state_dict() if self._accelerator.is_main_process else {}
         return {"inner": self._inner.state(), "memory": memory}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved state."""
+        """Return to a saved state."""
         self._inner.load(state["inner"])
         if self._accelerator.is_main_process:
             self._memory.load_state_dict(state["memory"])
 
 
 class Episode(NamedTuple):
-    """The batches of one update of alpha and beta."""
+    """An episode is the batches of one update of alpha and beta."""
 
     inner: list[Batch]
+    """The batches of the inner steps."""
     ordinary: Batch
-    """For the step with the updated alpha and beta."""
+    """The batch for the step with the updated alpha and beta."""
     validation: Batch
+    """The validation images."""
 
 
 class Search:
-    """Updates of alpha and beta.
+    """This job updates alpha and beta.
 
     Every process draws from a memory of its own; hypergradients are averaged.
     """
@@ -165,7 +167,7 @@ class Search:
         self._inner, self._net, self._config = inner, inner.net, config
         self._accelerator, self._memory = accelerator, memory
         self.updates = Updates.none()
-        """What every update so far went by."""
+        """The updates so far."""
         options = config.search
         with torch.no_grad():
             self._net.alpha.zero_()
@@ -175,14 +177,14 @@ class Search:
         self._recorded = self._shares()
 
     def step(self, episode: Episode, step: int) -> Mapping[str, Tensor]:
-        """One iteration of Algorithm 1."""
+        """Take one iteration of Algorithm 1."""
         config, inner, net = self._config, self._inner, self._net
         generator = torch_stream(config.seed, "draw", step, self._accelerator.process_index)
         drawn = self._memory.draw(generator)
         inner.load(self._memory.read(drawn))
         dtype = net.alpha.dtype
         rate = config.search.inner_lr or inner.rate(drawn.step)
-        found = hypergradient(
+        derivatives = hypergradient(
             net,
             [(batch.images.to(dtype), batch.targets) for batch in episode.inner],
             (episode.validation.images.to(dtype), episode.validation.targets),
@@ -195,7 +197,7 @@ class Search:
             objective="training" if self._compat else "validation",
         )
         scale = 1 / rate if config.search.per_rate else 1.0
-        net.alpha.grad, net.beta.grad = self._mean(found.alpha * scale, found.beta * scale)
+        net.alpha.grad, net.beta.grad = self._mean(derivatives.alpha * scale, derivatives.beta * scale)
         size = torch.sqrt(net.alpha.grad.square().sum() + net.beta.grad.square().sum())
         self.updates.add(net, self._gathered((drawn.origin, rate)))
         self._optimizer.step()
@@ -205,28 +207,31 @@ class Search:
         else:
             self._memory.replace(drawn, inner.state(), drawn.step + 1)
         return {
-            "loss": found.loss,
+            "loss": derivatives.loss,
             "training_loss": losses[-1],
             "training_loss_of_heads": torch.stack(losses[:-1]).mean(),
             "hypergradient": size,
         }
 
     def rate(self, step: int) -> float:
-        """The learning rate of alpha and beta."""
+        """Return the learning rate of alpha and beta."""
         return self._config.search.lr
 
     def evaluate(self) -> Mapping[str, float]:
-        """Shares of signals and heads, and how far they went since the last record; there is no best."""
+        """Return the shares of signals and heads, and how far they moved since the last record.
+
+        There is no best state, so the score is minus infinity.
+        """
         shares = self._shares()
         moved = max(abs(value - self._recorded[name]) for name, value in shares.items())
         self._recorded = shares
         return {"largest_change": moved, **shares, "score": -math.inf}
 
     def keep_best(self, step: int, score: float) -> None:
-        """There is none."""
+        """Do nothing, because there is no best state."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on; the processes' memories one after the other."""
+        """Return all that the next step depends on; the processes' memories come one after the other."""
         memories: list[Any] = [self._memory.state_dict()]
         if self._accelerator.num_processes > 1:
             memories = [None] * self._accelerator.num_processes
@@ -242,7 +247,7 @@ class Search:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved state, with the memories of as many processes as there were."""
+        """Return to a saved state, and share its memories out among the processes there are now."""
         self._net.alpha.copy_(state["alpha"])
         self._net.beta.copy_(state["beta"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -266,15 +271,15 @@ class Search:
         return means
 
     def _gathered(self, drawn: tuple[int, float]) -> list[tuple[int, float]]:
-        """What every process drew."""
+        """Return what every process drew."""
         if self._accelerator.num_processes == 1:
             return [drawn]
-        found: list[Any] = [None] * self._accelerator.num_processes
-        torch.distributed.all_gather_object(found, drawn)
-        return found
+        everyone: list[Any] = [None] * self._accelerator.num_processes
+        torch.distributed.all_gather_object(everyone, drawn)
+        return everyone
 
     def _shares(self) -> dict[str, float]:
-        """softmax(alpha)_1 and softmax(beta) by layer."""
+        """Return softmax(alpha)_1 and softmax(beta) by layer."""
         signals = self._net.alpha.detach().double().softmax(1)[:, 0].tolist()
         mixtures = self._net.beta.detach().double().softmax(1).tolist()
         shares = {f"signal/{layer}": value for layer, value in enumerate(signals, start=1)}
@@ -287,16 +292,16 @@ class Search:
 def episodes(
     train: TrainLoader, validation: TrainLoader, inner_steps: int, start: int, stop: int
 ) -> Iterator[Episode]:
-    """The batches of updates start, start + 1, ... stop - 1."""
-    each = inner_steps + 1
-    batches = train.batches(start * each, stop * each)
+    """Yield the batches of updates start, start + 1, ... stop - 1."""
+    steps = inner_steps + 1
+    batches = train.batches(start * steps, stop * steps)
     for last in validation.batches(start, stop):
-        own = [next(batches) for _ in range(each)]
+        own = [next(batches) for _ in range(steps)]
         yield Episode(own[:-1], own[-1], last)
 
 
 def evaluate(net: RelaxedNet, batches: Iterable[Batch]) -> dict[str, float]:
-    """The classifier's loss and top-1 over all processes' batches."""
+    """Return the classifier's loss and top-1 over all processes' batches."""
 
     def count(batch: Batch) -> Mapping[str, Tensor]:
         logits = net(batch.images.to(net.alpha.dtype))
