@@ -33,8 +33,8 @@ class Decoupling:
     """Whether groups may differ by one channel where their number does not divide the channels."""
 
     head_width: str | float = PAPER
-    """How many hidden channels heads have: as in the papers, scaled like the network (paper); as fits the
-    map (map); or this factor on the papers' numbers."""
+    """How many hidden channels heads have: paper (as in the papers, scaled like the network), map (as fits
+    the map), or this factor on the papers' numbers."""
 
     def __post_init__(self) -> None:
         cuts = _integers("cuts", self.cuts)

@@ -40,9 +40,9 @@ class LocalLosses:
     diversity: float = 0.5
     """The weight of GN-DGL's diversity term between neuron groups; 0 leaves it out."""
     diversity_gradient: str = "stopped"
-    """Where the gradient of the diversity term goes: stopped or released. stopped, as in the paper, takes
-    the other groups' outputs as constants. released, as in the released code, sends it into both groups
-    of a pair, which doubles it."""
+    """Where the gradient of the diversity term goes: stopped or released. With stopped, as in the paper,
+    the other groups' outputs are constants. With released, as in the released code, it flows into both
+    groups of a pair, which doubles it."""
     shared_heads: bool = True
     """Let each group's head see the other groups' features too, detached (GN-DGL's stop-gradient variant)."""
 

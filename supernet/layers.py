@@ -35,8 +35,8 @@ class Style:
     act: str = "relu"
     """The activation of blocks that name none."""
     se_from: str = "input"
-    """The channels of which squeeze-and-excitation keeps a part: the block's input (input), or the
-    expanded ones (expanded)."""
+    """The channels of which squeeze-and-excitation keeps a part: those of the block's input (input), or
+    the expanded ones (expanded)."""
     se_act: str = ""
     """The activation inside squeeze-and-excitation; if empty, it is the block's."""
     se_gate: str = "sigmoid"

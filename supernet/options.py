@@ -14,8 +14,8 @@ class PathOptions:
     """Which paths spos and fair train."""
 
     draw: str = "strings"
-    """Whether spos draws uniformly from strings of choices or from different networks (strings, networks).
-    One network has several strings where some of its layers are skipped."""
+    """What spos draws uniformly: strings of choices, or different networks (strings, networks). One
+    network has several strings where some of its layers are skipped."""
     canonical: bool = True
     """Let spos move skips to the end among equal layers, so that one network always uses the same weights."""
     min_macs: float = 0.0
@@ -27,8 +27,8 @@ class PathOptions:
     0 draws any path alike. The released code of Single Path One-Shot takes 10e6 between 290e6 and
     360e6."""
     skip: str = "auto"
-    """Whether skip takes its turn like the other candidates in fair: op, left_out or auto. auto means op
-    where all layers have the same number of candidates, and left_out elsewhere."""
+    """Whether skip takes its turn like the other candidates in fair: op, left_out or auto. With auto it
+    does where all layers have the same number of candidates."""
     shared_scale: str = "sum"
     """Whether fair takes the sum or the mean over the paths of the gradients of stem and tail, which all
     paths share."""
@@ -57,11 +57,11 @@ class LayerwiseOptions:
     """What Algorithms 1 and 2 of LWSL leave open."""
 
     partner: str = "module"
-    """How nongreedy draws the module that is stacked on another one: for each module, once for the whole
-    layer, or by a permutation of the next layer's modules (module, layer, permutation)."""
+    """How nongreedy draws the module that is stacked on another one: module, layer or permutation. It is
+    drawn for each module, once for the whole layer, or by a permutation of the next layer's modules."""
     partner_statistics: str = "batch"
-    """What a partner's BatchNorm does in nongreedy: batch, track or eval. batch leaves the running
-    statistics as they are, track moves them, and eval uses them."""
+    """What a partner's BatchNorm does in nongreedy: batch, track or eval. With batch the running
+    statistics stay as they are, with track they move, and with eval they are used."""
     decoders: str = "layer"
     """Whether all modules of a layer share one decoder (layer), or each has its own (module)."""
     decoder_gradient: str = "sum"

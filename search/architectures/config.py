@@ -21,13 +21,13 @@ class BreedingOptions:
     mutation: float = 0.1
     """The probability that a choice is drawn anew, in evolution, nsga2 and regularised."""
     crossover: str = "uniform"
-    """How evolution and nsga2 combine two parents: uniform or one_point. uniform takes each choice from
-    either parent. one_point takes the first ones from one parent and the rest from the other, and
-    shares more of the scoring."""
+    """How evolution and nsga2 combine two parents: uniform or one_point. With uniform each choice comes
+    from either parent. With one_point the first ones come from one parent and the rest from the other,
+    which shares more of the scoring."""
     objectives: tuple[str, ...] = ("macs",)
     """Which costs nsga2 keeps low while the score is high: macs, params, latency, activations."""
     over_limit: str = "repair"
-    """What nsga2 does with a network over a limit: repair or dominate. dominate lets it breed, unscored
+    """What nsga2 does with a network over a limit: repair or dominate. With dominate it breeds, unscored
     and dominated by all networks that are less over the limits."""
     sample: int = 10
     """How many networks regularised draws at a time, of which the best breeds."""
@@ -56,15 +56,15 @@ class ScoringOptions:
     batch: int = 250
     """How many images are scored at once."""
     statistics: str = "cumulative"
-    """Which BatchNorm statistics each network gets: cumulative, ema, or supernet. cumulative is the mean
-    over calibration batches. ema is a moving average, as in the released code of Single Path One-Shot.
-    supernet leaves them as training left them."""
+    """Which BatchNorm statistics each network gets: cumulative, ema or supernet. With cumulative they are
+    the mean over calibration batches. With ema they are a moving average, as in the released code of
+    Single Path One-Shot. With supernet they stay as training left them."""
     calibration_images: int = 2048
     """How many training images, without augmentation, these statistics are taken from."""
     calibration_batch: int = 128
     """How many images are in a batch of these; only full batches are used."""
     momentum: float = 0.1
-    """The weight of the newest batch in ema."""
+    """The weight of the newest batch when scoring.statistics is ema."""
 
     def __post_init__(self) -> None:
         check_range("scoring.validation_images", self.validation_images, 0)
@@ -97,13 +97,14 @@ class ArchitectureSearchConfig(RunOptions):
     supernet: str = "runs/supernet"
     """The supernet: the run of train_supernet.py, or a weights file."""
     method: str = "evolution"
-    """How to search: evolution, nsga2, regularised, random, exhaustive, or your own. evolution is that of
-    Single Path One-Shot. nsga2 finds the whole front of score and costs. In regularised the oldest die.
-    exhaustive scores all networks of a small space."""
+    """How to search: evolution, nsga2, regularised, random, exhaustive, or your own. The evolution is that
+    of Single Path One-Shot; nsga2 finds the whole front of score and costs. In regularised evolution
+    the oldest die. An exhaustive search scores all networks of a small space."""
     population: int = 50
     """How many architectures are scored together; in regularised also how many are alive."""
     generations: int = 20
-    """How many populations are bred or drawn after the first. exhaustive goes on to the last network."""
+    """How many populations are bred or drawn after the first. An exhaustive search goes on to the last
+    network."""
     max_macs: float = 0.0
     """The most multiply-accumulates of a network (FLOPs in the papers' sense); 0 sets no limit."""
     max_params: float = 0.0

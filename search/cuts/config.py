@@ -40,24 +40,24 @@ class SearchOptions:
     validation_batch: int = 1024
     """How many validation images each update uses."""
     statistics: str = "running"
-    """Which BatchNorm statistics the validation loss uses: running or batch. running takes them as
-    training left them; batch takes those of the validation images, and differentiates them."""
+    """Which BatchNorm statistics the validation loss uses: running or batch. With running they are as
+    training left them. With batch they are those of the validation images, and are differentiated."""
     pretraining: bool = True
     """Train the weights by the recipe first, with alpha and beta at zero. Without, search begins with
     initial weights."""
     pretrained_run: str = ""
     """Take the weights that the pretraining of this run left, instead of pretraining again."""
     repeats: int = 1
-    """How many searches start from the same pretraining, each with its own batches and draws. alpha and
-    beta are their means. Several searches show better than one how far another search would agree."""
+    """How many searches start from the same pretraining, each with its own batches and draws. Their alpha
+    and beta are averaged. Several searches show better than one how far another search would agree."""
     snapshots: int = 0
-    """From how many weights inner optimisation may start, the best of pretraining (N). 0 keeps a tenth of
-    those that were evaluated, as the paper does. 1 leaves nothing to draw from."""
+    """From how many weights inner optimisation may start, the best of pretraining (N). With 0, a tenth of
+    those that were evaluated are kept, as in the paper. With 1 there is nothing to draw from."""
     memory: str = REPLACE
-    """Which weights a step from drawn weights replaces: replace or oldest. replace replaces the drawn
-    weights, so that all stay in use. Hypergradients are then divided by the inner learning rate, so
-    that all weights count alike. oldest replaces the oldest weights, as in the paper. After some
-    hundred updates all weights then descend from the same ones."""
+    """Which weights a step from drawn weights replaces: replace or oldest. With replace it replaces the
+    drawn weights, so that all stay in use. Hypergradients are then divided by the inner learning rate,
+    so that all weights count alike. With oldest it replaces the oldest weights, as in the paper. After
+    some hundred updates all weights then descend from the same ones."""
     inner_lr: float = 0.0
     """The learning rate of the inner steps; 0 takes that of the pretraining step from which the weights
     are."""
@@ -163,9 +163,9 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
     heads: tuple[str, ...] = ("aux1", "aux2", "aux3", "aux4")
     """The kinds of head to choose from: aux1 to aux4, mlp_sr, conv1c2f, linear, and your own."""
     head_width: str = ""
-    """How many hidden channels heads have: paper, map, or a factor on the papers' numbers. paper is the
-    papers' numbers times --width; map fits the map that a head is on. By default it is paper for the
-    papers' networks, and map for all others."""
+    """How many hidden channels heads have: paper, map, or a factor on the papers' numbers. With paper they
+    are the papers' numbers times --width. With map they fit the map that a head is on. By default it is
+    paper for the papers' networks, and map for all others."""
     search: SearchOptions = field(default_factory=SearchOptions)
     data: DataConfig = field(default_factory=lambda: DataConfig(validation=0.4))
     recipe: Recipe = field(default_factory=_recipe)

@@ -31,10 +31,11 @@ class NetworkChoice:
     """The Kaiming initialisation of the papers' networks: fan_in or fan_out."""
     classifier_init: str = "torch"
     """How an architecture's classifier is initialised: torch or timm. With torch, losses begin near
-    log(classes). timm is uniform within 1/sqrt(classes), which suits the thousand classes of ImageNet."""
+    log(classes). With timm, weights are uniform within 1/sqrt(classes), which suits the thousand
+    classes of ImageNet."""
     stem: str = "fused"
-    """Whether the stem of a ResNet or of an architecture is part of the first layer or not (fused, unit).
-    fused is as in SEDONA; unit gives the stem layers of its own, as in DGL."""
+    """Whether the stem of a ResNet or of an architecture is part of the first layer (fused, as in SEDONA)
+    or has layers of its own (unit, as in DGL)."""
     pretrained: bool = False
     """Start a timm model from its published weights, which come from timm's cache or are downloaded."""
     weights: str = ""

@@ -69,20 +69,19 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
     """The space: lwsl_table1, lwsl_fit, cream, nas_bench_macro, tiny, your own, or its .toml or .json
     file."""
     strategy: str = "spos"
-    """How a batch trains the supernet: spos, fair, greedy, nongreedy, or your own. spos trains single
-    paths, fair trains them with strict fairness, and greedy and nongreedy train layer by layer (LWSL)."""
+    """How a batch trains the supernet: spos, fair, greedy, nongreedy, or your own. Single paths are
+    trained by spos, and with strict fairness by fair; greedy and nongreedy train layer by layer (LWSL)."""
     objective: str = "cross_entropy"
-    """What the supernet is trained for: cross_entropy, or infonce. infonce compares two views of each
-    image and uses no labels."""
+    """What the supernet is trained for: cross_entropy, or infonce (two views of each image, no labels)."""
     weights: str = ""
     """Start from the weights of another supernet of this space."""
     tail_steps: int = 0
-    """How many steps follow those of the recipe and train only the classifier or the tail, on uniform
+    """How many steps follow those of the recipe, to train only the classifier or the tail, on uniform
     paths. After infonce they train the classifier; after --layerwise.last-decoder local they train the
     tail."""
     classifier_init: str = "torch"
-    """How the classifier is initialised: torch or timm. With torch, losses begin near log(classes). timm
-    is uniform within 1/sqrt(classes), which suits the thousand classes of ImageNet."""
+    """How the classifier is initialised: torch or timm. With torch, losses begin near log(classes). With
+    timm, weights are uniform within 1/sqrt(classes), which suits the thousand classes of ImageNet."""
     paths: PathOptions = field(default_factory=PathOptions)
     layerwise: LayerwiseOptions = field(default_factory=LayerwiseOptions)
     contrast: ContrastOptions = field(default_factory=ContrastOptions)
