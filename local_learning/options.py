@@ -1,8 +1,9 @@
 """These are the options of local losses and of gluing. Free of torch."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 
-from local_learning.catalogue import LOSSES
+from local_learning.catalogue import HEADS, LOSSES
 from tools.mistake import Mistake
 from tools.options.config import check_choice, check_range
 
@@ -55,6 +56,18 @@ class LocalLosses:
         check_range("local.diversity", self.diversity, 0)
         check_choice("local.diversity_gradient", self.diversity_gradient, ("stopped", "released"))
 
+    def idle_with(self, heads: Collection[str], *, grouped: bool) -> set[str]:
+        """Return the options that blocks with these heads, in neuron groups or not, do not look at."""
+        names = {field.name for field in fields(self)}
+        used: set[str] = set()
+        for row in map(HEADS.get, heads):
+            if row is None or (row.reads is None and row.loss):
+                return set()  # nobody knows what the loss of a user's own looks at
+            used |= {option.removeprefix("local.") for option in row.reads or ("local.loss",)}
+        if grouped:
+            used |= {"shared_heads", "diversity"} | ({"diversity_gradient"} if self.diversity else set())
+        return names - used
+
 
 @dataclass(frozen=True, kw_only=True)
 class GluingOptions:
@@ -88,6 +101,10 @@ class GluingOptions:
         for name, off in (("h_every", 1), ("refresh", 0)):
             if getattr(self, name) > off and not self.cache:
                 raise Mistake(f"gluing.{name}", "needs `gluing.cache`", "nothing is stored without")
+
+    def idle(self) -> dict[str, str]:
+        """What nobody looks at, as the other options stand, and who does not."""
+        return {} if self.h_steps else {"step": "`gluing.h_steps` 0"}
 
 
 def _check_ends(option: str, ends: tuple[float, ...]) -> None:

@@ -1,16 +1,19 @@
 """This module holds the options of retrain_model.py; it is free of torch."""
 
-from dataclasses import dataclass, field
+import contextlib
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from local_learning.cuts.head_width import PAPER, check_head_width
 from local_learning.cuts.requests import parse_request
+from local_learning.decoupling import Decoupling, load_decoupling
 from local_learning.options import GluingOptions, LocalLosses
+from local_learning.published import published
 from local_learning.rules.catalogue import RULES, RuleRow, usual_rule
 from supernet.network.choice import NetworkChoice
 from tools.images.options import DataConfig
 from tools.mistake import Mistake
-from tools.options.config import check_choice, check_idle, check_range
+from tools.options.config import check_choice, check_idle, check_range, within
 from tools.options.recipes import Recipe
 from tools.options.shared import FREE, ExtendOptions, FastOptions, RunOptions
 
@@ -239,3 +242,48 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
                 "gluing variables are kept for each image, which must not change from one visit to the next",
                 f"it goes with `data.augment` none, without {', '.join(changes)}",
             )
+
+    def idle(self) -> dict[str, str]:
+        """What nobody looks at, as the other options stand, and who does not."""
+        idle = within("data", self.data.idle_in_training())
+        if not self.plan:
+            idle |= {f"cluster.{each.name}": "a training without `plan`" for each in fields(ClusterOptions)}
+        if self.parallel != "blocks" and not self.plan:
+            idle |= dict.fromkeys(("pipeline.queue", "pipeline.patience"), f"`parallel` {self.parallel}")
+        if self.parallel == "none":
+            idle["sync_batchnorm"] = "`parallel` none"
+        if not self.data.validation and self.data.name != "folder":  # which may have a folder of them
+            idle["recipe.evaluate_every"] = "`data.validation` 0"
+        return idle | self._idle_in_blocks()
+
+    def _idle_in_blocks(self) -> dict[str, str]:
+        """What the way in which this network is cut leaves idle."""
+        idle: dict[str, str] = {}
+        if not self.decoupling:
+            return idle
+        request = parse_request(self.decoupling)
+        if request.kind != "balanced":
+            idle["balance"] = f"`decoupling` {self.decoupling}"
+        if request.kind != "file" and self.groups == 1:
+            idle["uneven_groups"] = "`groups` 1"
+        if not self.rule_row.trains_heads:
+            return idle | {f"local.{each.name}": f"`rule` {self.chosen_rule}" for each in fields(LocalLosses)}
+        asked = self._asked()
+        if asked is None:
+            return idle
+        grouped = self.groups > 1 or asked.groups != 1
+        who = f"a training with heads {', '.join(dict.fromkeys(asked.heads))}"
+        return idle | {f"local.{name}": who for name in self.local.idle_with(asked.heads, grouped=grouped)}
+
+    def _asked(self) -> Decoupling | None:
+        """Any cuts with the heads that --decoupling asks for; None where these are not known."""
+        request = parse_request(self.decoupling)
+        with contextlib.suppress(ValueError, OSError):  # which are told where the cuts are settled
+            match request.kind:
+                case "file":
+                    return load_decoupling(request.path)
+                case "published":
+                    return published(self.network, request.num_blocks)
+                case _:
+                    return Decoupling((1,), (request.head,))
+        return None

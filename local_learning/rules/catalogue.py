@@ -48,7 +48,7 @@ RULES: Catalogue[RuleRow] = Catalogue(
             name="greedy",
             says="trains each block by the loss of its head (DGL, SEDONA, PredSim, InfoPro, GN-DGL)",
             make="local_learning.rules.greedy:Greedy",
-            reads=("local", "head_width"),
+            reads=("local.loss",),
             forecast=True,
         ),
         RuleRow(

@@ -8,7 +8,7 @@ from retrain.config import ClusterOptions, RetrainConfig, TrainingOptions
 from supernet.network.choice import NetworkChoice
 from tools.images.options import DataConfig
 from tools.mistake import Mistake
-from tools.options.config import MEANT_NOTHING, check_range
+from tools.options.config import MEANT_NOTHING, check_range, flatten, idle_options
 from tools.options.recipes import Recipe
 from tools.options.shared import CompileOptions, RunOptions
 
@@ -98,6 +98,20 @@ class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
         mine = {each.name for each in fields(self)}
         shared = {each.name: getattr(self, each.name) for each in fields(RetrainConfig) if each.name in mine}
         return RetrainConfig(**(shared | {"trackers": ()} | changes))
+
+    def idle(self) -> dict[str, str]:
+        """Return the options that no training looks at as the others stand, and who does not."""
+        if self.decouplings:
+            trainings = [self.training(decoupling=text) for text in self.decouplings]
+        else:
+            trainings = [self.training(architecture="its own") if self.has_source else self.training()]
+        first, *others = map(idle_options, trainings)
+        mine = flatten(self)
+        return {
+            name: who
+            for name, who in first.items()
+            if name in mine and all(name in other for other in others)
+        }
 
     def _check_cut(self, text: str) -> None:
         """Check the options of a training with one of the decouplings."""

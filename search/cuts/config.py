@@ -9,7 +9,7 @@ from local_learning.cuts.head_width import PAPER, check_head_width
 from supernet.network.choice import NetworkChoice
 from tools.images.options import DataConfig
 from tools.mistake import Mistake
-from tools.options.config import check_choice, check_range
+from tools.options.config import check_choice, check_range, within
 from tools.options.recipes import Recipe
 from tools.options.shared import RunOptions
 
@@ -203,3 +203,14 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
             raise Mistake("`data.mixup` and `data.cutmix`", "leave them out of a search")
         if not data.validation:
             raise Mistake("data.validation", "the search needs validation images", "SEDONA takes 0.4")
+
+    def idle(self) -> dict[str, str]:
+        """Return the options that nobody looks at as the others stand, and who does not."""
+        idle = within("data", self.data.idle_in_training())
+        if self.search.pretraining:
+            return idle
+        idle |= dict.fromkeys(("recipe.checkpoint_every", "recipe.log_every"), "a search without pretraining")
+        if self.search.memory == REPLACE:
+            who = "a search from the initial weights alone"
+            idle |= dict.fromkeys(("search.snapshots", "recipe.evaluate_every"), who)
+        return idle

@@ -22,7 +22,7 @@ from tools.images.batches import check_shared
 from tools.images.datasets import Data, load_data
 from tools.images.loaders import eval_batches, make_train_loader
 from tools.mistake import Mistake
-from tools.options.config import flag, flatten, of_run
+from tools.options.config import flag, flatten, idle_options, of_run
 from tools.options.shared import FREE
 from tools.run.checkpoint import load_checkpoint
 from tools.run.folder import Run
@@ -227,6 +227,7 @@ def _snapshots_of(
     mine = flatten(config)
     kept = {name for name in mine if not name.startswith("search.")} | {"search.compat"}
     kept -= FREE | {"recipe.log_every", "recipe.checkpoint_every", "plugins", "architecture"}
+    kept -= idle_options(old).keys() & idle_options(config).keys()
     differing = [
         f"`{name}` ({theirs[name]!r} there)" for name in mine if name in kept and theirs[name] != mine[name]
     ]

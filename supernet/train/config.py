@@ -13,7 +13,7 @@ from supernet.options import (
 )
 from tools.images.options import DataConfig
 from tools.mistake import Mistake
-from tools.options.config import check_choice, check_range
+from tools.options.config import check_choice, check_range, within
 from tools.options.recipes import Recipe
 from tools.options.shared import ExtendOptions, FastOptions, RunOptions
 
@@ -150,3 +150,7 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
             raise Mistake(
                 "`data.mixup` and `data.cutmix`", f"mix labels, which {self.objective} does not use"
             )
+
+    def idle(self) -> dict[str, str]:
+        """Return the options that nobody looks at as the others stand, and who does not."""
+        return within("data", self.data.idle_in_training())

@@ -280,6 +280,17 @@ class DataConfig:
         """Return whether training mirrors images."""
         return self.flip and self.known.mirrors
 
+    def idle_in_training(self) -> dict[str, str]:
+        """What nobody looks at in a training on these images, and who does not."""
+        idle = {"root": "`data.name` shapes"} if self.name == "shapes" else {}
+        if self.augment == "none":
+            return idle | dict.fromkeys(("crop_pad", "pad_mode", "flip"), "`data.augment` none")
+        if self.streamed and not self.known.small:
+            return idle | dict.fromkeys(
+                ("crop_pad", "pad_mode"), f"the random crop of {self.name}, when streamed,"
+            )
+        return idle if self.crop_pad else idle | {"pad_mode": "`data.crop_pad` 0"}
+
     @property
     def _stream_only(self) -> str:
         return ", ".join(field.replace("_", "-") for field in STREAM_ONLY if getattr(self, field))

@@ -66,7 +66,9 @@ def parse(cls: type[Config], arguments: Sequence[str], *, prog: str, description
             mistake.source = mistake.source or path
             raise mistake from None
         raise ValueError(_one_line(said.getvalue()) + (f" (with {path})" if path else "")) from None
-    return narrowed(config)
+    config = narrowed(config)
+    _refuse_idle(config, flags)
+    return config
 
 
 def given(arguments: Sequence[str], name: str) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
@@ -183,6 +185,40 @@ def check_idle(group: str, options: Any, used: Collection[str], who: str) -> Non
             raise Mistake(f"{group}.{field.name}", f"{who} does not look at it", "leave it out")
 
 
+def idle_options(config: Any) -> dict[str, str]:
+    """The options that nobody looks at as the others stand, by dotted name, with who does not.
+
+    A config and its groups say so by a method `idle` with names of their own. It is the command line that may
+    not give such an option: files of before may have it, and it does not tell one run from another.
+    """
+    found = dict(config.idle()) if hasattr(config, "idle") else {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found = within(field.name, idle_options(value)) | found
+    return found
+
+
+def within(group: str, idle: Mapping[str, str]) -> dict[str, str]:
+    """What is idle in a group, by dotted names."""
+    return {f"{group}.{name}": who for name, who in idle.items()}
+
+
+def _refuse_idle(config: Any, flags: Sequence[str]) -> None:
+    """Refuse flags that nobody would look at."""
+    given, now, default = _names_given(flags), flatten(config), flatten(type(config)())
+    for name, who in idle_options(config).items():
+        if name in given and now[name] != default[name]:
+            spelled = re.sub(r"(\w+)$", r"no_\1", name) if now[name] is False else name
+            raise Mistake(spelled, f"{who} does not look at it", "leave it out")
+
+
+def _names_given(flags: Sequence[str]) -> set[str]:
+    """The dotted names of the options that flags give."""
+    given = {word[2:].split("=", 1)[0].replace("-", "_") for word in flags if word.startswith("--")}
+    return given | {re.sub(r"(^|\.)no_", r"\1", name) for name in given}
+
+
 def _split_config_flag(arguments: Sequence[str]) -> tuple[str, list[str]]:
     flags, path = [], ""
     rest = iter(arguments)
@@ -222,12 +258,6 @@ def _option_names(cls: type[Any], prefix: str = "") -> list[str]:
             if kind is bool:
                 names.append(flag(f"{prefix}no-{name}"))
     return names
-
-
-def _names_given(flags: Sequence[str]) -> set[str]:
-    """Return the dotted names of the options that flags give."""
-    given = {word[2:].split("=", 1)[0].replace("-", "_") for word in flags if word.startswith("--")}
-    return given | {re.sub(r"(^|\.)no_", r"\1", name) for name in given}
 
 
 def _check_names(cls: type[Any], flags: Sequence[str]) -> None:

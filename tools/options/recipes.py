@@ -127,6 +127,15 @@ class Recipe:
         for factor in self.factors:
             check_range("recipe.factors", factor, 0)
 
+    def idle(self) -> dict[str, str]:
+        """What nobody looks at, as the other options stand, and who does not."""
+        conditions = {
+            "epochs": ("a length in `recipe.steps`", self.steps > 0),
+            "min_lr": (f"`recipe.schedule` {self.schedule}", self.schedule != "cosine"),
+            "smoothing": ("`recipe.label_smoothing` 0", not self.label_smoothing),
+        }
+        return {name: who for name, (who, is_so) in conditions.items() if is_so}
+
     def num_steps(self, steps_per_epoch: float) -> int:
         """Return the length in optimiser steps, given how many steps make an epoch."""
         return self.steps or max(1, round(self.epochs * steps_per_epoch))

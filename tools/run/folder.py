@@ -14,7 +14,15 @@ from typing import Any, TextIO, TypeVar
 from tools.failures import RunFailed
 from tools.files.atomic import read_document, write_bytes, write_document
 from tools.mistake import Mistake
-from tools.options.config import flag, flatten, message_of, of_run, to_toml, with_earlier
+from tools.options.config import (
+    flag,
+    flatten,
+    idle_options,
+    message_of,
+    of_run,
+    to_toml,
+    with_earlier,
+)
 from tools.options.plugins import digests
 from tools.options.unlisted import unlisted
 
@@ -129,8 +137,8 @@ class Run:
         first = text.partition("\n")[0]
         maker = first.removeprefix(MADE_BY) if first.startswith(MADE_BY) else ""
         try:
-            old = flatten(of_run(type(config), text, source=str(self.config_path)))
-            old = unlisted(type(config)) | old
+            before = of_run(type(config), text, source=str(self.config_path))
+            old = unlisted(type(config)) | flatten(before)
         except ValueError as error:
             if maker == _script():
                 raise
@@ -139,7 +147,7 @@ class Run:
             raise Mistake("run", f"'{self.path}' was made by {whose}", "name a new folder") from None
         new = flatten(config)
         # What counts about plugins is their content, not where they lie.
-        free = {*free, "plugins"}
+        free = {*free, "plugins", *(idle_options(before).keys() & idle_options(config).keys())}
         differing = [name for name in new if name not in free and old[name] != new[name]]
         if differing:
             listed = ", ".join(f"`{name}` (was {old[name]!r}, is {new[name]!r})" for name in differing)
