@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
@@ -232,19 +232,11 @@ class Space:
     @cached_property
     def costs(self) -> tuple[tuple[Cost, ...], ...]:
         """What every candidate of every searchable layer costs."""
-        known: dict[tuple[Op, Place, int], Cost] = {}
-        table = []
-        of_layers = zip(self.layers, self.places, self.sizes, strict=False)
-        for number, (layer, place, size) in enumerate(of_layers, start=1):
-            where = f"space {self.name}: layer {number}"
-            row = []
-            for op in layer:
-                key = op, place, size
-                if key not in known:
-                    known[key] = _cost_of(op, place, self.style, size, where)
-                row.append(known[key])
-            table.append(tuple(row))
-        return tuple(table)
+        of_layers = enumerate(zip(self.layers, self.places, self.sizes, strict=False), start=1)
+        return tuple(
+            tuple(_cost_of(op, place, self.style, size, f"space {self.name}: layer {number}") for op in layer)
+            for number, (layer, place, size) in of_layers
+        )
 
     @cached_property
     def stem_cost(self) -> Cost:
@@ -307,11 +299,17 @@ def _sizes(size: int, layers: Sequence[Fixed] | Sequence[Layer]) -> list[int]:
 
 def _cost_of(op: Op, place: Place, style: Style, size: int, where: str) -> Cost:
     try:
-        with torch.device("meta"):
-            module = op.build(place, style)
-        return Cost(count_macs(module, (place.in_chs, size, size)), count_params(module))
+        return _counted(op, place, style, size)
     except ValueError as error:
         raise Mistake("", f"{where}: {quoted(error)}") from None
+
+
+@cache
+def _counted(op: Op, place: Place, style: Style, size: int) -> Cost:
+    # Spaces have most of their candidates in common with each other, and are made several times in a run.
+    with torch.device("meta"):
+        module = op.build(place, style)
+    return Cost(count_macs(module, (place.in_chs, size, size)), count_params(module))
 
 
 def stage(
