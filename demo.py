@@ -1,4 +1,4 @@
-"""Run the whole path: supernets, a search, cuts, retraining, a report; on generated images or your own.
+"""Run the whole path on generated images or your own: supernets, searches, retraining and a report.
 
 Examples:
   python demo.py

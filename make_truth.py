@@ -1,4 +1,4 @@
-"""Train many networks by one recipe, each from scratch: the truth that rankings are compared with.
+"""Train many networks from scratch by one recipe, to get the truth that rankings are compared with.
 
 Examples:
   accelerate launch make_truth.py --space nas_bench_macro --networks 32 --data.name cifar10 --data.root DIR

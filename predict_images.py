@@ -1,4 +1,4 @@
-"""Classify images with a trained network: the names of the classes, with their probabilities.
+"""Classify images with a trained network, and print the likely classes with their probabilities.
 
 Examples:
   python predict_images.py --run-of runs/photos --images new_photos photo.jpg

@@ -1,4 +1,4 @@
-"""Report how well supernets, or other scores, rank networks against training them alone.
+"""Report how well supernets, or other scores, rank networks, compared with training each of them alone.
 
 Examples:
   accelerate launch rank_report.py --supernet runs/spos runs/greedy --truth table.json --run runs/ranking

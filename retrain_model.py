@@ -1,4 +1,4 @@
-"""Train a network: any chain, any data, on one or several processes.
+"""Train a network on any data, as a whole or in blocks, on one or several processes.
 
 Examples:
   accelerate launch retrain_model.py --network resnet50 --width 0.25 --data.name cifar10 --data.root DIR

@@ -1,4 +1,4 @@
-"""Search for where to cut a network, and which head to put at each cut (SEDONA).
+"""Search for where to cut a network, and which head to put at each cut (SEDONA's search).
 
 Examples:
   accelerate launch search_decoupling.py --network resnet50 --width 0.25 --data.name cifar10 --data.root DIR

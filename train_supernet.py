@@ -1,4 +1,4 @@
-"""Train a supernet: a space of networks with shared weights, in one of four ways.
+"""Train a supernet, a space of networks with shared weights, in one of several ways.
 
 Examples:
   accelerate launch train_supernet.py --strategy nongreedy --data.name cifar10 --data.root DIR

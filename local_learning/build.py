@@ -45,7 +45,9 @@ def build_chain(
         init: The Kaiming initialisation of the papers' networks: fan_in (SEDONA), or fan_out (DGL, InfoPro
             and
             GN-DGL). Timm models have their own.
-        stem: fused makes a ResNet's stem a part of layer 1 (SEDONA); unit makes it a layer (DGL, InfoPro).
+        stem: Whether a ResNet's stem is part of layer 1 (fused, as in SEDONA) or a layer (unit, as in DGL
+            and
+            InfoPro).
         pretrained: Whether a timm model starts from timm's weights.
 
     Raises:

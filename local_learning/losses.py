@@ -164,6 +164,7 @@ class PredSim:
     share: float
     """The weight of similarity matching; cross-entropy has the rest."""
     num_classes: int
+    """The number of classes."""
 
     def __call__(self, outputs: Any, targets: Tensor, images: Tensor) -> Tensor:
         matching = similarity_matching(outputs.similarity, targets, self.num_classes)
@@ -178,11 +179,17 @@ class InfoPro:
     """
 
     reconstruction: float
+    """The weight of the reconstruction."""
     prediction: float
+    """The weight of cross-entropy."""
     mean: tuple[float, ...]
+    """The means by which the images were normalised."""
     std: tuple[float, ...]
+    """The standard deviations by which the images were normalised."""
     smoothing: float = 0.0
+    """The share of the target that is spread over classes."""
     over: str = "all"
+    """Whether the share is spread over all classes, or over the others (all, others)."""
 
     def __call__(self, outputs: Any, targets: Tensor, images: Tensor) -> Tensor:
         error = _reconstruction_error(outputs.reconstruction, images, self.mean, self.std)
@@ -192,13 +199,21 @@ class InfoPro:
 
 @dataclass(frozen=True)
 class InfoProContrast:
-    """This loss is weighted reconstruction and supervised contrast. Cross-entropy trains the probe alone."""
+    """This loss is weighted reconstruction and supervised contrast. Cross-entropy trains the probe alone.
+
+    `mean` and `std` are those by which the images were normalised, one per channel or one for all.
+    """
 
     reconstruction: float
+    """The weight of the reconstruction."""
     prediction: float
+    """The weight of the contrast."""
     mean: tuple[float, ...]
+    """The means by which the images were normalised."""
     std: tuple[float, ...]
+    """The standard deviations by which the images were normalised."""
     temperature: float = 0.07
+    """The temperature of the contrast."""
 
     def __call__(self, outputs: Any, targets: Tensor, images: Tensor) -> Tensor:
         error = _reconstruction_error(outputs.reconstruction, images, self.mean, self.std)

@@ -10,20 +10,20 @@ from tools.options.config import check_choice, check_range
 WHERE_TO_CUT = frozenset(
     {"decoupling", "balance", "alignment", "alignment_every", "parallel", "pipeline", "plan"}
 )
-"""Options and groups of a training that say where to cut, and on how many processes to train the blocks."""
+"""These options and groups of a training say where to cut, and on how many processes to train the blocks."""
 HOW_BLOCKS_LEARN = frozenset(
     {"rule", "groups", "uneven_groups", "block_rates", "local", "gluing", "head_width"}
 )
-"""Options and groups of a training that say how blocks learn."""
+"""These options and groups of a training say how blocks learn."""
 OF_THE_MACHINE = frozenset({"plugins", "architecture", "compile", "compile_mode", "cluster"})
-"""Options and groups of a training that name files, machines and compilers."""
+"""These options and groups of a training name files, machines and compilers."""
 OF_THE_RECORDS = frozenset({"recipe.log_every", "recipe.evaluate_every", "recipe.checkpoint_every"})
-"""Options of a training that say how often something is looked at or kept."""
+"""These options of a training say how often something is recorded or kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalLosses:
-    """The losses by which heads train their blocks."""
+    """These options set the losses by which heads train their blocks."""
 
     loss: str = "cross_entropy"
     """The loss of heads that have none of their own: cross_entropy, or one you registered. The heads
@@ -71,7 +71,7 @@ class LocalLosses:
 
 @dataclass(frozen=True, kw_only=True)
 class GluingOptions:
-    """How BlockProp finds its gluing variables, which stand for the inputs of all blocks but the first."""
+    """These options say how BlockProp finds its gluing variables, the inputs of all blocks but the first."""
 
     penalty: tuple[float, ...] = (1.0,)
     """The weight of the squared gap (lambda) at each boundary between blocks, or one weight for all."""

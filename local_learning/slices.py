@@ -96,6 +96,7 @@ class Slice(Block):
         return Outcome(loss, features, (logits,))
 
     def judge(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the whole map of the block, and the logits of each neuron group."""
         features = self._whole(self.layers(inputs))
         return features, tuple(self._of_all(logits_of(self.read(features))))
 

@@ -66,7 +66,7 @@ class RegularisedEvolution(Method):
     """
 
     sample: int = field(default=10, kw_only=True)
-    """How many networks are drawn, of which the best breeds."""
+    """How many networks are drawn; the best of them breeds."""
     brood: int = field(default=10, kw_only=True)
     """How many mutants are scored at once."""
     mutation: float = field(default=0.1, kw_only=True)

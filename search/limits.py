@@ -75,7 +75,7 @@ class Limits:
                     "",
                     f"{limit.cost.name}: layers {run[0] + 1} to {run[-1] + 1} of {space.name} are equal, but "
                     "their costs are not",
-                    "then networks that differ in where they skip must be told apart (`canonical=False`)",
+                    "let networks that differ in where they skip count as different (`canonical=False`)",
                 )
 
     def form(self, architecture: Architecture) -> Architecture:

@@ -35,14 +35,14 @@ class Style:
     act: str = "relu"
     """The activation of blocks that name none."""
     se_from: str = "input"
-    """The channels of which squeeze-and-excitation keeps a part: those of the block's input (input), or
-    the expanded ones (expanded)."""
+    """Whether squeeze-and-excitation keeps a part of the block's input channels (input) or of the expanded
+    ones (expanded)."""
     se_act: str = ""
     """The activation inside squeeze-and-excitation; if empty, it is the block's."""
     se_gate: str = "sigmoid"
     """The gate of squeeze-and-excitation: sigmoid or hard_sigmoid."""
     se_divisor: int = 1
-    """The number to a multiple of which the inner channels of squeeze-and-excitation are rounded."""
+    """The inner channels of squeeze-and-excitation are rounded to a multiple of this number."""
 
     def __post_init__(self) -> None:
         check_choice("style.act", self.act, ACTIVATIONS)
@@ -109,7 +109,9 @@ class Conv:
     """This operation is a convolution with BatchNorm and activation."""
 
     kernel: int = 3
+    """The side of the kernel."""
     act: str = ""
+    """The activation; if empty, it is the style's."""
 
     def build(self, place: Place, style: Style) -> nn.Module:
         return ConvBnAct(
@@ -125,8 +127,11 @@ class DepthwiseSeparable:
     """This operation is a depthwise and a 1x1 convolution, the latter without activation."""
 
     kernel: int = 3
+    """The side of the depthwise kernel."""
     se: float = 0.0
+    """The part of the channels that squeeze-and-excitation keeps; 0 leaves it out."""
     act: str = ""
+    """The activation; if empty, it is the style's."""
 
     def build(self, place: Place, style: Style) -> nn.Module:
         return DepthwiseSeparableConv(
@@ -147,9 +152,13 @@ class MBConv:
     """This is the inverted residual of MobileNetV2, with squeeze-and-excitation where `se` is above 0."""
 
     kernel: int = 3
+    """The side of the depthwise kernel."""
     exp: float = 6.0
+    """The factor by which the block expands its channels."""
     se: float = 0.0
+    """The part of the channels that squeeze-and-excitation keeps; 0 leaves it out."""
     act: str = ""
+    """The activation; if empty, it is the style's."""
 
     def build(self, place: Place, style: Style) -> nn.Module:
         return InvertedResidual(
@@ -171,9 +180,13 @@ class FusedMBConv:
     """This is MBConv with one dense convolution in place of the first two."""
 
     kernel: int = 3
+    """The side of the dense kernel."""
     exp: float = 4.0
+    """The factor by which the block expands its channels."""
     se: float = 0.0
+    """The part of the channels that squeeze-and-excitation keeps; 0 leaves it out."""
     act: str = ""
+    """The activation; if empty, it is the style's."""
 
     def build(self, place: Place, style: Style) -> nn.Module:
         return EdgeResidual(
@@ -198,8 +211,11 @@ class Shuffle:
     """
 
     kernel: int = 3
+    """The side of the depthwise kernels."""
     xception: bool = False
+    """Whether there are three depthwise convolutions."""
     act: str = ""
+    """The activation; if empty, it is the style's."""
 
     def build(self, place: Place, style: Style) -> nn.Module:
         return ShuffleBlock(place, self.kernel, self.xception, self.act or style.act)

@@ -137,7 +137,7 @@ def info_nce(
 
 
 def nt_xent(projections: Tensor, temperature: float) -> Tensor:
-    """Return NT-Xent of SimCLR for 2B projections, of which rows b and B + b are views of one image.
+    """Return NT-Xent of SimCLR for 2B projections; rows b and B + b are views of one image.
 
     It is the mean of -log softmax of the cosine / temperature over all ordered pairs of views of one
     image. The softmax runs over all other projections, with several processes over those of all processes.

@@ -11,7 +11,7 @@ CLASSIFIER_INITS = ("torch", "timm")
 
 @dataclass(frozen=True, kw_only=True)
 class PathOptions:
-    """Which paths spos and fair train."""
+    """These options say which paths spos and fair train."""
 
     draw: str = "strings"
     """What spos draws uniformly: strings of choices, or different networks (strings, networks). One
@@ -54,7 +54,7 @@ class PathOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerwiseOptions:
-    """What Algorithms 1 and 2 of LWSL leave open."""
+    """These options settle what Algorithms 1 and 2 of LWSL leave open."""
 
     partner: str = "module"
     """How nongreedy draws the module that is stacked on another one: module, layer or permutation. It is
@@ -92,7 +92,7 @@ class LayerwiseOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastOptions:
-    """InfoNCE as in SimCLR: two random views of every image, and NT-Xent between their projections."""
+    """These options are for InfoNCE as in SimCLR, with two random views of every image."""
 
     temperature: float = 0.5
     """The temperature of the softmax (SimCLR: 0.5 for CIFAR-10, 0.1 for ImageNet)."""
@@ -127,9 +127,9 @@ class StrategyRow(Row):
     layers_at_once: int = 0
     """How many layers' activations are kept while one layer learns; 0 is all of them."""
     outranks: tuple[str, ...] = ()
-    """Strategies that rank networks worse, as its paper claims."""
+    """Strategies that rank networks worse, as this one's paper claims."""
     claim: str = ""
-    """The question whether they do, which a report answers."""
+    """The question whether they do rank worse, which a report answers."""
 
 
 _BY_LAYER = tuple(

@@ -52,8 +52,8 @@ class EndToEnd(Strategy):
 class SinglePath(EndToEnd):
     """Each batch trains one path, drawn uniformly (Guo et al., Single Path One-Shot, Eq. 7).
 
-    It is drawn from all strings of choices, of which a network with skips has several, or from all
-    different networks.
+    It is drawn from all different networks, or from all strings of choices. A network with skips has
+    several strings.
     """
 
     def __init__(

@@ -315,7 +315,7 @@ def _counted(op: Op, place: Place, style: Style, size: int) -> Cost:
 def stage(
     ops: Iterable[Op], *, depth: int, out_chs: int, stride: int, first: Iterable[Op] = ()
 ) -> list[Layer]:
-    """Return layers of which the first has the stride.
+    """Return the layers of a stage; the first one has the stride.
 
     The first layer's candidates are those of `first`, or all of `ops` but skip.
     """

@@ -23,7 +23,9 @@ class Cut:
     """A cut lies after `node`, and `carrier` is the tensor that crosses it."""
 
     node: fx.Node
+    """The last node before the cut."""
     carrier: fx.Node
+    """The node whose tensor crosses the cut."""
 
 
 def worth_tracing(model: nn.Module) -> set[str]:

@@ -69,7 +69,7 @@ class GluingCache:
         return {"cache": dict(self._kept), "visits": self._visits}
 
     def load_state_dict(self, state: Mapping[str, Any], blocks: range) -> None:
-        """Return to a saved state, of which only the variables of the given blocks are kept."""
+        """Return to a saved state, keeping only the variables of the given blocks."""
         kept = state["cache"]
         if not isinstance(kept, Mapping):  # an older checkpoint, in which one process had all variables
             kept = dict(enumerate(kept, start=1))

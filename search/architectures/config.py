@@ -14,7 +14,7 @@ COSTS = ("macs", "params", "latency", "activations")
 
 @dataclass(frozen=True, kw_only=True)
 class BreedingOptions:
-    """How new architectures are bred from known ones."""
+    """These options say how new architectures are bred from known ones."""
 
     parents: int = 10
     """How many of the best ever breed in evolution."""
@@ -30,7 +30,7 @@ class BreedingOptions:
     """What nsga2 does with a network over a limit: repair or dominate. With dominate it breeds, unscored
     and dominated by all networks that are less over the limits."""
     sample: int = 10
-    """How many networks regularised draws at a time, of which the best breeds."""
+    """How many networks regularised draws at a time; the best of them breeds."""
     brood: int = 10
     """How many mutants regularised scores at once."""
 
@@ -49,7 +49,7 @@ class BreedingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions:
-    """On which images architectures are scored; they are the same for all."""
+    """These options say on which images architectures are scored; all are scored on the same."""
 
     validation_images: int = 5000
     """How many images of the supernet's validation split are used, all classes in proportion; 0 takes all."""
@@ -83,7 +83,7 @@ class ScoringOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureSearchConfig(RunOptions):
-    """In which supernet, within which limits, and how to search."""
+    """These options say which supernet is searched, within which limits, and how."""
 
     UNLISTED: ClassVar[dict[str, type]] = {"data": DataConfig}
     """These options are for weights that do not say which images they saw. Where weights say it, the

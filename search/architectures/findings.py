@@ -102,8 +102,8 @@ def summary(run: Run, results: dict[str, Any]) -> str:
     costs = [f"{number}{UNITS[name][1]}" for number, name in zip(numbers, known, strict=True)]
     lines = [
         f"scored {results['evaluations']:,} networks of {results['space']} in "
-        f"{results['seconds']:,.0f} s; one by one they take {results['macs_saved_by_sharing']:.2f} times "
-        "the MACs",
+        f"{results['seconds']:,.0f} s; one by one they would take {results['macs_saved_by_sharing']:.2f} "
+        "times the MACs",
         f"best: {best['architecture']}, score {best['score']:.4f}, {', '.join(costs)}",
     ]
     if "validation_images" in results:
@@ -113,7 +113,7 @@ def summary(run: Run, results: dict[str, Any]) -> str:
             "likely too high"
         )
     lines.append(
-        f"architecture {run.path / 'best.json'}, the next ones in {run.path / 'top'}, "
+        f"the best network is in {run.path / 'best.json'}, the next ones in {run.path / 'top'}, and the "
         f"{len(results['front'])} networks of the front in {run.path / 'front'}"
     )
     return "\n".join(lines)

@@ -140,8 +140,8 @@ def keep_identity(path: Path, content: Mapping[str, Any], *, begun: bool, run: P
             )
     if before["device"] != content["device"]:
         print(
-            f"so far scores were made on {before['device']}, now on {content['device']}; roundings "
-            "differ, and with them here and there the class of an image"
+            f"earlier scores were made on {before['device']}, and new ones are made on {content['device']}. "
+            "Rounding differs between them, so a few images may get another class"
         )
 
 

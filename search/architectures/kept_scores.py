@@ -1,4 +1,4 @@
-"""Scores of many networks of one supernet, kept as they come, so that none is ever made twice."""
+"""Scores of a supernet's networks are kept as they come, so that none is ever computed twice."""
 
 import time
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from tools.run.meters import MetricsLog, Progress
 from tools.run.signals import waiting_signals
 
 SCORED_TOGETHER = 64
-"""Networks scored together; neighbours, which share most of their layers."""
+"""How many networks are scored together. They are neighbours, which share most of their layers."""
 
 
 def kept_scores(
@@ -35,7 +35,9 @@ def kept_scores(
     folder: Path,
     accelerator: Accelerator,
 ) -> dict[Architecture, float]:
-    """The scores of all networks; what the folder does not know is scored and added to its evaluations.jsonl.
+    """Return the scores of all networks; those that the folder lacks are computed and kept in it.
+
+    They are added to the folder's evaluations.jsonl.
 
     Raises:
         ValueError: if the scores in the folder are of other weights, other images or other statistics.
@@ -103,7 +105,7 @@ def _score(
 def _read(
     run: Run, net: Supernet, weights: Path, images: ScoringImages, options: ScoringOptions, precision: str
 ) -> list[Scored]:
-    """What was scored before, by the same weights on the same images."""
+    """Read what was scored before, by the same weights on the same images."""
     run.path.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"supernet_sha256": digest(weights), "statistics": options.statistics}
     content["precision"] = str(next(net.parameters()).dtype) if precision == "no" else precision

@@ -262,7 +262,7 @@ def _heading(
     if measured and "latency" in named:
         lines.append(
             f"latencies are those of a batch of {measured.batch_size} on {measured.device} with "
-            f"{measured.threads} threads, measured on {measured.date}, and hold for nothing else"
+            f"{measured.threads} threads, measured on {measured.date}; they hold for nothing else"
         )
     lines.append(
         f"{method.name}, up to {method.planned:,} networks, each on {images.num_validation:,} validation "

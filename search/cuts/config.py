@@ -23,7 +23,7 @@ REPLACE, OLDEST = "replace", "oldest"
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """Bilevel optimisation of alpha and beta (SEDONA, Algorithm 1 and Appendix E.1)."""
+    """These options are for the bilevel search of alpha and beta (SEDONA, Algorithm 1 and Appendix E.1)."""
 
     steps: int = 2000
     """How many updates alpha and beta get."""
@@ -138,7 +138,7 @@ def _recipe() -> Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class DecouplingSearchConfig(NetworkChoice, RunOptions):
-    """Which network, with which heads, on which data, and how to search."""
+    """These options say which network is searched, with which heads, on which data, and how."""
 
     USUAL: ClassVar[tuple[str, ...]] = (
         *("network", "architecture", "width", "heads", "search.steps", "search.show"),

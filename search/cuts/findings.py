@@ -102,7 +102,7 @@ def write_findings(
     spread = _spread(config, outcomes)
     history = _history(run, num_layers, kinds)
     beyond = [str(blocks) for blocks in config.search.show if blocks not in chosen]
-    lines = [f"nothing on {', '.join(beyond)} blocks: there are {num_layers} layers"] if beyond else []
+    lines = [f"no cuts into {', '.join(beyond)} blocks: there are {num_layers} layers"] if beyond else []
     for blocks in shown:
         lines.append(f"{blocks} blocks: {_in_words(chosen[blocks], kinds, costs)}")
         lines += [f"  {line}" for line in confidence(alpha, beta, kinds, blocks, spread)]
@@ -280,13 +280,13 @@ def _settled(history: Sequence[tuple[int, Values, Values]], kinds: Sequence[str]
     """Say since when the cuts have been what they are."""
     course = [(step, discretise(alpha, beta, kinds, blocks)) for step, alpha, beta in history]
     if not course:
-        return "no record of how these came about"
+        return "there is no record of how these cuts developed"
     last, since = course[-1][1], course[-1][0]
     for step, decoupling in reversed(course):
         if decoupling.cuts != last.cuts:
             break
         since = step
-    return f"these cuts stand since update {since} of {course[-1][0]}"
+    return f"these cuts have not changed since update {since} of {course[-1][0]}"
 
 
 def _draw(

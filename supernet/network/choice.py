@@ -10,7 +10,7 @@ from tools.options.config import check_choice, check_range
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkChoice:
-    """A network by name, or an architecture of a space."""
+    """These options name a network, or an architecture of a space."""
 
     EARLIER: ClassVar[dict[str, Any]] = {
         "classifier_init": lambda config: "timm" if config.architecture else "torch"

@@ -27,7 +27,7 @@ def check_shift_images(option: str, count: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordOptions:
-    """What is recorded during the training, at each evaluation, and at its end."""
+    """These options say what is recorded during the training, at each evaluation, and at its end."""
 
     probes: int = 4
     """How many random architectures are scored on validation images, beside the cheapest and the dearest."""
@@ -56,7 +56,7 @@ class RecordOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
-    """Which space, how it is trained, on which data, by which recipe, on what machine."""
+    """These options say which space is trained, how, on which data, by which recipe and on what machine."""
 
     USUAL: ClassVar[tuple[str, ...]] = (
         *("space", "strategy", "data.name", "data.root", "data.image_size"),

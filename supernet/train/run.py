@@ -235,13 +235,18 @@ def _heading(
     num_steps: int,
     accelerator: Accelerator,
 ) -> str:
-    tail = f" and {config.tail_steps:,} of the {config.trains_tail_apart} alone" if config.tail_steps else ""
+    tail = (
+        f" and then {config.tail_steps:,} for the {config.trains_tail_apart} alone"
+        if config.tail_steps
+        else ""
+    )
     return (
         f"{space.name} ({len(space.layers)} layers, {space.size:.4g} architectures, {space.num_networks:.4g} "
         f"different networks; {count_params(net):,} params) on {config.data.name}: {len(data.train):,} "
         f"training, {len(data.validation):,} validation images of {data.num_classes} classes\n"
-        f"{config.strategy} by {config.objective}: {num_steps:,} steps{tail} of {config.recipe.batch_size} "
-        f"on {accelerator.num_processes} x {accelerator.device.type}, {config.precision}"
+        f"{config.strategy} with {config.objective}: {num_steps:,} steps{tail}, each of "
+        f"{config.recipe.batch_size} images on {accelerator.num_processes} x {accelerator.device.type}, "
+        f"{config.precision}"
     )
 
 
@@ -279,6 +284,6 @@ def _summary(run: Run, results: dict[str, Any]) -> str:
         lines.append(f"mean cosine between modules of a layer: {last['similarity']:.3f}")
     kept = results["saved_bytes_per_step"]
     if kept is not None:
-        lines.append(f"activations kept for backward, at the peak of a step: {kept / 2**20:,.0f} MiB")
+        lines.append(f"activations kept for the backward pass, at a step's peak: {kept / 2**20:,.0f} MiB")
     lines.append(f"supernet {run.last_weights}, results {run.results_path}, metrics {run.metrics_path}")
     return "\n".join(lines)
