@@ -283,10 +283,10 @@ def test_a_run_of_before_goes_on_with_and_without_its_idle_options(tmp_path: Pat
 def test_what_is_not_idle_still_tells_runs_apart(tmp_path: Path) -> None:
     run = begun(tmp_path, replace(BEFORE, decoupling="uniform:2:predsim"))
     other = replace(BEFORE, decoupling="uniform:2:predsim", local=LocalLosses(similarity=0.25))
-    with pytest.raises(ValueError, match=r"other options: --local.similarity \(was 0.5, is 0.25\); give"):
+    with pytest.raises(ValueError, match=r"other options: local.similarity \(was 0.5, is 0.25\); give"):
         run.open(other, free=FREE_IN_RETRAINING)
     run.close()
     # Idle here, but not there: it says in what they differ.
-    with pytest.raises(ValueError, match=r"--decoupling .*, --local.similarity \(was 0.5, is 0.99\); give"):
+    with pytest.raises(ValueError, match=r"decoupling .*, local.similarity \(was 0.5, is 0.99\); give"):
         run.open(replace(BEFORE, local=LocalLosses()), free=FREE_IN_RETRAINING)
     run.close()
