@@ -26,8 +26,8 @@ from supernet.network.storage import supernet_space
 from supernet.sampling import stream
 from supernet.space import Architecture, Space
 from tools.files.atomic import write_bytes, write_document
-from tools.mistake import Mistake
-from tools.options.config import flatten
+from tools.mistake import Mistake, quoted
+from tools.options.config import flag, flatten
 from tools.page.report import Report, Section, as_data, write_report
 from tools.run.folder import Run
 from tools.run.launch import on_main
@@ -48,7 +48,7 @@ class RankingInputs:
 def rank_report(config: RankReportConfig) -> None:
     """Score what is not scored yet, and write the report; every start writes it anew."""
     config.check_sources()
-    with Stage(config, free=flatten(config), smaller="lower --scoring.batch") as stage:
+    with Stage(config, free=flatten(config), smaller=f"lower {flag('scoring.batch')}") as stage:
         _report(stage.config, stage.run, stage.accelerator)
 
 
@@ -105,7 +105,7 @@ def _space(config: RankReportConfig) -> Space:
         try:
             return find_space(config.space, num_classes=10, image_size=config.space_size)
         except ValueError as error:
-            raise Mistake("space", str(error)) from None
+            raise Mistake("space", quoted(error)) from None
     spaces = {
         name: supernet_space(source.path) for name, source in config.sources().items() if source.is_supernet
     }

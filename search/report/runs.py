@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.files.atomic import read_document
-from tools.mistake import Mistake
+from tools.mistake import Mistake, quoted
 
 USUAL_FILES = ("weights.safetensors", "evaluations.jsonl", "truth.jsonl")
 """Files that are called by the folder in which they lie."""
@@ -46,12 +46,10 @@ def faults_of(option: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise Mistake(option, f"cannot read '{error.filename}': {error.strerror}") from error
-    except Mistake as mistake:
-        if mistake.option == option:
-            raise
-        raise _of_run(option, path, mistake.worded(lambda other: f"`{other}`")) from mistake
     except ValueError as error:
-        raise _of_run(option, path, str(error)) from error
+        if isinstance(error, Mistake) and error.option == option:
+            raise
+        raise _of_run(option, path, quoted(error)) from error
     except (LookupError, TypeError, AttributeError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else error
         raise _of_run(option, path, str(problem)) from error

@@ -6,6 +6,7 @@ from typing import Protocol
 from search.report.statistics import SURE, Comparison, Ranking
 from supernet.options import STRATEGIES
 from tools.chance import FEW, fewest
+from tools.options.config import flag
 
 COUNTS = {"MACs": "Counting MACs", "params": "Counting parameters", "depth": "Counting layers"}
 """Baselines that need neither training nor truth."""
@@ -101,7 +102,7 @@ def _first(ranking: Ranking, subjects: list[str]) -> str:
     if p_holm >= SURE:
         return f"Not told from chance: {whom} has {tau} ({by})."
     if score.tau.value < 0:
-        loss = "is it a loss? Such scores are given as --losses."
+        loss = f"is it a loss? Such scores are given as {flag('losses')}."
         return f"{whom} ranks the wrong way round, {tau} ({by}): {loss}"
     ranks = f"has the highest tau of the {len(subjects)} asked for" if many else "ranks networks"
     simple = [name for name in COUNTS if name in ranking.scores]
