@@ -6,7 +6,7 @@ Layers are counted from 1 in messages, as everywhere; `space.layers[0]` is layer
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import NamedTuple
@@ -299,7 +299,9 @@ def _sizes(size: int, layers: Sequence[Fixed] | Sequence[Layer]) -> list[int]:
 
 def _cost_of(op: Op, place: Place, style: Style, size: int, where: str) -> Cost:
     try:
-        return _counted(op, place, style, size)
+        if isinstance(op, Hashable):
+            return _counted(op, place, style, size)
+        return _counted.__wrapped__(op, place, style, size)  # a user's own may not be hashable
     except ValueError as error:
         raise Mistake("", f"{where}: {quoted(error)}") from None
 
