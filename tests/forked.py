@@ -74,7 +74,8 @@ class Script:
                 self.kill()
                 raise subprocess.TimeoutExpired(self.words, timeout, *map(Path.read_text, self._files))
             running = [process.sentinel for process in self.ranks if process.exitcode is None]
-            multiprocessing.connection.wait(running, max(0.0, deadline - time.monotonic()))
+            if running:  # to wait for none of them would be to wait for the whole time
+                multiprocessing.connection.wait(running, max(0.0, deadline - time.monotonic()))
         out, error = map(Path.read_text, self._files)
         return subprocess.CompletedProcess(self.words, code, out, error)
 
