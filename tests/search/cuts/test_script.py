@@ -29,8 +29,16 @@ BASE = [
     *("--search.checkpoint-every", "2", "--search.log-every", "3"),
 ]
 VGG = [*BASE, "--network", "vgg6a", "--width", "0.125", "--dropout", "0.2"]
+RECORDS = ("--recipe.checkpoint-every", "--recipe.log-every")
+"""Of the pretraining alone."""
 
 pytestmark = pytest.mark.slow
+
+
+def without(words: list[str], *flags: str) -> list[str]:
+    """A command line without these options, each of one value."""
+    left = [index for index, word in enumerate(words) if word not in flags]
+    return [words[index] for index in left if index == 0 or words[index - 1] not in flags]
 
 
 def searched(folder: Path, *options: str, ranks: int = 1) -> Path:
@@ -135,7 +143,9 @@ def test_a_search_can_start_from_weights(tmp_path: Path) -> None:
     run("retrain_model.py", *options, "--run", str(tmp_path / "trained"))
     given = tmp_path / "trained" / "weights.safetensors"
     few = ["--search.no-pretraining", "--search.steps", "1", "--search.checkpoint-every", "1"]
-    run_up_to("relaxation.json", SCRIPT, *VGG, *few, "--weights", str(given), "--run", str(tmp_path / "run"))
+    few += ["--weights", str(given), "--run", str(tmp_path / "run")]
+    plain = without(VGG, *RECORDS, "--recipe.evaluate-every", "--search.snapshots")
+    run_up_to("relaxation.json", SCRIPT, *plain, *few)
     first = tmp_path / "run" / "pretraining" / "snapshots" / "000000-0.safetensors"
     start, trained = safetensors.torch.load_file(first), safetensors.torch.load_file(given)
     assert all(torch.equal(start[name], value) for name, value in trained.items())
@@ -234,7 +244,8 @@ def test_a_run_can_be_moved(whole: tuple[Path, int], tmp_path: Path) -> None:
     ],
 )
 def test_other_ways_to_search(options: list[str], tmp_path: Path) -> None:
-    folder = searched(tmp_path / "run", *VGG, *options)
+    plain = without(VGG, *RECORDS) if "--search.no-pretraining" in options else VGG
+    folder = searched(tmp_path / "run", *plain, *options)
     assert load_relaxation(folder / "relaxation.json").alpha[0][0] != 0
     if "--search.controls" in options:
         assert len(list((folder / "controls").iterdir())) == 8
