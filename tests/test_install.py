@@ -58,7 +58,7 @@ def test_an_installation_takes_one_name(site: Path) -> None:
     packed = {path.relative_to(site / "cleave") for path in (site / "cleave").rglob("*.py")}
     kept = {path.relative_to(HOUSE) for name in PACKAGES for path in (HOUSE / name).rglob("*.py")}
     assert packed == {*kept, *map(Path, SCRIPTS), Path("__init__.py"), Path("__main__.py")}
-    assert (site / "cleave/tools/report.html").exists()
+    assert (site / "cleave/tools/page/report.html").exists()
 
 
 def test_the_command_starts_every_script(site: Path, tmp_path: Path) -> None:
@@ -79,7 +79,8 @@ def test_the_command_starts_every_script(site: Path, tmp_path: Path) -> None:
 def test_a_mistake_is_one_line_in_an_installation_too(site: Path, tmp_path: Path) -> None:
     done = python(tmp_path, site, "-m", "cleave", "retrain_model", "--rule", "gredy")
     assert done.returncode == 2
-    assert done.stderr == "retrain_model.py: --rule: unknown value 'gredy'; did you mean 'greedy'?\n"
+    said = "retrain_model.py: --rule: unknown value 'gredy'; did you mean 'greedy'? --plugins FILE.py brings"
+    assert done.stderr == f"{said} one of your own\n"
 
 
 def test_the_command_trains_where_the_user_has_packages_of_these_names(site: Path, tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_an_installation_does_not_take_the_checkout_around_it_for_its_own(site: 
     git = ["git", "-C", str(site.parent), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "--quiet"], check=True)
     subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "theirs"], check=True)
-    program = "import cleave; from tools.provenance import commit; print(commit())"
+    program = "import cleave; from tools.files.provenance import commit; print(commit())"
     done = python(tmp_path, site, "-c", program)
     assert done.stdout.startswith("unknown: the code is not in a git checkout, but installed as cleave "), (
         done
