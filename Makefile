@@ -1,6 +1,7 @@
 # make setup   the virtual environment .venv with the tested versions (once; then at once)
 # make demo    the whole path on the embedded data, in about six minutes: ends with a report to open
 # make test    all tests
+# make quick   a part of them in about a minute, for work under way
 # make check   format, lint, import direction, dead code, types
 # make docs    the API reference, from the docstrings: open build/api/index.html
 # A Python other than the first 3.12 or 3.11 on the path: make setup PYTHON=/path/to/python
@@ -8,9 +9,12 @@
 PYTHON ?=
 WORKERS ?= 2
 BIN := .venv/bin
+QUICK := tests/tools tests/retrain tests/local_learning/test_heads.py tests/local_learning/test_decoupling.py \
+  tests/supernet/test_paths.py tests/search/test_evolution.py tests/test_contributing.py tests/test_two_faces.py \
+  tests/test_idle.py tests/test_configs.py --ignore tests/tools/chapters --ignore tests/tools/test_layout.py
 STAMP := .venv/.installed
 
-.PHONY: setup demo test check docs format clean
+.PHONY: setup demo test quick check docs format clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -31,6 +35,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+quick: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -m 'not slow' $(QUICK)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
