@@ -111,7 +111,7 @@ RUNS: dict[str, tuple[str, list[str], int]] = {
 
 UNCOUNTED = re.compile(
     r"seconds|per_second|peak_memory|latency|timing|provenance|sha256|commit|versions|machine|plugins"
-    r"|^idle/|^queue/|^sent_mib/|balanced|^words$|^(config|run|source|sources|path|folder|made_with|when)$"
+    r"|^idle/|^queue/|balanced|^words$|^(config|run|source|sources|path|folder|made_with|when)$"
 )
 """Names of what may differ: times and what is balanced by them, memory, places, where results come from."""
 

@@ -29,14 +29,14 @@ CATALOGUES: dict[type[Row], Catalogue[Row]] = {
 def test_a_row_can_be_added_as_it_stands(file: str, diff: str) -> None:
     lines = [line.removeprefix("+") for line in diff.splitlines()]
     text = "\n".join(lines).strip().removesuffix(",")
-    row: Row = eval(text, {**KINDS, "_resnet": vars(networks)["_resnet"]})
+    # The text is this repository's own page, and nothing that a user gives.
+    row: Row = eval(text, {**KINDS, "resnet_row": networks.resnet_row})
     catalogue = CATALOGUES[type(row)]
     source = Path(__file__).resolve().parents[1] / file
     assert f'Catalogue(\n    "{catalogue.what}"' in source.read_text("utf-8")
     assert row.name not in catalogue
     added: Catalogue[Row] = Catalogue(catalogue.what, Row, [catalogue[name] for name in catalogue])
     added.add(row)
-    assert added.ours[-1] != row.name
     assert list(added)[-1] == row.name
     known = {option.name for script in SCRIPTS for option in options(config_of(script))}
     groups = {name.rpartition(".")[0] for name in known}

@@ -18,7 +18,8 @@ class NetworkRow(Row):
     """The smallest side of an image, in pixels, at which something is left of every map."""
 
 
-def _resnet(name: str, block: str, depths: tuple[int, ...], small: bool = False) -> NetworkRow:
+def resnet_row(name: str, block: str, depths: tuple[int, ...], small: bool = False) -> NetworkRow:
+    """Return the row of a ResNet of these residual blocks in each stage."""
     return NetworkRow(
         name=name,
         says=f"a ResNet of {sum(depths)} residual blocks, each of them a layer",
@@ -33,13 +34,13 @@ NETWORKS: Catalogue[NetworkRow] = Catalogue(
     "network",
     NetworkRow,
     [
-        _resnet("resnet18", "basic", (2, 2, 2, 2)),
-        _resnet("resnet34", "basic", (3, 4, 6, 3)),
-        _resnet("resnet50", "bottleneck", (3, 4, 6, 3)),
-        _resnet("resnet101", "bottleneck", (3, 4, 23, 3)),
-        _resnet("resnet152", "bottleneck", (3, 8, 36, 3)),
-        _resnet("resnet32", "basic", (5, 5, 5), small=True),
-        _resnet("resnet110", "basic", (18, 18, 18), small=True),
+        resnet_row("resnet18", "basic", (2, 2, 2, 2)),
+        resnet_row("resnet34", "basic", (3, 4, 6, 3)),
+        resnet_row("resnet50", "bottleneck", (3, 4, 6, 3)),
+        resnet_row("resnet101", "bottleneck", (3, 4, 23, 3)),
+        resnet_row("resnet152", "bottleneck", (3, 8, 36, 3)),
+        resnet_row("resnet32", "basic", (5, 5, 5), small=True),
+        resnet_row("resnet110", "basic", (18, 18, 18), small=True),
         NetworkRow(
             name="vgg19",
             says="VGG-19 with BatchNorm, as SEDONA cuts it",
