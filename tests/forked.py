@@ -8,7 +8,6 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import resource
-import runpy
 import signal
 import socket
 import subprocess
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
+
+from tests.forking import be_program, begin_by_forks
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.warm"])
@@ -129,16 +130,18 @@ def _be_script(
     files: list[Path],
 ) -> None:
     name, _, times = deadly.partition(":")
-    left = int(times or 0)
+    left, pid = int(times or 0), os.getpid()
 
     def on_event(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal left
+        if os.getpid() != pid:
+            return  # workers of the script are not struck
         if times and event == "open" and "a" in str(arguments[1]) and Path(str(arguments[0])).name == name:
             left -= 1
         renamed = not times and event == "os.rename" and Path(arguments[1]).name == name
         if renamed or (times and left == 0):
             left = -1  # os.kill is an event too
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
 
     for path, stream in zip(files, (sys.stdout, sys.stderr), strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
@@ -148,5 +151,5 @@ def _be_script(
         sys.addaudithook(on_event)
     multiprocessing.set_start_method(None, force=True)  # the script's own workers are made as always
     os.environ.update(environment)
-    sys.argv = list(words)
-    runpy.run_path(words[0], run_name="__main__")
+    begin_by_forks()
+    be_program(words)

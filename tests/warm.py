@@ -2,13 +2,19 @@
 
 import contextlib
 import gc
+import importlib
+import pkgutil
 
+import accelerate.commands.launch  # noqa: F401
 import pytest  # noqa: F401
+import torch.distributed.run  # noqa: F401
 
-import supernet.train.run  # noqa: F401
 from tests.scripts import SCRIPTS, config_of
 from tools.options.config import parse
 
+for package in ("tools", "local_learning", "supernet", "search", "retrain"):
+    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+        importlib.import_module(module.name)
 for script in SCRIPTS:
     with contextlib.suppress(ValueError):
         parse(config_of(script), [], prog=script, description="")

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from types import TracebackType
@@ -113,7 +113,8 @@ class _Worker:
         """Send a signal if the worker is alive."""
         if self.process.is_alive():
             assert self.process.pid
-            os.kill(self.process.pid, signum)
+            with suppress(ProcessLookupError):  # it may end between the question and the signal
+                os.kill(self.process.pid, signum)
 
     def _without_a_word(self, code: int) -> Ending:
         if -code in (signal.SIGTERM, signal.SIGINT):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.script import run
+from tests.forked import run
 
 SCRIPT = "retrain_model.py"
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from local_learning.options import HOW_BLOCKS_LEARN, OF_THE_MACHINE, OF_THE_RECORDS, WHERE_TO_CUT
 from retrain.config import RetrainConfig
-from tests.script import SMALL, run, weights
+from tests.forked import run
+from tests.script import SMALL, weights
 from tools.options.config import flatten
 from tools.run.meters import read_metrics
 

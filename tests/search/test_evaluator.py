@@ -1,6 +1,4 @@
 import itertools
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +17,7 @@ from supernet.presets import preset
 from supernet.space import Architecture, Fixed, Space
 from supernet.supernet import Supernet
 from supernet.tail import Tail
+from tests.forked import run
 from tests.programs.evaluator_ranks import (
     Batch,
     Counted,
@@ -641,8 +640,6 @@ def test_handing_the_input_on_is_no_writing() -> None:
 
 @pytest.mark.slow
 def test_two_ranks_find_the_scores_of_one() -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "tests/programs/evaluator_ranks.py"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    done = run("tests/programs/evaluator_ranks.py", ranks=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("equal") == 2, done.stderr

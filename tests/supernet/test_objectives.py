@@ -2,8 +2,6 @@
 
 import copy
 import math
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -17,6 +15,7 @@ from supernet.strategies import TailTraining
 from supernet.strategy import Strategy
 from supernet.supernet import Supernet
 from supernet.tail import Tail
+from tests.forked import run
 from tests.supernet.nets import (
     LOCAL,
     Keeping,
@@ -94,9 +93,7 @@ def test_low_precision_is_left_before_anything_is_computed(dtype: torch.dtype) -
 
 @pytest.mark.slow
 def test_two_ranks_give_what_one_process_gives() -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "tests/programs/nt_xent_ranks.py"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    done = run("tests/programs/nt_xent_ranks.py", ranks=2)
     assert done.stdout.count("equal") == 2, done.stderr
 
 

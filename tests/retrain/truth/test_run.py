@@ -124,6 +124,7 @@ def test_two_kills_and_a_signal_at_random_moments_change_nothing(whole: Path, tm
 
 
 def terminate(process: subprocess.Popen[str]) -> None:
+    wait_until(lambda: bool(descendants(process)), process)  # before, a signal finds nobody who heeds it
     workers = descendants(process)
     process.send_signal(signal.SIGTERM)
     done = finish(process)

@@ -1,8 +1,6 @@
 """The search by the script as users run it."""
 
 import json
-import subprocess
-import sys
 import xml.etree.ElementTree
 from pathlib import Path
 
@@ -23,10 +21,10 @@ from tools.run.meters import read_metrics
 SCRIPT = "search_decoupling.py"
 BASE = [
     *SMALL,
-    *("--heads", "aux1", "linear", "--recipe.evaluate-every", "3", "--recipe.checkpoint-every", "4"),
-    *("--recipe.steps", "12", "--recipe.lr", "0.02", "--search.steps", "9", "--search.inner-steps", "2"),
+    *("--heads", "aux1", "linear", "--recipe.evaluate-every", "1", "--recipe.checkpoint-every", "2"),
+    *("--recipe.steps", "4", "--recipe.lr", "0.02", "--search.steps", "4", "--search.inner-steps", "2"),
     *("--search.snapshots", "3", "--search.validation-batch", "40", "--search.evaluate-every", "2"),
-    *("--search.checkpoint-every", "2", "--search.log-every", "3"),
+    *("--search.checkpoint-every", "3", "--search.log-every", "2"),
 ]
 VGG = [*BASE, "--network", "vgg6a", "--width", "0.125", "--dropout", "0.2"]
 RECORDS = ("--recipe.checkpoint-every", "--recipe.log-every")
@@ -73,15 +71,19 @@ def assert_same_search(one: Path, other: Path) -> None:
         assert lines[0] == lines[1]
 
 
+IN_PRETRAINING, IN_THE_SEARCH, A_SNAPSHOT = "step-00000002.json", "step-00000003.json", "000001-0.safetensors"
+
+
 @pytest.mark.parametrize(
-    "deadly",
+    ("whole", "deadly"),
     [
-        "step-00000004.json",  # in pretraining
-        "step-00000006.json",  # of the search
-        "relaxation.json",
-        "results.json",
-        "000003-0.safetensors",  # a snapshot
+        *(
+            (1, name)
+            for name in (IN_PRETRAINING, IN_THE_SEARCH, "relaxation.json", "results.json", A_SNAPSHOT)
+        ),
+        *((2, name) for name in (IN_PRETRAINING, IN_THE_SEARCH, "relaxation.json")),
     ],
+    indirect=["whole"],
 )
 def test_killed_and_continued_equals_uninterrupted(
     whole: tuple[Path, int], deadly: str, tmp_path: Path
@@ -110,12 +112,12 @@ def test_what_a_search_leaves(whole: tuple[Path, int]) -> None:
     assert "2 blocks: cut after" in words
     assert "by layer: the local signal's share" in words
     kept = [json.loads(line) for line in (folder / "hypergradients.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in kept] == list(range(1, 10))
+    assert [line["step"] for line in kept] == list(range(1, 5))
     assert all(len(line["signal"]) == len(line["heads"]["linear"]) == 4 for line in kept)
     results = json.loads((folder / "results.json").read_text())
     assert [row["share"] for row in results["effects"]] == pytest.approx(shares)
     assert all(row["share_error"] > 0 < row["effect_error"] for row in results["effects"])
-    assert results["pretraining_steps"] == 12
+    assert results["pretraining_steps"] == 4
     assert results["decouplings"]["2"]["cuts"] == list(load_decoupling(folder / "decoupling-2.json").cuts)
     assert not (folder / "snapshots").exists(), "weights are of no use after a search"
 
@@ -130,6 +132,7 @@ def test_a_finished_search_says_so_and_other_options_are_refused(whole: tuple[Pa
     assert "--search.lr (was 0.01, is 0.5)" in other.stderr
 
 
+@pytest.mark.parametrize("whole", [1], indirect=True)
 def test_its_decoupling_trains(whole: tuple[Path, int], tmp_path: Path) -> None:
     folder, _ = whole
     options = [*SMALL, "--network", "vgg6a", "--width", "0.125", "--recipe.steps", "3"]
@@ -163,6 +166,7 @@ def test_pretraining_on_two_ranks_gives_the_numbers_of_one(tmp_path: Path) -> No
             assert one[name] == pytest.approx(other[name], rel=1e-8), name
 
 
+@pytest.mark.parametrize("whole", [1], indirect=True)
 def test_a_search_can_start_from_anothers_pretraining(whole: tuple[Path, int], tmp_path: Path) -> None:
     folder, ranks = whole
     options = [*VGG, "--search.pretrained-run", str(folder)]
@@ -206,7 +210,7 @@ def test_repeats_are_searches_of_their_own_and_their_mean_counts(tmp_path: Path)
     for part in (whole, whole / "repeat-2"):
         last = [line for line in read_metrics(part / "metrics.jsonl") if "signal/1" in line][-1]
         ends.append(torch.tensor([last[f"signal/{layer}"] for layer in range(1, 5)]).logit())
-        assert len((part / "hypergradients.jsonl").read_text().splitlines()) == 9
+        assert len((part / "hypergradients.jsonl").read_text().splitlines()) == 4
     assert not torch.equal(*ends)
     alpha = torch.tensor(load_relaxation(whole / "relaxation.json").alpha)
     torch.testing.assert_close(alpha[:, 0] - alpha[:, 1], torch.stack(ends).mean(0), rtol=1e-4, atol=1e-5)
@@ -217,18 +221,19 @@ def test_repeats_are_searches_of_their_own_and_their_mean_counts(tmp_path: Path)
 
 
 def test_an_unfinished_pretraining_is_no_start(tmp_path: Path) -> None:
-    run_up_to("step-00000008.json", SCRIPT, *VGG, "--run", str(tmp_path / "begun"))
+    run_up_to(IN_PRETRAINING, SCRIPT, *VGG, "--run", str(tmp_path / "begun"))
     done = run(
         SCRIPT, *VGG, "--search.pretrained-run", str(tmp_path / "begun"), "--run", str(tmp_path / "run")
     )
     assert done.returncode == 2
     assert "has come to step" in done.stderr
-    assert "of 12" in done.stderr
+    assert "of 4" in done.stderr
 
 
+@pytest.mark.parametrize("whole", [1], indirect=True)
 def test_a_run_can_be_moved(whole: tuple[Path, int], tmp_path: Path) -> None:
     expected, ranks = whole
-    run_up_to("step-00000006.json", SCRIPT, *VGG, "--run", str(tmp_path / "here"), ranks=ranks)
+    run_up_to(IN_THE_SEARCH, SCRIPT, *VGG, "--run", str(tmp_path / "here"), ranks=ranks)
     (tmp_path / "here").rename(tmp_path / "there")
     assert_same_search(searched(tmp_path / "there", *VGG, ranks=ranks), expected)
 
@@ -287,7 +292,5 @@ def test_a_mistake_is_one_line(options: list[str], words: str, tmp_path: Path) -
 
 
 def test_two_ranks_search_by_the_mean_of_their_hypergradients() -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "tests/programs/search_ranks.py"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    done = run("tests/programs/search_ranks.py", ranks=2)
     assert done.stdout.count("equal") == 2, done.stderr

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.script import SMALL, run, weights
+from tests.forked import run
+from tests.script import SMALL, weights
 from tools.optim import make_optimizer, make_schedule
 from tools.options.recipes import Recipe
 from tools.run.lengthen import check_longer

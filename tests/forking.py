@@ -1,0 +1,117 @@
+"""Lets a process that has imported torch begin its Python programs as forks of itself.
+
+`subprocess.Popen` and the forkserver of multiprocessing would begin a new Python instead, and wait for its
+imports. What they begin here differs in nothing else: its words, environment, open files and session are those
+asked for.
+"""
+
+import multiprocessing.util
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+
+def begin_by_forks() -> None:
+    """Replace what begins a new Python in this process by what forks it."""
+    subprocess.Popen = Popen  # type: ignore[misc]
+    subprocess_handler.Popen = Popen  # type: ignore[misc,attr-defined]
+    if "RANK" not in os.environ:  # a rank's fork would take itself for that rank
+        multiprocessing.util.spawnv_passfds = _fork_server  # type: ignore[attr-defined]
+
+
+def be_program(words: Sequence[str]) -> None:
+    """Run a script, or a module after -m, as Python does with these words after its own name."""
+    words = [word for word in words if word != "-u"]
+    if words[0] == "-m":
+        sys.argv = list(words[1:])
+        sys.modules.pop(words[1], None)  # runpy warns of a module that is there already
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(words)
+        runpy.run_path(words[0], run_name="__main__")
+
+
+class Popen(subprocess.Popen[Any]):
+    """A program begun as a fork if it is a script or a module for this Python, and as always if not."""
+
+    def _execute_child(self, args: Any, *others: Any) -> None:
+        words = [os.fsdecode(args)] if isinstance(args, str | bytes) else [os.fsdecode(word) for word in args]
+        if words[0] != sys.executable or "-c" in words:
+            super()._execute_child(args, *others)  # type: ignore[misc]
+            return
+        passed, folder, environment = others[3:6]
+        pipes, new_session, group = others[9:15], others[-2], others[-1]
+        self.pid = os.fork()
+        if self.pid:
+            self._child_created = True
+            self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+            return
+
+        def become() -> None:
+            for ours, theirs in enumerate((pipes[0], pipes[3], pipes[5])):
+                if theirs != -1:
+                    os.dup2(theirs, ours)
+            _close_all_but(passed)
+            if new_session:
+                os.setsid()
+            if group is not None and group >= 0:
+                os.setpgid(0, group)
+            os.chdir(folder or ".")
+            if environment is not None:
+                os.environ.clear()
+                os.environ.update(environment)
+            sys.stdout, sys.stderr = (open(fd, "w", closefd=False) for fd in (1, 2))
+            begin_by_forks()
+            be_program(words[1:])
+
+        _end_with(become)
+
+
+def _fork_server(path: bytes, words: Sequence[str], descriptors: Sequence[int]) -> int:
+    """Begin a server of forks, or a tracker of resources, with these files open: in place of `spawnv_passfds`."""
+    if pid := os.fork():
+        return pid
+
+    def become() -> None:
+        _close_all_but(descriptors)
+        exec(words[-1], {"__name__": "__main__"})
+
+    _end_with(become)
+    return 0
+
+
+def _close_all_but(descriptors: Iterable[int]) -> None:
+    kept = sorted({0, 1, 2, *descriptors})
+    for below, above in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+        os.closerange(below + 1, above)
+
+
+def _end_with(become: Callable[[], None]) -> None:
+    """Do this in a process just forked, and end it as Python would."""
+    code = 1
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_DFL)
+        become()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]
+        multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
