@@ -49,6 +49,13 @@ class Script:
         self.kill()
         self._folder.cleanup()
 
+    @property
+    def pid(self) -> int:
+        """The process of rank 0, or of a launcher."""
+        pid = self.ranks[0].pid
+        assert pid is not None
+        return pid
+
     def poll(self) -> int | None:
         """None while a rank runs, and then how the worst of them ended."""
         codes = [process.exitcode for process in self.ranks]
@@ -92,6 +99,7 @@ class Script:
                 each.kill()
         for process in alive:
             process.join()
+        psutil.wait_procs(started, timeout=20)
 
 
 def run(script: str, *arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:

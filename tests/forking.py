@@ -1,8 +1,8 @@
 """Lets a process that has imported torch begin its Python programs as forks of itself.
 
 `subprocess.Popen` and the forkserver of multiprocessing would begin a new Python instead, and wait for its
-imports. What they begin here differs in nothing else: its words, environment, open files and session are those
-asked for.
+imports. What they begin here differs in nothing else: its words, environment, open files and session are
+those asked for.
 """
 
 import multiprocessing.util
@@ -68,7 +68,7 @@ class Popen(subprocess.Popen[Any]):
             if environment is not None:
                 os.environ.clear()
                 os.environ.update(environment)
-            sys.stdout, sys.stderr = (open(fd, "w", closefd=False) for fd in (1, 2))
+            sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))
             begin_by_forks()
             be_program(words[1:])
 
@@ -76,7 +76,7 @@ class Popen(subprocess.Popen[Any]):
 
 
 def _fork_server(path: bytes, words: Sequence[str], descriptors: Sequence[int]) -> int:
-    """Begin a server of forks, or a tracker of resources, with these files open: in place of `spawnv_passfds`."""
+    """Begin a server of forks, or a tracker of resources, as `spawnv_passfds` does."""
     if pid := os.fork():
         return pid
 

@@ -2,7 +2,6 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -34,15 +33,17 @@ def command(script: str, *arguments: str, ranks: int = 1) -> list[str]:
     return [*launcher, "--dynamo_backend", "no", "--main_process_port", "0", script, *arguments]
 
 
-def start(line: Sequence[str], limit_file_bytes: int = 0) -> subprocess.Popen[str]:
-    """Start a command; the output is read by `finish`."""
-    if limit_file_bytes:
-        line = ["prlimit", f"--fsize={limit_file_bytes}", "--", *line]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(line: Sequence[str]) -> Script:
+    """Start a command as a fork that need not import torch; the output is read by `finish`."""
+    assert line[0] == sys.executable
+    return Script(*line[1:])
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 500) -> subprocess.CompletedProcess[str]:
+def finish(process: Running, timeout: float = 500) -> subprocess.CompletedProcess[str]:
     """Wait for a started command, which does not outlive the wait."""
+    if isinstance(process, Script):
+        with process:
+            return process.finish(timeout)
     try:
         out, error = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -54,24 +55,9 @@ def finish(process: subprocess.Popen[str], timeout: float = 500) -> subprocess.C
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
-def run(script: str, *arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run a script to its end."""
-    return finish(start(command(script, *arguments, ranks=ranks)))
-
-
-def ranks_of(process: subprocess.Popen[str], script: str) -> list[psutil.Process]:
-    """The processes under a launcher that run the script."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if script in child.cmdline() and "--multi_gpu" not in child.cmdline()]
-
-
-def kill_all(process: subprocess.Popen[str]) -> None:
-    """SIGKILL for a launcher and all it started, as when a machine goes down."""
-    doomed = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for one in doomed:
-        one.send_signal(signal.SIGKILL)
-    psutil.wait_procs(doomed[:-1], timeout=20)
-    finish(process)
+def ranks_of(process: Script) -> list[psutil.Process]:
+    """The processes that a launcher has started: of rank 0, of rank 1 and so on."""
+    return sorted(psutil.Process(process.pid).children(), key=lambda rank: rank.pid)
 
 
 def wait_for_step(folder: Path, step: int, process: Running) -> None:
@@ -84,8 +70,7 @@ def wait_until(met: Callable[[], bool], process: Running, timeout: float = 120) 
     deadline = time.monotonic() + timeout
     while not met():
         if process.poll() is not None:
-            said = finish(process) if isinstance(process, subprocess.Popen) else process.finish()
-            raise AssertionError(f"ended early: {said}")
+            raise AssertionError(f"ended early: {finish(process)}")
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
 

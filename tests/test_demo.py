@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.forked import run
 from tests.scripts import HOUSE, config_of
 from tools.chapters.run import ChaptersConfig, read_chapters
 from tools.options.config import parse
@@ -42,10 +41,7 @@ def test_the_demo_tells_its_story(tmp_path: Path) -> None:
         text = text.replace(f"configs/demo/{config}.toml", f"configs/demo/{config}.toml {options}")
     (tmp_path / "chapters.toml").write_text(text)
     line = ["demo.py", "--chapters", str(tmp_path / "chapters.toml"), "--device", "cpu"]
-    done = subprocess.run(
-        [sys.executable, *line, "--run", str(tmp_path / "demo")],
-        cwd=HOUSE, capture_output=True, text=True, timeout=580,
-    )  # fmt: skip
+    done = run(*line, "--run", str(tmp_path / "demo"))
     assert done.returncode == 0, done.stdout + done.stderr
     report = tmp_path / "demo/report/report.html"
     assert done.stdout.splitlines()[-1].endswith(f"open {report}")

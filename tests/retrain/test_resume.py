@@ -103,8 +103,8 @@ def test_a_run_whose_launcher_is_killed_stops_by_itself_and_goes_on(
     folder = tmp_path / "run"
     process = start(command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks))
     wait_for_step(folder, 10, process)
-    orphans = ranks_of(process, SCRIPT)
-    process.send_signal(signal.SIGKILL)
+    orphans = ranks_of(process)
+    process.strike(0, signal.SIGKILL)
     assert_continues(folder, expected, ranks)  # once the orphans let go of the run
     assert not any(orphan.is_running() for orphan in orphans)
     finish(process)
@@ -146,7 +146,7 @@ def test_a_rank_that_dies_ends_the_run_with_a_message(whole: tuple[Path, int], t
     folder = tmp_path / "run"
     process = start(command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks))
     wait_for_step(folder, 15, process)
-    ranks_of(process, SCRIPT)[1].send_signal(signal.SIGKILL)
+    ranks_of(process)[1].send_signal(signal.SIGKILL)
     done = finish(process, timeout=60)
     assert done.returncode != 0
     assert "lost contact with another process" in done.stderr

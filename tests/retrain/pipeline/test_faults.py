@@ -35,7 +35,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def wait_for_checkpoint(folder: Path, process: Script | subprocess.Popen[str]) -> None:
+def wait_for_checkpoint(folder: Path, process: Script) -> None:
     wait_until(lambda: bool(list(folder.glob("checkpoints/*.json"))), process)
 
 
@@ -69,8 +69,8 @@ def test_a_process_that_is_killed_under_a_launcher_is_named(whole: Path, tmp_pat
     victim, folder = chance().randrange(RANKS), tmp_path / "run"
     process = start(command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=RANKS))
     wait_for_checkpoint(folder, process)
-    ranks = {int(rank.environ()["RANK"]): rank for rank in ranks_of(process, SCRIPT)}
-    assert sorted(ranks) == list(range(RANKS))
+    ranks = ranks_of(process)
+    assert len(ranks) == RANKS
     ranks[victim].send_signal(signal.SIGKILL)
     done = finish(process, timeout=60)
     assert done.returncode != 0

@@ -20,8 +20,8 @@ from retrain.truth.plan import ARCHITECTURES, TruthPlan, config_of, draw
 from supernet.network.documents import load_architecture, save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture, Space
-from tests.forked import run, run_up_to
-from tests.script import SMALL, chance, command, finish, kill_all, start, wait_until, weights
+from tests.forked import Script, run, run_up_to
+from tests.script import SMALL, Running, chance, command, finish, start, wait_until, weights
 from tests.tools.imitations import imitation
 from tools.options.config import flatten, from_toml
 from tools.options.recipes import Recipe
@@ -78,7 +78,7 @@ def begun(folder: Path, step: int = 1) -> list[Path]:
     return [path.parent for path in paths if any(line["step"] >= step for line in read_metrics(path))]
 
 
-def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def descendants(process: Running) -> list[psutil.Process]:
     found: list[psutil.Process] = psutil.Process(process.pid).children(recursive=True)
     return found
 
@@ -112,7 +112,7 @@ def test_networks_are_different_and_each_has_its_line(whole: Path, space: Space)
 def test_two_kills_and_a_signal_at_random_moments_change_nothing(whole: Path, tmp_path: Path) -> None:
     folder, random = tmp_path / "run", chance()
     options = [*MANY, "--jobs", "2", "--run", str(folder)]
-    for low, high, end in ((0, 8, kill_all), (10, 18, kill_all), (20, 28, terminate)):
+    for low, high, end in ((0, 8, Script.kill), (10, 18, Script.kill), (20, 28, terminate)):
         process, wanted = start(command(SCRIPT, *options)), random.randint(low, high)
         wait_until(lambda wanted=wanted: finished(folder) >= wanted, process)  # type: ignore[misc]
         time.sleep(random.random() / 2)
@@ -123,10 +123,10 @@ def test_two_kills_and_a_signal_at_random_moments_change_nothing(whole: Path, tm
     assert_same_truth(whole, folder)
 
 
-def terminate(process: subprocess.Popen[str]) -> None:
+def terminate(process: Script) -> None:
     wait_until(lambda: bool(descendants(process)), process)  # before, a signal finds nobody who heeds it
     workers = descendants(process)
-    process.send_signal(signal.SIGTERM)
+    process.strike(0, signal.SIGTERM)
     done = finish(process)
     assert done.returncode == 143, done
     (said,) = done.stderr.strip().splitlines()
@@ -258,7 +258,7 @@ def test_workers_do_not_outlive_the_script(tmp_path: Path) -> None:
     wait_until(lambda: len(begun(folder, 5)) == 2, process)
     workers = descendants(process)
     assert len(workers) >= 2
-    process.send_signal(signal.SIGKILL)
+    process.strike(0, signal.SIGKILL)
     finish(process)
     assert_all_gone(workers)
     assert len({path.parent for path in folder.glob("trainings/*/checkpoints/*.pt")}) == 2

@@ -348,7 +348,7 @@ def test_a_signal_ends_a_search_in_good_order(supernet: Path, tmp_path: Path) ->
     line = script.command(SCRIPT, *BASE, "--supernet", str(supernet), *options, "--run", str(folder))
     process = script.start(line)
     script.wait_for_step(folder, 8, process)
-    process.send_signal(signal.SIGTERM)
+    process.strike(0, signal.SIGTERM)
     done = script.finish(process)
     assert done.returncode == 128 + signal.SIGTERM, done
     assert "stopped by SIGTERM; the scores of" in done.stderr

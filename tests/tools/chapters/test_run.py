@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import run
 from tools.chapters.run import ChaptersConfig, is_done, made_from, read_chapters
 from tools.mistake import Mistake
 from tools.options.config import message_of
@@ -36,7 +37,7 @@ def words(folder: Path, file: Path, *options: str) -> list[str]:
 
 
 def demo(folder: Path, file: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(words(folder, file, *options), capture_output=True, text=True, timeout=300)
+    return run(*words(folder, file, *options)[1:])
 
 
 @pytest.mark.slow
@@ -87,7 +88,7 @@ def test_interrupted_it_goes_on_where_it_was(tmp_path: Path, signum: int) -> Non
     file = written(
         tmp_path,
         chapter("Short", f"{TRAINING} --recipe.steps 2 --run {{run}}/short"),
-        chapter("Long", f"{TRAINING} --recipe.steps 3000 --recipe.log-every 10 --run {{run}}/long"),
+        chapter("Long", f"{TRAINING} --recipe.steps 600 --recipe.log-every 10 --run {{run}}/long"),
     )
     process = subprocess.Popen(
         words(tmp_path, file), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -101,11 +102,11 @@ def test_interrupted_it_goes_on_where_it_was(tmp_path: Path, signum: int) -> Non
     assert process.returncode == 128 + signum
     assert "the same command continues" in said
     steps = [int(path.stem.split("-")[1]) for path in (tmp_path / "run/long/checkpoints").glob("step-*.json")]
-    assert 20 <= max(steps) < 3000
+    assert 20 <= max(steps) < 600
     done = demo(tmp_path, file)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[1/2] Short: done before" in done.stdout
-    first = next(int(n) for n in re.findall(r"step (\d+)/3000", done.stdout))
+    first = next(int(n) for n in re.findall(r"step (\d+)/600", done.stdout))
     assert first > max(steps)
 
 

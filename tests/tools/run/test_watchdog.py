@@ -1,7 +1,6 @@
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -148,7 +147,7 @@ def test_a_run_that_stops_as_a_whole_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_launcher_that_ends_the_others_does_not_hide_who_died(tmp_path: Path) -> None:
-    started: list[tuple[Path, subprocess.Popen[str]]] = []
+    started: list[tuple[Path, Script]] = []
     for name in ("killed", "stopped"):
         folder = tmp_path / name
         folder.mkdir()
