@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from local_learning.build import build_chain
-from search.hypergradient import Batch, hypergradient
+from search.hypergradient import hypergradient
 from search.relaxation import RelaxedNet
 from tools.cost import saved_activation_bytes
 from tools.layout import use_channels_last
@@ -104,7 +104,7 @@ class Case:
             self.ours()
         print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
 
-    def _batch(self, count: int) -> Batch:
+    def _batch(self, count: int) -> tuple[Tensor, Tensor]:
         size = self.options.image_size
         dtype = next(self.net.parameters()).dtype
         images = torch.randn(count, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)

@@ -24,10 +24,10 @@ from search.relaxation import Gradients, RelaxedNet
 from tools.batchnorm import frozen_statistics
 from tools.second_order import FastSecondOrder
 
-OBJECTIVES = ("validation", "training")
+_OBJECTIVES = ("validation", "training")
 STATISTICS = ("running", "batch")
 
-Batch = Sequence[Tensor]
+_Batch = Sequence[Tensor]
 """A batch: images and targets."""
 
 Tensors = dict[str, Tensor]
@@ -51,8 +51,8 @@ class Hypergradient:
 
 def hypergradient(
     net: RelaxedNet,
-    batches: Sequence[Batch],
-    validation_batch: Batch,
+    batches: Sequence[_Batch],
+    validation_batch: _Batch,
     *,
     lr: float,
     momentum: float,
@@ -80,7 +80,7 @@ def hypergradient(
             loss of the last batch, in front of its step.
     """
     assert statistics in STATISTICS
-    assert objective in OBJECTIVES
+    assert objective in _OBJECTIVES
     if not batches:
         raise ValueError("batches: at least one inner step is needed")
     # The released code's loss stands in front of the last step, which is then not differentiated.
@@ -122,7 +122,7 @@ def hypergradient(
 class _Path:
     """A path is the inner steps; each can be gone forward once, and then backward."""
 
-    def __init__(self, net: RelaxedNet, batches: Sequence[Batch], kept: range) -> None:
+    def __init__(self, net: RelaxedNet, batches: Sequence[_Batch], kept: range) -> None:
         self._net, self._batches = net, [(batch[0], batch[1]) for batch in batches]
         self._kept = kept
         self._buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
@@ -171,7 +171,7 @@ class _Path:
             if value is not None or name in ("alpha", "beta")
         }
 
-    def validation_loss(self, weights: Tensors, batch: Batch, statistics: str) -> tuple[Tensor, Tensors]:
+    def validation_loss(self, weights: Tensors, batch: _Batch, statistics: str) -> tuple[Tensor, Tensors]:
         """Return the classifier's loss after all steps, and its derivatives by the weights it depends on."""
         net = self._net
         leaves = _leaves(weights)

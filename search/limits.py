@@ -19,7 +19,7 @@ from supernet.sampling import LimitedSampler, sample
 from supernet.space import Architecture, Space
 from tools.mistake import Mistake
 
-Costs = NDArray[np.int64]
+_Costs = NDArray[np.int64]
 
 TRIES = 200
 """How many draws from under one of several limits are tried before other ways are taken."""
@@ -217,7 +217,7 @@ class Limits:
     # ---- listing ---------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _behind(self) -> list[Costs]:
+    def _behind(self) -> list[_Costs]:
         """What the layers from each one on cost at least; the last entry is for no layers."""
         fronts = [np.zeros((1, len(self._room)), np.int64)]
         before = np.cumsum([row.min(axis=0) for row in self._table], axis=0)
@@ -232,7 +232,7 @@ class Limits:
         after_skip = {layer for run in self.space.runs for layer in run[1:]} if canonical else set()
         weighted = [set(layer.weighted) for layer in self.space.layers]
 
-        def from_layer(chosen: tuple[int, ...], room: Costs) -> Iterator[Architecture]:
+        def from_layer(chosen: tuple[int, ...], room: _Costs) -> Iterator[Architecture]:
             layer = len(chosen)
             if layer == len(self._table):
                 yield Architecture(chosen)
@@ -248,11 +248,11 @@ class Limits:
             yield from from_layer((), self._room)
 
 
-def _fits(front: Costs, room: Costs) -> bool:
+def _fits(front: _Costs, room: _Costs) -> bool:
     return bool((front <= room).all(axis=1).any())
 
 
-def _undercut(front: Costs, row: Costs) -> Costs:
+def _undercut(front: _Costs, row: _Costs) -> _Costs:
     """Return the sums of both, without those that another one undercuts or equals in every cost."""
     sums = np.unique((front[:, None] + row).reshape(-1, row.shape[1]), axis=0)
     kept = []

@@ -26,7 +26,7 @@ from scipy import stats
 from tools.seeding import numpy_stream
 
 Numbers = NDArray[np.float64]
-Rows = TypeVar("Rows", bound=NDArray[Any])
+_Rows = TypeVar("_Rows", bound=NDArray[Any])
 
 FEW = 30
 """Up to this many networks, the distribution of chance is computed from permutations of the data."""
@@ -175,7 +175,7 @@ def _exchanges(n: int, draws: int, seed: int) -> Numbers:
     return _with_the_given(np.zeros(n), lambda rng: rng.integers(0, 2, (draws, n)).astype(float), seed)
 
 
-def _with_the_given(given: Rows, drawn: Callable[[np.random.Generator], Rows], seed: int) -> Rows:
+def _with_the_given(given: _Rows, drawn: Callable[[np.random.Generator], _Rows], seed: int) -> _Rows:
     """Return drawn rows with the given one first, so that no p value is below what the draws can show."""
     rows = drawn(numpy_stream(seed, "chance"))
     rows[0] = given

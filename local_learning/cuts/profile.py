@@ -18,7 +18,7 @@ from local_learning.groups import GroupedHeads
 from local_learning.heads import make_head
 from tools.cost import count_macs, saved_activation_bytes
 
-REPEATS = 5
+_REPEATS = 5
 CORRECTIONS = 4
 
 
@@ -266,7 +266,7 @@ def _times(pieces: Sequence[tuple[nn.Module, Tensor]]) -> list[float]:
     The rounds alternate between the pieces, so that a disturbance does not hit one piece alone.
     """
     best = [math.inf] * len(pieces)
-    for _ in range(REPEATS):
+    for _ in range(_REPEATS):
         for index, (module, inputs) in enumerate(pieces):
             inputs = inputs.detach().requires_grad_()
             _wait(inputs)

@@ -9,7 +9,7 @@ from typing import Literal
 from local_learning.catalogue import HEADS
 from tools.mistake import Mistake
 
-OPTION = "decoupling"
+_OPTION = "decoupling"
 
 FORMS = {"uniform": "uniform:K:HEAD", "balanced": "balanced:K:HEAD", "published": "published:K"}
 """How to write each way of choosing the cuts into K blocks. Any other text names a file."""
@@ -57,35 +57,37 @@ def _check_parts(text: str, kind: str, parts: list[str], wanted: int) -> None:
         return
     form = FORMS[kind]
     if wanted == 2 and parts and parts[0].isdecimal() and not any(parts[1:]):
-        raise Mistake(OPTION, f"'{text}' names no head", f"write {form}, HEAD being {_heads()}")
+        raise Mistake(_OPTION, f"'{text}' names no head", f"write {form}, HEAD being {_heads()}")
     if wanted == 1 and len(parts) == 2:
-        raise Mistake(OPTION, f"'{text}' names a head, but the published ones have theirs", f"write {form}")
-    raise Mistake(OPTION, f"'{text}' is not of the form {form}, such as {_example(kind)}")
+        raise Mistake(_OPTION, f"'{text}' names a head, but the published ones have theirs", f"write {form}")
+    raise Mistake(_OPTION, f"'{text}' is not of the form {form}, such as {_example(kind)}")
 
 
 def _num_blocks(text: str, number: str) -> int:
     if not re.fullmatch(r"0*[1-9][0-9]{0,8}", number):
         raise Mistake(
-            OPTION, f"'{number}' in '{text}' is not a number of blocks", "it must be a whole number from 1 on"
+            _OPTION,
+            f"'{number}' in '{text}' is not a number of blocks",
+            "it must be a whole number from 1 on",
         )
     return int(number)
 
 
 def _check_head(head: str) -> None:
     if head not in HEADS:
-        raise Mistake(OPTION, f"head '{head}' is unknown{HEADS.hint(head)}")
+        raise Mistake(_OPTION, f"head '{head}' is unknown{HEADS.hint(head)}")
 
 
 def _check_file(text: str, prefix: str) -> None:
     if not text:
-        raise Mistake(OPTION, f"takes {_forms()}")
+        raise Mistake(_OPTION, f"takes {_forms()}")
     if os.path.isfile(text):
         return
     if os.path.isdir(text):
-        raise Mistake(OPTION, f"'{text}' is a folder", f"it takes {_forms()}")
+        raise Mistake(_OPTION, f"'{text}' is a folder", f"it takes {_forms()}")
     near = difflib.get_close_matches(prefix, FORMS, n=1)
     hint = f"; did you mean '{near[0]}{text[len(prefix) :]}'?" if near else f"; it takes {_forms()}"
-    raise Mistake(OPTION, f"there is no file '{text}'{hint}")
+    raise Mistake(_OPTION, f"there is no file '{text}'{hint}")
 
 
 def _forms() -> str:

@@ -26,7 +26,7 @@ from tools.mistake import Mistake, quoted
 from tools.run.weights import write_tensors
 
 ENTRY = "cleave_network"
-ACTIVATIONS = {
+_TIMM_ACTIVATIONS = {
     "relu": "nre",
     "relu6": "nr6",
     "silu": "nsw",
@@ -241,7 +241,7 @@ def _block(where: str, op: Op, place: Place, act: str, timms_act: str) -> str:
     if isinstance(op, DepthwiseSeparable | MBConv | FusedMBConv) and op.se:
         words.append(f"se{_number(op.se)}")
     if not isinstance(op, Projection) and _same(op.act or act) != _same(timms_act):
-        words.append(ACTIVATIONS[op.act or act])
+        words.append(_TIMM_ACTIVATIONS[op.act or act])
     return "_".join(words)
 
 
@@ -274,7 +274,7 @@ def _full_names(prefixes: Mapping[str, str], ours: Iterable[str]) -> list[str]:
 
 
 def _same(act: str) -> str:
-    return ACTIVATIONS[act]
+    return _TIMM_ACTIVATIONS[act]
 
 
 def _number(value: float) -> str:

@@ -21,7 +21,7 @@ from tools.files.atomic import read_document, write_document
 from tools.layout import use_channels_last
 from tools.mistake import Mistake, quoted
 
-REPEATS = 5
+_REPEATS = 5
 """The fastest of this many rounds counts; there are fewer if they take longer than ENOUGH seconds."""
 ENOUGH = 10.0
 
@@ -220,7 +220,7 @@ class _Bench:
             optimizer.zero_grad()
         forwards, trained, updates = ([math.inf] * 2 for _ in range(3))
         begin = time.perf_counter()
-        for number in range(REPEATS):
+        for number in range(_REPEATS):
             if number and time.perf_counter() - begin > ENOUGH:
                 break
             for n, batch in enumerate(batches):

@@ -24,7 +24,7 @@ KIND, VERSION = "truth-plan", 1
 ARCHITECTURES, DECOUPLINGS = "architectures", "decouplings"
 """These folders of a run hold a file for each network; a plan says which of them the run has."""
 
-FEW = 50_000
+_FEW = 50_000
 """Up to this many architectures are listed; of more, each is drawn."""
 PATIENCE = 10_000
 """After this many draws in a row without a new network, there is assumed to be no other."""
@@ -229,7 +229,7 @@ def _strings(space: Space, seed: int, max_macs: int) -> Iterable[Architecture]:
             "max_macs",
             f"no network of {space.name} has at most {max_macs:,} MACs; the cheapest has {least:,}",
         )
-    if space.size <= FEW:
+    if space.size <= _FEW:
         every = [a for a in space.architectures() if not max_macs or space.macs(a) <= max_macs]
         rng.shuffle(every)
         return every

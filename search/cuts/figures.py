@@ -29,7 +29,7 @@ UNIT = 0.295
 """The inches per unit of the structure figure, in which a layer and the space after it take one unit."""
 WIDEST, GAP, BOX, CLASSIFIER, STACKED, LINE = 23.2, 0.7, 0.86, 2.3, 0.36, 0.38
 
-Table = Sequence[Sequence[float]]
+_Table = Sequence[Sequence[float]]
 History = Sequence[tuple[int, Sequence[float]]]
 
 
@@ -41,7 +41,7 @@ def preference_figure(
     title: str = "",
     errors: Sequence[float] = (),
     history: History = (),
-    mixture: Table = (),
+    mixture: _Table = (),
     head_kinds: Sequence[str] = (),
 ) -> None:
     """Draw softmax(alpha)_1 after each layer but the last, with the cuts for each number of blocks above.
@@ -160,7 +160,7 @@ def _draw_signals(
     axes.set_ylabel(SIGNAL)
 
 
-def _draw_mixture(axes: Axes, mixture: Table, kinds: Sequence[str]) -> None:
+def _draw_mixture(axes: Axes, mixture: _Table, kinds: Sequence[str]) -> None:
     """Draw the shares of the heads, with a dot on the largest of each layer."""
     most = max(map(max, mixture))
     edges = [layer + 0.5 for layer in range(len(mixture) + 1)]

@@ -33,7 +33,7 @@ from tools.run.stage import Stage
 from tools.seeding import derive
 
 PRETRAINING, SNAPSHOTS = "pretraining", "snapshots"
-CURE = f"A lower {flag('recipe.lr')} or {flag('search.lr')} often cures this."
+_CURE = f"A lower {flag('recipe.lr')} or {flag('search.lr')} often cures this."
 
 
 def search_decoupling(config: DecouplingSearchConfig) -> None:
@@ -130,7 +130,7 @@ def _searched(
         log_every=options.log_every,
         seed=config.seed,
         identity={"training images": len(data.train), "classes": list(data.class_names)},
-        cure=CURE,
+        cure=_CURE,
     )
     train, validation = own_loaders(config, data, accelerator)
 
@@ -203,7 +203,7 @@ def _pretrain(
         log_every=recipe.log_every,
         seed=config.seed,
         identity={"training images": len(data.train), "classes": list(data.class_names)},
-        cure=CURE,
+        cure=_CURE,
     )
     with contextlib.closing(loader):
         Loop(job, plan, part, accelerator).run(loader.batches)

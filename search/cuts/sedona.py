@@ -119,7 +119,7 @@ class Pretraining:
 
     def evaluate(self) -> Mapping[str, float]:
         """Return the classifier's loss and accuracy; the first process keeps these weights in its memory."""
-        values = evaluate(self._inner.net, self._validation)
+        values = _evaluate(self._inner.net, self._validation)
         if self._accelerator.is_main_process:
             keep = self._memory.keep_latest if self._keeps_latest else self._memory.keep_best
             keep(self._inner.state(), self._done, values["validation_top1"])
@@ -300,7 +300,7 @@ def episodes(
         yield Episode(own[:-1], own[-1], last)
 
 
-def evaluate(net: RelaxedNet, batches: Iterable[Batch]) -> dict[str, float]:
+def _evaluate(net: RelaxedNet, batches: Iterable[Batch]) -> dict[str, float]:
     """Return the classifier's loss and top-1 over all processes' batches."""
 
     def count(batch: Batch) -> Mapping[str, Tensor]:

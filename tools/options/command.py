@@ -14,14 +14,14 @@ from tools.options import plugins
 from tools.options.config import given, message_of, parse
 from tools.options.help import HELP, HELP_ALL
 
-Config = TypeVar("Config")
+_Config = TypeVar("_Config")
 
 HOUSE = Path(__file__).resolve().parents[2]
 FLOORS = ("tools", "local_learning", "supernet", "search", "retrain")
 
 
 def main(
-    cls: type[Config], run: Callable[[Config], None], description: str | None, *, bare: bool = False
+    cls: type[_Config], run: Callable[[_Config], None], description: str | None, *, bare: bool = False
 ) -> None:
     """Parse the command line into a `cls` and hand it to `run`.
 

@@ -26,7 +26,7 @@ from tools.options.help import CONFIG, HELP, HELP_ALL, print_help
 from tools.options.hints import options_meant
 from tools.options.unlisted import narrowed, unlisted, widened
 
-Config = TypeVar("Config")
+_Config = TypeVar("_Config")
 
 MEANT_NOTHING: Any = object()
 """As a value in a config's RETIRED, this says that no run ever looked at the option, whatever was given."""
@@ -41,7 +41,7 @@ _PLAINLY = {
 """tyro's messages on the left are worded as on the right."""
 
 
-def parse(cls: type[Config], arguments: Sequence[str], *, prog: str, description: str) -> Config:
+def parse(cls: type[_Config], arguments: Sequence[str], *, prog: str, description: str) -> _Config:
     """Return the config that the file named by `--config` and the flags over it describe.
 
     A mistake is a ValueError of one line. `--help` and `--help-all` print and exit.
@@ -92,7 +92,7 @@ def to_toml(config: Any) -> str:
     return "\n".join(_toml_lines(config, "")).lstrip("\n") + "\n"
 
 
-def from_toml(cls: type[Config], text: str, *, source: str, checked: bool = True) -> Config:
+def from_toml(cls: type[_Config], text: str, *, source: str, checked: bool = True) -> _Config:
     """Return the config that a TOML text describes; what the text leaves out keeps its default in `cls`.
 
     Without `checked`, the config may name files that are gone, as a record of earlier work.
@@ -104,7 +104,7 @@ def from_toml(cls: type[Config], text: str, *, source: str, checked: bool = True
     return _build(cls(), _table(text, source), "", source, _checked if checked else _unchecked)
 
 
-def of_run(cls: type[Config], text: str, *, source: str, checked: bool = True) -> Config:
+def of_run(cls: type[_Config], text: str, *, source: str, checked: bool = True) -> _Config:
     """Return the config of a run, from the text of its config.toml or of its weights' notes.
 
     An older run may lack an option of today. What it did in its place is in `cls.EARLIER`, by dotted name, as
@@ -113,7 +113,7 @@ def of_run(cls: type[Config], text: str, *, source: str, checked: bool = True) -
     return with_earlier(from_toml(cls, text, source=source, checked=checked), text, source)
 
 
-def with_earlier(config: Config, text: str, source: str) -> Config:
+def with_earlier(config: _Config, text: str, source: str) -> _Config:
     """Return the config with what a run did where today's default is another than when it began."""
     table = _table(text, source)
     now, default = flatten(config), flatten(type(config)())
@@ -310,7 +310,7 @@ def _at(table: Any, name: str, otherwise: Any) -> Any:
     return table
 
 
-def _with(config: Config, path: Sequence[str], value: Any) -> Config:
+def _with(config: _Config, path: Sequence[str], value: Any) -> _Config:
     """Return a copy with another value at the end of a path of field names, unchecked."""
     first, *rest = path
     copied = copy.copy(config)
@@ -367,12 +367,12 @@ def _unchecked(cls: type[Any], values: dict[str, Any], source: str) -> Any:
 
 
 def _build(
-    default: Config,
+    default: _Config,
     table: dict[str, Any],
     prefix: str,
     source: str,
     make: Callable[[type[Any], dict[str, Any], str], Any],
-) -> Config:
+) -> _Config:
     """Return the values of a table over those of `default`, which need not be the defaults of its class."""
     default = widened(default, _names_in(table))
     cls = type(default)
@@ -389,7 +389,7 @@ def _build(
             values[name] = _build(values[name], value, f"{prefix}{key}.", source, make)
         else:
             values[name] = _convert(kind, value, f"{prefix}{key}", source)
-    built: Config = make(cls, values, source)
+    built: _Config = make(cls, values, source)
     return narrowed(built)
 
 

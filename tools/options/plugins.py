@@ -17,18 +17,18 @@ from typing import Any, TypeVar
 from tools.files.provenance import sha256
 from tools.mistake import Mistake
 
-OPTION = "plugins"
-ORIGIN = f"`{OPTION}` FILE.py brings one of your own"
+_OPTION = "plugins"
+ORIGIN = f"`{_OPTION}` FILE.py brings one of your own"
 """A mistake about an unknown name says with this clause where other names come from."""
 
-Part = TypeVar("Part")
+_Part = TypeVar("_Part")
 
 
 class Refused(ValueError):
     """A `Refused` reports a name that cannot be registered."""
 
 
-def call(part: Callable[..., Part], *values: Any, **options: Any) -> Part:
+def call(part: Callable[..., _Part], *values: Any, **options: Any) -> _Part:
     """Call a user's part with those of the options that it accepts."""
     return part(*values, **{name: value for name, value in options.items() if takes(part, name)})
 
@@ -57,7 +57,7 @@ def load(names: Sequence[str]) -> None:
         try:
             source = path.read_bytes()
         except OSError as error:
-            raise Mistake(OPTION, f"cannot read '{name}': {error.strerror}") from None
+            raise Mistake(_OPTION, f"cannot read '{name}': {error.strerror}") from None
         digest = hashlib.sha256(source).hexdigest()
         # A name that no other module has, and the same in every process.
         module = ModuleType(f"{path.stem}_{digest[:12]}")
@@ -67,7 +67,7 @@ def load(names: Sequence[str]) -> None:
             exec(compile(source, str(path), "exec"), vars(module))
         except (Exception, SystemExit) as error:
             del sys.modules[module.__name__]
-            raise Mistake(OPTION, f"'{name}'{_where(error, path)}: {_what(error)}") from error
+            raise Mistake(_OPTION, f"'{name}'{_where(error, path)}: {_what(error)}") from error
         _loaded[path] = digest
 
 
@@ -79,9 +79,9 @@ def load_asked(flags: Sequence[str] | None, in_config: Sequence[str]) -> None:
     if flags is None and in_config:
         listed = " ".join(in_config)
         raise Mistake(
-            OPTION,
+            _OPTION,
             f"the `config` names {listed}, which is code, and not run for that",
-            f"if you trust it, also give `{OPTION}` {listed}",
+            f"if you trust it, also give `{_OPTION}` {listed}",
         )
     load(flags or ())
 
@@ -93,7 +93,7 @@ def check_noted(noted: dict[str, str], label: str, path: Path) -> None:
         raise Mistake(
             label,
             f"'{path}' was made with {', '.join(changed)} as it was then; it has changed since, or is "
-            f"missing among `{OPTION}`",
+            f"missing among `{_OPTION}`",
         )
 
 

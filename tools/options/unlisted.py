@@ -16,7 +16,7 @@ import functools
 from collections.abc import Collection
 from typing import Any, TypeVar, get_type_hints
 
-Config = TypeVar("Config")
+_Config = TypeVar("_Config")
 
 
 def unlisted(cls: type[Any]) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def unlisted(cls: type[Any]) -> dict[str, Any]:
     }
 
 
-def widened(config: Config, names: Collection[str]) -> Config:
+def widened(config: _Config, names: Collection[str]) -> _Config:
     """Return the config with a wider group where one of these dotted names is an unlisted option of it.
 
     Nothing is checked, because a config that is still being read may be incomplete.
@@ -42,7 +42,7 @@ def widened(config: Config, names: Collection[str]) -> Config:
     return config
 
 
-def narrowed(config: Config) -> Config:
+def narrowed(config: _Config) -> _Config:
     """Return the config with groups of their present classes, where all unlisted options have defaults."""
     for group, former in getattr(config, "UNLISTED", {}).items():
         options, listed = getattr(config, group), get_type_hints(type(config))[group]
@@ -84,7 +84,7 @@ def _unchecked(cls: type[Any], values: dict[str, Any]) -> Any:
     return options
 
 
-def _with(config: Config, group: str, options: Any) -> Config:
+def _with(config: _Config, group: str, options: Any) -> _Config:
     copied = copy.copy(config)
     object.__setattr__(copied, group, options)
     return copied

@@ -30,7 +30,7 @@ LOCK_PATIENCE_S = 60.0
 MADE_BY = "# made by "
 """The first line of config.toml begins with this text; the script's name follows."""
 
-Config = TypeVar("Config")
+_Config = TypeVar("_Config")
 
 
 class Run:
@@ -124,7 +124,7 @@ class Run:
                 f"run with a lower {flag('recipe.lr')}"
             ) from None
 
-    def continued(self, config: Config) -> Config:
+    def continued(self, config: _Config) -> _Config:
         """Return the config to go on with: options at their default keep the run's original default."""
         if not self.has_begun or not self.config_path.exists():
             return config

@@ -21,7 +21,7 @@ from tools.failures import RunFailed
 from tools.mistake import Mistake
 from tools.options.config import check_choice, flag, flatten, message_of
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 # A collective waits this long for a rank that is alive but silent. gloo notices at once when a rank dies;
 # with NCCL, the launcher ends the other ranks.
@@ -87,9 +87,9 @@ def unheard(precision: str, num_processes: int, variables: Mapping[str, str]) ->
     return notes
 
 
-def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
+def on_main(accelerator: Accelerator, action: Callable[[], _Result]) -> _Result | None:
     """Run an action on the first process only; if it fails, every process fails."""
-    result: Result | None = None
+    result: _Result | None = None
     failure: Exception | None = None
     if accelerator.is_main_process:
         try:
@@ -108,12 +108,12 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result | 
     return result
 
 
-def from_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+def from_main(accelerator: Accelerator, action: Callable[[], _Result]) -> _Result:
     """Run an action on the first process and return its result on all; if it fails, every process fails."""
     results: list[Any] = [on_main(accelerator, action)]
     if accelerator.num_processes > 1:
         broadcast_object_list(results)
-    result: Result = results[0]
+    result: _Result = results[0]
     return result
 
 
@@ -122,9 +122,9 @@ def start_trackers(accelerator: Accelerator, config: Any) -> None:
     accelerator.init_trackers("cleave", config={key: str(value) for key, value in flatten(config).items()})
 
 
-def on_every(action: Callable[[], Result], control: torch.distributed.ProcessGroup) -> list[Result]:
+def on_every(action: Callable[[], _Result], control: torch.distributed.ProcessGroup) -> list[_Result]:
     """Run an action on every process and return all results; if one fails, every process fails."""
-    outcome: tuple[Result | None, str] = (None, "")
+    outcome: tuple[_Result | None, str] = (None, "")
     try:
         outcome = (action(), "")
     except (ValueError, RunFailed) as error:

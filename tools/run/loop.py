@@ -26,7 +26,7 @@ from tools.run.signals import Wish, waiting_signals
 from tools.seeding import seed_globals
 
 BatchT = TypeVar("BatchT")
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 SECONDS_BETWEEN_CHECKS = 1.0
 
@@ -230,7 +230,7 @@ class Loop(Generic[BatchT]):
             return None
         return save_part(self._run.checkpoints, step, self._accelerator.process_index, own)
 
-    def _everywhere(self, action: Callable[[], Result]) -> list[Result]:
+    def _everywhere(self, action: Callable[[], _Result]) -> list[_Result]:
         """Run an action on every process; if it fails on one process of a spread job, it fails on all."""
         return on_every(action, self._spread.control) if self._spread else [action()]
 

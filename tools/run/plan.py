@@ -42,7 +42,7 @@ class Job(Protocol[BatchT_contra]):
         """Go back to a saved state."""
 
 
-CURE = (
+_CURE = (
     f"A lower {flag('recipe.lr')}, a warm-up ({flag('recipe.warmup')}) or {flag('recipe.clip_norm')} often "
     "cures this."
 )
@@ -60,7 +60,7 @@ class Plan:
     seed: int
     identity: Mapping[str, Any]
     """These values, such as the classes, come from no option but must stay when a run is continued."""
-    cure: str = CURE
+    cure: str = _CURE
     """If a loss is not finite, this says what to try."""
 
 

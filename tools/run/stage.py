@@ -29,11 +29,11 @@ class StageConfig(Protocol):
     def trackers(self) -> tuple[str, ...]: ...
 
 
-Config = TypeVar("Config", bound=StageConfig)
-Result = TypeVar("Result")
+_Config = TypeVar("_Config", bound=StageConfig)
+_Result = TypeVar("_Result")
 
 
-class Stage(Generic[Config]):
+class Stage(Generic[_Config]):
     """A `Stage` holds a run's folder and its processes, from the start of a script to its end.
 
         with Stage(config, free=FREE) as stage:
@@ -48,7 +48,7 @@ class Stage(Generic[Config]):
 
     def __init__(
         self,
-        config: Config,
+        config: _Config,
         *,
         free: Collection[str],
         length: Collection[str] = (),
@@ -57,9 +57,9 @@ class Stage(Generic[Config]):
         self._given, self._free, self._length, self._smaller = config, free, length, smaller
         self.run = Run(Path(config.run))
 
-    def __enter__(self) -> "Stage[Config]":
+    def __enter__(self) -> "Stage[_Config]":
         given, run = self._given, self.run
-        self.config: Config = run.continued(given)
+        self.config: _Config = run.continued(given)
         self.accelerator: Accelerator = launch(
             device=self.config.device,
             precision=self.config.precision,
@@ -97,7 +97,7 @@ class Stage(Generic[Config]):
         if lines and self.accelerator.is_main_process:
             print(*lines, sep="\n", flush=True)
 
-    def on_main(self, action: Callable[[], Result]) -> Result | None:
+    def on_main(self, action: Callable[[], _Result]) -> _Result | None:
         """Run an action on the first process while the others wait; if it fails, every process fails."""
         return on_main(self.accelerator, action)
 
