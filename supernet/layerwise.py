@@ -17,9 +17,10 @@ from supernet.engine import Engine
 from supernet.objectives import Objective
 from supernet.options import LayerwiseOptions
 from supernet.sampling import stream
-from supernet.strategy import MakeOptimizer, SharedStem, Strategy
+from supernet.strategy import SharedStem, Strategy
 from supernet.supernet import Supernet
 from tools.batchnorm import frozen_statistics
+from tools.optim import MakeOptimizer
 
 
 class Greedy(Strategy):

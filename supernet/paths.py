@@ -8,9 +8,10 @@ from supernet.objectives import Objective
 from supernet.options import PathOptions
 from supernet.sampling import LimitedSampler, bins, permutations, sample, sample_network, stream
 from supernet.space import Architecture
-from supernet.strategy import MakeOptimizer, SharedStem, Strategy
+from supernet.strategy import SharedStem, Strategy
 from supernet.supernet import Supernet
 from tools.mistake import Mistake
+from tools.optim import MakeOptimizer
 
 
 class EndToEnd(Strategy):

@@ -8,10 +8,11 @@ from supernet.layerwise import Greedy
 from supernet.objectives import CrossEntropy, Objective
 from supernet.options import STRATEGIES, LayerwiseOptions, PathOptions
 from supernet.sampling import sample, stream
-from supernet.strategy import MakeOptimizer, Strategy
+from supernet.strategy import Strategy
 from supernet.supernet import Supernet
 from tools.batchnorm import frozen_statistics
 from tools.mistake import Mistake
+from tools.optim import MakeOptimizer
 from tools.options.plugins import call
 
 register_strategy = STRATEGIES.register

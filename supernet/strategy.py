@@ -2,7 +2,7 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +13,7 @@ from supernet.engine import Engine
 from supernet.objectives import Objective
 from supernet.supernet import Supernet
 from tools.batchnorm import frozen_statistics
-
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+from tools.optim import MakeOptimizer
 
 
 class Strategy(ABC):

@@ -1,7 +1,7 @@
 """This module makes a recipe's optimiser and schedule, from torch and timm."""
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from timm.optim.rmsprop_tf import RMSpropTF
@@ -10,6 +10,9 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from tools.options.recipes import Recipe
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+"""This function makes an optimiser for the parameters that it is given."""
 
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -20,6 +20,7 @@ from scipy import stats
 from tools.chance import (
     DRAWS,
     FEW,
+    Numbers,
     Tested,
     by_exchange,
     by_jackknife,
@@ -28,8 +29,6 @@ from tools.chance import (
 )
 from tools.options.config import check_range
 from tools.seeding import numpy_stream
-
-Numbers = NDArray[np.float64]
 
 
 class Tau(NamedTuple):

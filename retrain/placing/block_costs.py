@@ -3,14 +3,14 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from local_learning.blocks import Block, DecoupledNet
 from local_learning.rules.catalogue import RULES, RuleRow
@@ -20,12 +20,11 @@ from tools.cost import saved_activation_bytes
 from tools.files.atomic import read_document, write_document
 from tools.layout import use_channels_last
 from tools.mistake import Mistake, quoted
+from tools.optim import MakeOptimizer
 
 _REPEATS = 5
 """The fastest of this many rounds counts; there are fewer if they take longer than ENOUGH seconds."""
 ENOUGH = 10.0
-
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 def measure_block_costs(

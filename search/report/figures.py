@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from search.report.statistics import Ranking, ScoredNetworks
 from search.report.words import number
+from tools.chance import Numbers
 from tools.page.pictures import COLOURS, INK
-from tools.ranking import Numbers, Tau
+from tools.ranking import Tau
 
 WIDTH = 3.3
 GREY = "#8A8A8A"

@@ -11,10 +11,9 @@ import numpy as np
 
 from supernet.layers import Projection, Skip
 from supernet.space import Architecture, Space
-from tools.chance import edge_of_chance, fewest, null_deviation
+from tools.chance import Numbers, edge_of_chance, fewest, null_deviation
 from tools.ranking import (
     Difference,
-    Numbers,
     Tau,
     additive_scores,
     best_rank_at,

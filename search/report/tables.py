@@ -13,9 +13,9 @@ import numpy as np
 from scipy.stats import chi2
 
 from supernet.space import Architecture, Space
+from tools.chance import Numbers
 from tools.files.jsonl import read_lines
 from tools.mistake import Mistake
-from tools.ranking import Numbers
 
 FILES = ("truth.jsonl", "evaluations.jsonl")
 """What holds the numbers in a run's folder."""

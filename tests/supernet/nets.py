@@ -13,10 +13,11 @@ from supernet.objectives import InfoNCE, Objective
 from supernet.options import STRATEGIES, ContrastOptions, LayerwiseOptions, PathOptions
 from supernet.space import Architecture, Fixed, Layer, Space, stage
 from supernet.strategies import make_strategy
-from supernet.strategy import MakeOptimizer, Strategy
+from supernet.strategy import Strategy
 from supernet.supernet import Supernet
 from supernet.tail import Tail
 from tools.images.views import Views
+from tools.optim import MakeOptimizer
 
 SIZE, CLASSES = 8, 5
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)

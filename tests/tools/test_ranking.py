@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.chance import null_deviation
+from tools.chance import Numbers, null_deviation
 from tools.ranking import (
-    Numbers,
     additive_scores,
     best_rank_at,
     compare,

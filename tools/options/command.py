@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from tools.failures import Interrupted, RunFailed
+from tools.files.provenance import HOUSE
 from tools.mistake import Mistake
 from tools.options import plugins
 from tools.options.config import given, message_of, parse
@@ -16,7 +17,6 @@ from tools.options.help import HELP, HELP_ALL
 
 _Config = TypeVar("_Config")
 
-HOUSE = Path(__file__).resolve().parents[2]
 FLOORS = ("tools", "local_learning", "supernet", "search", "retrain")
 
 

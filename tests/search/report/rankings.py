@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from search.report.statistics import Ranking, rank, with_baselines
 from tests.search.spaces import macro
-from tools.ranking import Numbers
+from tools.chance import Numbers
 
 
 def ranked(subjects: Mapping[str, Numbers], truth: Numbers) -> Ranking:

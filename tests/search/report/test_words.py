@@ -7,7 +7,7 @@ from search.report.statistics import Ranking, holm, rank, with_baselines
 from search.report.words import number, percent, percent_points, verdict
 from tests.search.report.rankings import ranked
 from tests.search.spaces import macro
-from tools.ranking import Numbers
+from tools.chance import Numbers
 
 
 @pytest.mark.parametrize(
