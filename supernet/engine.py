@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 
-class Engine:
+class SupernetEngine:
     """This engine is plain PyTorch on one process."""
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -30,7 +30,7 @@ class Engine:
         optimizer.zero_grad(set_to_none=True)
 
 
-class AccelerateEngine(Engine):
+class AccelerateSupernetEngine(SupernetEngine):
     """This engine runs in mixed precision and takes means of gradients over the processes.
 
     All processes train the same path. Gradients are shared once an update, as one vector.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from local_learning.losses import upcast
-from supernet.engine import Engine
+from supernet.engine import SupernetEngine
 from supernet.objectives import Objective
 from supernet.options import LayerwiseOptions
 from supernet.sampling import stream
@@ -23,7 +23,7 @@ from tools.batchnorm import frozen_statistics
 from tools.optim import MakeOptimizer
 
 
-class Greedy(Strategy):
+class GreedyStrategy(Strategy):
     """Each module of layer i learns by the loss at decoder i on its own output (LWSL, Algorithm 1, Eq. 4).
 
     Decoders 1 to n - 1 are local; the last is the supernet's tail.
@@ -36,7 +36,7 @@ class Greedy(Strategy):
         optimizer: MakeOptimizer,
         seed: int,
         objective: Objective,
-        engine: Engine,
+        engine: SupernetEngine,
         options: LayerwiseOptions,
     ) -> None:
         super().__init__(net, seed=seed, objective=objective, engine=engine)
@@ -116,7 +116,7 @@ class Greedy(Strategy):
                     parameter.grad /= uses
 
 
-class NonGreedy(Greedy):
+class NonGreedyStrategy(GreedyStrategy):
     """Each module of layer i learns by the loss behind a module of layer i + 1 (LWSL, Algorithm 2, Eq. 5).
 
     That module, the partner, is random and is not trained by this loss. Decoders 2 to n are local. Decoder

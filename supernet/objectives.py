@@ -48,7 +48,7 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossEntropy:
+class CrossEntropyObjective:
     """This objective is cross-entropy with the labels."""
 
     num_classes: int

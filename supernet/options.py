@@ -156,7 +156,7 @@ STRATEGIES: Catalogue[StrategyRow] = Catalogue(
         StrategyRow(
             name="greedy",
             says="layer by layer, each by a loss of its own behind it (LWSL, layer-wise supernet learning)",
-            make="supernet.layerwise:Greedy",
+            make="supernet.layerwise:GreedyStrategy",
             reads=_BY_LAYER,
             layers_at_once=1,
         ),
@@ -164,7 +164,7 @@ STRATEGIES: Catalogue[StrategyRow] = Catalogue(
             name="nongreedy",
             says="layer by layer, each by the loss behind it and the next one (LWSL, layer-wise "
             "supernet learning)",
-            make="supernet.layerwise:NonGreedy",
+            make="supernet.layerwise:NonGreedyStrategy",
             reads=(
                 *_BY_LAYER,
                 *("layerwise.partner", "layerwise.partner_statistics", "layerwise.skip_as_partner"),
@@ -197,7 +197,10 @@ OBJECTIVES: Catalogue[ObjectiveRow] = Catalogue(
     ObjectiveRow,
     [
         ObjectiveRow(
-            name="cross_entropy", says="the labels", make="supernet.objectives:CrossEntropy", reads=()
+            name="cross_entropy",
+            says="the labels",
+            make="supernet.objectives:CrossEntropyObjective",
+            reads=(),
         ),
         ObjectiveRow(
             name="infonce",

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from supernet.engine import Engine
+from supernet.engine import SupernetEngine
 from supernet.objectives import Objective
 from supernet.options import PathOptions
 from supernet.sampling import LimitedSampler, bins, permutations, sample, sample_network, stream
@@ -24,7 +24,7 @@ class EndToEnd(Strategy):
         optimizer: MakeOptimizer,
         seed: int,
         objective: Objective,
-        engine: Engine,
+        engine: SupernetEngine,
         options: PathOptions,
     ) -> None:
         super().__init__(net, seed=seed, objective=objective, engine=engine)
@@ -64,7 +64,7 @@ class SinglePath(EndToEnd):
         optimizer: MakeOptimizer,
         seed: int,
         objective: Objective,
-        engine: Engine,
+        engine: SupernetEngine,
         options: PathOptions,
     ) -> None:
         super().__init__(
@@ -110,7 +110,7 @@ class StrictFairness(EndToEnd):
         optimizer: MakeOptimizer,
         seed: int,
         objective: Objective,
-        engine: Engine,
+        engine: SupernetEngine,
         options: PathOptions,
     ) -> None:
         super().__init__(

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from supernet.engine import Engine
-from supernet.layerwise import Greedy
-from supernet.objectives import CrossEntropy, Objective
+from supernet.engine import SupernetEngine
+from supernet.layerwise import GreedyStrategy
+from supernet.objectives import CrossEntropyObjective, Objective
 from supernet.options import STRATEGIES, LayerwiseOptions, PathOptions
 from supernet.sampling import sample, stream
 from supernet.strategy import Strategy
@@ -25,26 +25,26 @@ def make_strategy(
     optimizer: MakeOptimizer,
     seed: int,
     objective: Objective | None = None,
-    engine: Engine | None = None,
+    engine: SupernetEngine | None = None,
     paths: PathOptions | None = None,
     layerwise: LayerwiseOptions | None = None,
 ) -> Strategy:
     """Make the strategy of this name: spos, fair, greedy, nongreedy, or a registered one.
 
     Without an objective it is cross-entropy, and without an engine plain PyTorch. New weights of decoders
-    come from torch's global generator. A maker gets `layerwise` as its options if it derives from Greedy,
-    otherwise `paths`.
+    come from torch's global generator. A maker gets `layerwise` as its options if it derives from
+    GreedyStrategy, otherwise `paths`.
     """
     STRATEGIES.check("strategy", name)
     maker = STRATEGIES[name].maker
-    by_layer = isinstance(maker, type) and issubclass(maker, Greedy)
+    by_layer = isinstance(maker, type) and issubclass(maker, GreedyStrategy)
     strategy = call(
         maker,
         net,
         optimizer=optimizer,
         seed=seed,
-        objective=objective or CrossEntropy(num_classes=net.space.num_classes),
-        engine=engine or Engine(),
+        objective=objective or CrossEntropyObjective(num_classes=net.space.num_classes),
+        engine=engine or SupernetEngine(),
         options=(layerwise or LayerwiseOptions()) if by_layer else (paths or PathOptions()),
     )
     if not isinstance(strategy, Strategy) or not strategy.optimizers:
@@ -66,7 +66,7 @@ class TailTraining(Strategy):
         optimizer: MakeOptimizer,
         seed: int,
         objective: Objective,
-        engine: Engine,
+        engine: SupernetEngine,
         part: str,
     ) -> None:
         super().__init__(net, seed=seed, objective=objective, engine=engine)

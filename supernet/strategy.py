@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from local_learning.losses import upcast
-from supernet.engine import Engine
+from supernet.engine import SupernetEngine
 from supernet.objectives import Objective
 from supernet.supernet import Supernet
 from tools.batchnorm import frozen_statistics
@@ -23,7 +23,7 @@ class Strategy(ABC):
     beside the supernet's own; `updates[l, j]` counts the updates of candidate j of layer l.
     """
 
-    def __init__(self, net: Supernet, *, seed: int, objective: Objective, engine: Engine) -> None:
+    def __init__(self, net: Supernet, *, seed: int, objective: Objective, engine: SupernetEngine) -> None:
         self.net, self.seed, self.objective, self.engine = net, seed, objective, engine
         self.decoders = nn.ModuleList()
         self.optimizers: list[torch.optim.Optimizer] = []
@@ -71,7 +71,13 @@ class SharedStem:
     """
 
     def __init__(
-        self, net: Supernet, images: Tensor, engine: Engine, *, trained: bool = True, again: bool = False
+        self,
+        net: Supernet,
+        images: Tensor,
+        engine: SupernetEngine,
+        *,
+        trained: bool = True,
+        again: bool = False,
     ) -> None:
         self._net, self._engine, self._images = net, engine, images
         self._trained = trained and len(net.stem) > 0

@@ -17,8 +17,8 @@ from tools.options.config import check_choice
 class Supernet(nn.Module):
     """A supernet is a stem, the candidates of every searchable layer, and a tail.
 
-    `layers[l][j]` is candidate j of searchable layer l. Initial weights are those of `initialise`, and
-    come from torch's global generator.
+    `layers[l][j]` is candidate j of searchable layer l. Initial weights are those of
+    `initialise_as_timm`, and come from torch's global generator.
     """
 
     def __init__(self, space: Space, *, classifier_init: str = "torch") -> None:
@@ -30,7 +30,7 @@ class Supernet(nn.Module):
             for layer, place in zip(space.layers, space.places, strict=True)
         )
         self.tail = _tail(space)
-        initialise(self, self.tail, classifier_init)
+        initialise_as_timm(self, self.tail, classifier_init)
         guard_convolutions(self)
 
     def begin(self, images: Tensor) -> Tensor:
@@ -86,11 +86,11 @@ def build_architecture(
     places = zip(space.layers, space.places, architecture.choices, strict=True)
     chosen = [layer[choice].build(place, space.style) for layer, place, choice in places]
     chain = _chain(_stem(space), chosen, _tail(space), stem)
-    initialise(chain, chain.classifier, classifier_init)
+    initialise_as_timm(chain, chain.classifier, classifier_init)
     return chain
 
 
-def initialise(module: nn.Module, tail: nn.Module, classifier_init: str) -> None:
+def initialise_as_timm(module: nn.Module, tail: nn.Module, classifier_init: str) -> None:
     """Give a new module timm's initial weights for such networks, but its classifier torch's.
 
     timm's range for a classifier, 1 / sqrt(classes), fits a thousand classes. With ten classes the first

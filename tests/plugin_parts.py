@@ -15,7 +15,7 @@ from search.baselines import RandomSearch
 from search.methods import register_method
 from supernet.layers import Place, Style, register_op
 from supernet.network.documents import space_from
-from supernet.objectives import CrossEntropy, register_objective
+from supernet.objectives import CrossEntropyObjective, register_objective
 from supernet.paths import EndToEnd
 from supernet.presets import register_space
 from supernet.sampling import sample, stream
@@ -63,7 +63,7 @@ class OwnSearch(RandomSearch):
 
 
 @register_objective("ownlabels")
-class OwnLabels(CrossEntropy):
+class OwnLabels(CrossEntropyObjective):
     """The labels, as cross_entropy takes them."""
 
 

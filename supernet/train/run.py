@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from supernet.engine import AccelerateEngine
+from supernet.engine import AccelerateSupernetEngine
 from supernet.network.documents import find_space, save_space, space_to
 from supernet.network.storage import forget_snapshots, save_snapshot, save_supernet
-from supernet.objectives import CrossEntropy, Objective
+from supernet.objectives import CrossEntropyObjective, Objective
 from supernet.options import OBJECTIVES
 from supernet.space import Space
 from supernet.strategies import TailTraining, make_strategy
@@ -167,7 +167,7 @@ def _strategies(
 ) -> tuple[Strategy, TailTraining | None]:
     """Return the strategy, and what trains the tail after it where options ask for that."""
     recipe = config.recipe
-    labels = CrossEntropy(
+    labels = CrossEntropyObjective(
         num_classes=data.num_classes, label_smoothing=recipe.label_smoothing, smoothing=recipe.smoothing
     )
     objective: Objective = call(
@@ -182,7 +182,7 @@ def _strategies(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    engine = AccelerateEngine(accelerator, clip_norm=recipe.clip_norm)
+    engine = AccelerateSupernetEngine(accelerator, clip_norm=recipe.clip_norm)
 
     def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         made = make_optimizer(recipe, parameters)

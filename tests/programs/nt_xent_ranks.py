@@ -8,7 +8,7 @@ import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from supernet.engine import AccelerateEngine, Engine
+from supernet.engine import AccelerateSupernetEngine, SupernetEngine
 from supernet.layers import Conv, MBConv, Skip
 from supernet.objectives import InfoNCE, nt_xent
 from supernet.options import STRATEGIES, ContrastOptions
@@ -41,7 +41,7 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return images, torch.randint(3, (RANKS * IMAGES,), generator=source)
 
 
-def train(name: str, engine: Engine, views: bool, rank: int = 0, ranks: int = 1) -> Strategy:
+def train(name: str, engine: SupernetEngine, views: bool, rank: int = 0, ranks: int = 1) -> Strategy:
     """Two steps on a rank's rows."""
     torch.manual_seed(0)
     net = Supernet(SPACE).double().train()
@@ -91,7 +91,7 @@ def check_loss(rank: int, projections: Tensor, loss: Tensor, gradient: Tensor) -
 
 def main() -> None:
     cases = [(name, views) for name in STRATEGIES for views in (False, True)] + [("tail", False)]
-    alone = {case: state_of(train(case[0], Engine(), case[1])) for case in cases}
+    alone = {case: state_of(train(case[0], SupernetEngine(), case[1])) for case in cases}
     wanted = whole_loss()
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
@@ -99,7 +99,7 @@ def main() -> None:
     check_loss(rank, *wanted)
     for name, views in cases:
         with SharedBatchNorm():
-            shared = state_of(train(name, AccelerateEngine(accelerator), views, rank, RANKS))
+            shared = state_of(train(name, AccelerateSupernetEngine(accelerator), views, rank, RANKS))
         assert shared.keys() == alone[name, views].keys()
         for key, values in alone[name, views].items():
             torch.testing.assert_close(shared[key], values, rtol=1e-9, atol=1e-11, msg=f"{name}: {key}")

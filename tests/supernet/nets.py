@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supernet.engine import Engine
+from supernet.engine import SupernetEngine
 from supernet.layers import Conv, DepthwiseSeparable, MBConv, Op, Skip, Style
 from supernet.objectives import InfoNCE, Objective
 from supernet.options import STRATEGIES, ContrastOptions, LayerwiseOptions, PathOptions
@@ -100,7 +100,7 @@ def make(
     optimizer: MakeOptimizer | None = None,
     seed: int = 3,
     objective: Objective | None = None,
-    engine: Engine | None = None,
+    engine: SupernetEngine | None = None,
     paths: PathOptions | None = None,
     layerwise: LayerwiseOptions | None = None,
 ) -> Strategy:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.layers import MBConv, Skip
-from supernet.layerwise import Greedy, NonGreedy
+from supernet.layerwise import GreedyStrategy, NonGreedyStrategy
 from supernet.sampling import sample, stream
 from supernet.space import Layer, Space
 from supernet.strategy import Strategy
@@ -46,15 +46,19 @@ from tools.cost import saved_activation_bytes
 Loss = Callable[[Tensor], Tensor]
 
 
-def greedy(net: Supernet | None = None, optimizer: Any = None, seed: int = 3, **options: Any) -> Greedy:
+def greedy(
+    net: Supernet | None = None, optimizer: Any = None, seed: int = 3, **options: Any
+) -> GreedyStrategy:
     strategy = make("greedy", net, optimizer=optimizer, seed=seed, layerwise=layerwise(**options))
-    assert isinstance(strategy, Greedy)
+    assert isinstance(strategy, GreedyStrategy)
     return strategy
 
 
-def nongreedy(net: Supernet | None = None, optimizer: Any = None, seed: int = 3, **options: Any) -> NonGreedy:
+def nongreedy(
+    net: Supernet | None = None, optimizer: Any = None, seed: int = 3, **options: Any
+) -> NonGreedyStrategy:
     strategy = make("nongreedy", net, optimizer=optimizer, seed=seed, layerwise=layerwise(**options))
-    assert isinstance(strategy, NonGreedy)
+    assert isinstance(strategy, NonGreedyStrategy)
     return strategy
 
 
@@ -173,7 +177,7 @@ def wanted_gradients(
     if frozen_stem:
         net.stem.requires_grad_(False)
     n = len(net.layers)
-    first = 1 if isinstance(strategy, NonGreedy) else 0
+    first = 1 if isinstance(strategy, NonGreedyStrategy) else 0
     behind: dict[tuple[int, int], nn.Module] = {}
     rest = iter(decoders)
     for place in range(first, n + first):
@@ -190,7 +194,7 @@ def wanted_gradients(
         width = net.space.tail.conv_chs if last and tail else net.space.layers[at].out_chs
         assert all(_first_width(behind[place, j]) == width for j in modules)
     assert not list(rest)
-    if isinstance(strategy, NonGreedy):
+    if isinstance(strategy, NonGreedyStrategy):
         algorithm_2(net, lambda i, j: behind[i, j], loss_of, images, strategy.partners(step))
     else:
         algorithm_1(net, lambda i, j: behind[i, j], loss_of, images, skip_in_mean=skip_in_mean)
@@ -239,7 +243,7 @@ def test_a_decoder_for_each_module(name: str) -> None:
     strategy = MAKERS[name](decoders="module", last_decoder="local")
     assert len(strategy.decoders) == 9
     found = check(strategy, per_module=True, tail=False)
-    if isinstance(strategy, NonGreedy):  # decoders behind modules that were no partner rest
+    if isinstance(strategy, NonGreedyStrategy):  # decoders behind modules that were no partner rest
         drawn = [set(layer) for layer in strategy.partners(0)]
         idle = sum(gradient is None for key, gradient in found.items() if key.startswith("decoders."))
         assert idle == 2 * sum(3 - len(each) for each in drawn) > 0
@@ -555,7 +559,7 @@ def test_skip_in_the_mean_changes_the_gradients_of_the_layers_above_only() -> No
 # ---- partners ------------------------------------------------------------------------------------------
 
 
-def draws(strategy: NonGreedy, steps: int = 60) -> list[list[list[int]]]:
+def draws(strategy: NonGreedyStrategy, steps: int = 60) -> list[list[list[int]]]:
     return [strategy.partners(step) for step in range(steps)]
 
 

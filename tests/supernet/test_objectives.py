@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from supernet.engine import Engine
-from supernet.objectives import CrossEntropy, InfoNCE, nt_xent
+from supernet.engine import SupernetEngine
+from supernet.objectives import CrossEntropyObjective, InfoNCE, nt_xent
 from supernet.options import STRATEGIES, ContrastOptions
 from supernet.strategies import TailTraining
 from supernet.strategy import Strategy
@@ -218,7 +218,7 @@ def test_views_make_a_supernet_tell_images_apart() -> None:
 
 def test_targets_and_images_are_the_objectives() -> None:
     images, targets = batch(rows=3, size=PICTURES)
-    plain = CrossEntropy(num_classes=5).task(images, targets, 4)
+    plain = CrossEntropyObjective(num_classes=5).task(images, targets, 4)
     assert plain.images is images
     assert plain.targets is targets
     both = info_nce().task(images, targets, 4).images
@@ -236,7 +236,7 @@ def test_cross_entropy_takes_label_smoothing() -> None:
     spread = torch.full((4, 5), 0.1 / 5, dtype=torch.float64)
     spread[range(4), targets] += 0.9
     wanted = -(spread * (logits.exp() / logits.exp().sum(1, keepdim=True)).log()).sum(1).mean()
-    found = CrossEntropy(num_classes=5, label_smoothing=0.1).loss(logits, targets)
+    found = CrossEntropyObjective(num_classes=5, label_smoothing=0.1).loss(logits, targets)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
 
 
@@ -244,8 +244,10 @@ def test_cross_entropy_takes_label_smoothing() -> None:
 
 
 def tail_training(net: Supernet, part: str, optimizer: Any = sgd, seed: int = 3) -> TailTraining:
-    objective = CrossEntropy(num_classes=5)
-    return TailTraining(net, optimizer=optimizer, seed=seed, objective=objective, engine=Engine(), part=part)
+    objective = CrossEntropyObjective(num_classes=5)
+    return TailTraining(
+        net, optimizer=optimizer, seed=seed, objective=objective, engine=SupernetEngine(), part=part
+    )
 
 
 @pytest.mark.parametrize("part", ["fc", "tail"])

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
-from supernet.engine import AccelerateEngine
+from supernet.engine import AccelerateSupernetEngine
 from supernet.options import STRATEGIES, ContrastOptions, LayerwiseOptions, PathOptions
 from supernet.strategies import make_strategy
 from supernet.strategy import Strategy
@@ -138,7 +138,7 @@ def test_options_do_not_hinder_resuming(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_accelerate_in_full_precision_is_plain_pytorch(name: str) -> None:
     plain = make(name, optimizer=adam)
-    strategy = make(name, optimizer=adam, engine=AccelerateEngine(Accelerator(cpu=True)))
+    strategy = make(name, optimizer=adam, engine=AccelerateSupernetEngine(Accelerator(cpu=True)))
     for step in range(3):
         assert_same_state(strategy.step(*batch(step), step), plain.step(*batch(step), step))
     assert not changed(snapshot(strategy), snapshot(plain))
@@ -148,7 +148,7 @@ def test_accelerate_in_full_precision_is_plain_pytorch(name: str) -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_bfloat16_gives_nearly_the_losses_of_single_precision(name: str, objective: str) -> None:
-    engine = AccelerateEngine(Accelerator(cpu=True, mixed_precision="bf16"))
+    engine = AccelerateSupernetEngine(Accelerator(cpu=True, mixed_precision="bf16"))
     maker = OBJECTIVES[objective]
     images, targets = batch(rows=16, size=16)
     found = []
@@ -174,7 +174,7 @@ def test_bfloat16_gives_nearly_the_losses_of_single_precision(name: str, objecti
 def test_clipping_shortens_the_gradient_of_each_update(name: str) -> None:
     clip = 0.05
     plain = make(name)
-    clipped = make(name, engine=AccelerateEngine(Accelerator(cpu=True), clip_norm=clip))
+    clipped = make(name, engine=AccelerateSupernetEngine(Accelerator(cpu=True), clip_norm=clip))
     wanted = step_gradients(plain, *batch())
     clipped.step(*batch(), 0)
     shortened = 0
@@ -196,7 +196,9 @@ def test_clipping_shortens_the_gradient_of_each_update(name: str) -> None:
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_gradients_below_the_clip_are_left_as_they_are() -> None:
     plain = make("greedy", optimizer=sgd)
-    clipped = make("greedy", optimizer=sgd, engine=AccelerateEngine(Accelerator(cpu=True), clip_norm=1e6))
+    clipped = make(
+        "greedy", optimizer=sgd, engine=AccelerateSupernetEngine(Accelerator(cpu=True), clip_norm=1e6)
+    )
     for step in range(2):
         plain.step(*batch(step), step)
         clipped.step(*batch(step), step)
