@@ -13,7 +13,7 @@ from local_learning.decoupling import Decoupling
 from local_learning.features import as_map, layout_of, map_shape
 from local_learning.groups import GroupedHeads, group_layers
 from local_learning.heads import make_head
-from local_learning.losses import CrossEntropy, Grouped, Objective, Place, logits_of, loss_at
+from local_learning.losses import BlockLoss, CrossEntropy, Grouped, LossPlace, logits_of, loss_at
 from local_learning.options import LocalLosses
 from tools.layout import guard_convolutions
 
@@ -41,14 +41,14 @@ class Block(nn.Module):
         self,
         layers: Iterable[nn.Module],
         head: nn.Module | None,
-        objective: Objective | None = None,
+        objective: BlockLoss | None = None,
         *,
         layout: str = "",
     ) -> None:
         super().__init__()
         self.layers = nn.Sequential(*layers)
         self.head = head
-        self.objective: Objective = CrossEntropy() if objective is None else objective
+        self.objective: BlockLoss = CrossEntropy() if objective is None else objective
         self.layout = layout
         guard_convolutions(self)
 
@@ -229,7 +229,7 @@ def decouple(
             made = make(kind, chs, size, num_classes, width=width, image_shape=shape)
             return made.to(reference.device, reference.dtype)
 
-        place = Place(
+        place = LossPlace(
             options=options,
             index=k,
             count=len(decoupling.cuts),

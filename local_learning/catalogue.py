@@ -16,7 +16,7 @@ class HeadRow(Row):
     """
 
     loss: Callable[..., Any] | str = ""
-    """What makes the head's own loss from a `local_learning.losses.Place`. A head without one has that of
+    """What makes the head's own loss from a `local_learning.losses.LossPlace`. A head without one has that of
     `local.loss`."""
     searchable: bool = True
     """Whether the head gives logits and nothing else, so that several heads can be mixed."""

@@ -114,8 +114,8 @@ def _cosines(logits: Sequence[Tensor], targets: Tensor, temperature: float, stop
     return cosines_GB
 
 
-class Objective(Protocol):
-    """An objective is a block's loss, from its head's outputs, the targets, and the network's images."""
+class BlockLoss(Protocol):
+    """A `BlockLoss` gives a block's loss, from its head's outputs, the targets, and the network's images."""
 
     def __call__(self, outputs: Any, targets: Tensor, images: Tensor) -> Tensor: ...
 
@@ -134,7 +134,7 @@ class CrossEntropy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class LossPlace:
     """A place is the cut for which a loss is made."""
 
     options: LocalLosses
@@ -223,13 +223,13 @@ class InfoProContrast:
 
 
 @by_name
-def predsim_loss(place: Place) -> PredSim:
+def predsim_loss(place: LossPlace) -> PredSim:
     """Make PredSim's loss at a cut."""
     return PredSim(place.options.similarity, place.num_classes)
 
 
 @by_name
-def infopro_loss(place: Place) -> InfoPro:
+def infopro_loss(place: LossPlace) -> InfoPro:
     """Make InfoPro's loss at a cut."""
     return InfoPro(
         reconstruction=place.weight(place.options.reconstruction),
@@ -242,7 +242,7 @@ def infopro_loss(place: Place) -> InfoPro:
 
 
 @by_name
-def infopro_contrast_loss(place: Place) -> InfoProContrast:
+def infopro_contrast_loss(place: LossPlace) -> InfoProContrast:
     """Make InfoPro's loss with contrast at a cut."""
     return InfoProContrast(
         reconstruction=place.weight(place.options.reconstruction),
@@ -253,11 +253,11 @@ def infopro_contrast_loss(place: Place) -> InfoProContrast:
     )
 
 
-def loss_at(kind: str, place: Place) -> Objective:
+def loss_at(kind: str, place: LossPlace) -> BlockLoss:
     """Return the loss that goes with a kind of head at a cut."""
     row = HEADS.get(kind)
     if row is not None and row.loss_maker is not None:
-        objective: Objective = row.loss_maker(place)
+        objective: BlockLoss = row.loss_maker(place)
         return objective
     name, plain = place.options.loss, place.plain
     if not LOSSES.is_own(name):
@@ -271,7 +271,7 @@ def loss_at(kind: str, place: Place) -> Objective:
 class Grouped:
     """This loss is the sum of the neuron groups' own losses and the diversity between them."""
 
-    each: Objective
+    each: BlockLoss
     """The loss of each group."""
     weight: float
     """The weight of the diversity."""
@@ -286,7 +286,7 @@ class Grouped:
         return loss + self.weight * diversity(logits, targets, stop_gradient=self.stop_gradient)
 
 
-def sees_images(objective: Objective) -> bool:
+def sees_images(objective: BlockLoss) -> bool:
     """Return whether a loss may look at the images; a loss that is not ours is assumed to."""
     if isinstance(objective, Grouped):
         return sees_images(objective.each)

@@ -28,7 +28,7 @@ class Part(NamedTuple):
         return self.images if self.received is None else self.received
 
 
-class Report(NamedTuple):
+class StepReport(NamedTuple):
     """A report holds what a step gives back."""
 
     losses: dict[str, Tensor]
@@ -40,7 +40,7 @@ class Report(NamedTuple):
 class Rule(Protocol):
     """A rule turns a batch into updates of all blocks."""
 
-    def step(self, parts: Sequence[Part]) -> Report:
+    def step(self, parts: Sequence[Part]) -> StepReport:
         """Update the blocks by one batch."""
 
     def state_dict(self) -> dict[str, Any]:

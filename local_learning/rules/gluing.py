@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from local_learning.options import GluingOptions
-from local_learning.rules.engine import Engine, Means, Part, Report
+from local_learning.rules.engine import Engine, Means, Part, StepReport
 from local_learning.rules.gluing_cache import GluingCache, Inputs
 from tools.batchnorm import frozen_statistics
 from tools.mistake import Mistake
@@ -36,7 +36,7 @@ class Gluing:
         """The blocks here whose inputs are gluing variables."""
         self._cache = GluingCache(options, num_images) if options.cache else None
 
-    def step(self, parts: Sequence[Part]) -> Report:
+    def step(self, parts: Sequence[Part]) -> StepReport:
         """Take an h-step on every part, and a W-step of every block."""
         engine, top = self._engine, self._engine.num_blocks - 1
         with frozen_statistics(engine.net), engine.precision():
@@ -61,7 +61,7 @@ class Gluing:
                         means.add(f"gluing/{index + 1}", gap)
                     engine.backward(loss / len(parts))
             engine.update(index)
-        return Report(means.values, logits)
+        return StepReport(means.values, logits)
 
     def _glue(self, part: Part, cache: GluingCache) -> Inputs:
         """Return the inputs of every block here and of the one above, after the h-step from what is stored.

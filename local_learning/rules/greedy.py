@@ -6,7 +6,7 @@ backpropagation.
 
 from collections.abc import Sequence
 
-from local_learning.rules.engine import Engine, Means, Part, Report, Stateless, loss_name
+from local_learning.rules.engine import Engine, Means, Part, Stateless, StepReport, loss_name
 
 
 class Greedy(Stateless):
@@ -18,7 +18,7 @@ class Greedy(Stateless):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def step(self, parts: Sequence[Part]) -> Report:
+    def step(self, parts: Sequence[Part]) -> StepReport:
         """Update every block here once; each is finished before the next one runs."""
         engine, means = self._engine, Means(len(parts))
         features = [part.inputs for part in parts]
@@ -38,4 +38,4 @@ class Greedy(Stateless):
                     logits.append(outcome.logits[0].detach())
                 del outcome  # and with it the graph
             engine.update(index)
-        return Report(means.values, logits)
+        return StepReport(means.values, logits)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from local_learning.rules.engine import Engine, Means, Part, Report
+from local_learning.rules.engine import Engine, Means, Part, StepReport
 from tools.batchnorm import frozen_statistics
 
 
@@ -28,7 +28,7 @@ class Replay:
         # What the block above left for a block: one error signal per part, and nothing at first.
         self._errors: dict[int, list[Tensor]] = {index: [] for index in engine.below_top}
 
-    def step(self, parts: Sequence[Part]) -> Report:
+    def step(self, parts: Sequence[Part]) -> StepReport:
         """Update every block here that has an error signal."""
         engine = self._engine
         features = self._play(parts)
@@ -43,7 +43,7 @@ class Replay:
             if self._errors[index]:
                 self._hand_over(index, self._replay(index), errors)
         self._errors = errors
-        return Report(means.values, logits)
+        return StepReport(means.values, logits)
 
     @torch.no_grad()
     def _play(self, parts: Sequence[Part]) -> list[Tensor]:
