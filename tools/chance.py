@@ -30,7 +30,7 @@ _Rows = TypeVar("_Rows", bound=NDArray[Any])
 
 FEW = 30
 """Up to this many networks, the distribution of chance is computed from permutations of the data."""
-DRAWS = 10_000
+RESAMPLES = 10_000
 """At most this many orders or swaps are computed; where there are more, this many are drawn at random."""
 BLOCK = 512
 """This many networks are compared with all others at a time."""
@@ -105,7 +105,7 @@ def edge_of_chance(n: int, level: float = 0.95) -> float:
     if n > FEW:
         return float(stats.norm.ppf((1 + level) / 2)) * null_deviation(n)
     ordered = np.arange(float(n))
-    return _against(0.0, _taus_by_order([ordered], ordered, DRAWS, 0)[0], level)[1]
+    return _against(0.0, _taus_by_order([ordered], ordered, RESAMPLES, 0)[0], level)[1]
 
 
 def null_deviation(n: int) -> float:

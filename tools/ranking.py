@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from tools.chance import (
-    DRAWS,
     FEW,
+    RESAMPLES,
     Numbers,
     Tested,
     by_exchange,
@@ -56,7 +56,7 @@ def kendall_tau(
     truth: ArrayLike,
     *,
     level: float = 0.95,
-    resamples: int = DRAWS,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Tau:
     """Return tau-b of scores against the truth, or against the mean of the truth's rows where it has several.
@@ -79,7 +79,7 @@ def compare(
     truth: ArrayLike,
     *,
     level: float = 0.95,
-    resamples: int = DRAWS,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
     """Return the tau of one list minus the tau of another, both on the same networks."""
@@ -91,7 +91,7 @@ def rank_all(
     truth: ArrayLike,
     *,
     level: float = 0.95,
-    resamples: int = DRAWS,
+    resamples: int = RESAMPLES,
     seed: int = 0,
     pairs: Iterable[tuple[int, int]] | None = None,
 ) -> tuple[list[Tau], dict[tuple[int, int], Difference]]:

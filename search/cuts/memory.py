@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tools.failures import RunFailed
-from tools.run.checkpoint import KEPT
+from tools.run.checkpoint import CHECKPOINTS_KEPT
 from tools.run.weights import write_tensors
 
 PLACES = ("host", "device", "disk")
@@ -137,9 +137,9 @@ class SnapshotMemory:
         own = set(self._folder.glob(f"*-{self._rank}.safetensors"))
         named = {snapshot.path for snapshot in self.snapshots}
         if not self._named:
-            self._named = [own] * KEPT  # earlier checkpoints can name only these
+            self._named = [own] * CHECKPOINTS_KEPT  # earlier checkpoints can name only these
         if named != self._named[-1]:
-            self._named = [*self._named[-KEPT:], named]
+            self._named = [*self._named[-CHECKPOINTS_KEPT:], named]
         for path in own.difference(*self._named):
             path.unlink()
 

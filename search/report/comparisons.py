@@ -17,7 +17,7 @@ from search.report.trained import (
 from search.report.words import percent
 from tools.options.config import flag
 from tools.page.pictures import house_style
-from tools.page.report import Drawing, Drawings, Part, Row, Section, Table, Text, drawing
+from tools.page.report import Drawing, Drawings, Section, SectionPart, Table, TableRow, Text, drawing
 
 OF_CHANCE = "points of chance"
 ONE_SEED = "one seed each, not tested"
@@ -25,7 +25,7 @@ ONE_SEED = "one seed each, not tested"
 
 def trained_section(words: Sequence[str], searched: Sequence[str]) -> tuple[Section | None, list[str]]:
     """What networks reach alone, whole or in blocks; sentences on what cutting cost or gained."""
-    trainings, parts = list[FinishedTraining](), list[Part]()
+    trainings, parts = list[FinishedTraining](), list[SectionPart]()
     searches = [read_cut_search(name, path) for name, path in labelled(searched, "cuts").items()]
     for name, path in labelled(words, "trained").items():
         with faults_of("trained", path):
@@ -153,14 +153,14 @@ def _table(trainings: Sequence[FinishedTraining]) -> Table:
     return Table(columns, list(map(_row, trainings)), caption)
 
 
-def _row(training: FinishedTraining) -> Row:
+def _row(training: FinishedTraining) -> TableRow:
     cuts = ", ".join(map(str, training.cuts)) or "-"
     cells = [training.name, training.network, str(len(training.cuts) + 1), cuts]
     cells += [percent(training.accuracy), percent(training.last_two_accuracy)]
     cells += [f"{training.macs / 1e6:,.2f}" if training.macs else "-", f"{training.params / 1e6:,.2f}"]
     cells += [f"{training.kept_mib:.3f}" if math.isfinite(training.kept_mib) else "-"]
     processes = "-" if training.processes is None else str(training.processes)
-    return Row([*cells, f"{training.steps:,}", processes, f"{training.seconds:,.0f}"])
+    return TableRow([*cells, f"{training.steps:,}", processes, f"{training.seconds:,.0f}"])
 
 
 def _drawings(trainings: Sequence[FinishedTraining]) -> list[Drawing]:

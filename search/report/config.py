@@ -8,7 +8,7 @@ from typing import ClassVar
 from search.architectures.config import ScoringOptions
 from search.report.runs import labelled, mistake_of
 from supernet.train.config import check_shift_images
-from tools.images.options import MOST, DataConfig, PlaceOptions
+from tools.images.options import LARGEST, DataConfig, PlaceOptions
 from tools.mistake import Mistake
 from tools.options.config import check_range, flatten
 from tools.options.shared import RunOptions
@@ -102,7 +102,7 @@ class RankReportConfig(RunOptions):
 
     def __post_init__(self) -> None:
         self.check_run()
-        check_range("image_size", self.image_size, 0, MOST["image_size"])
+        check_range("image_size", self.image_size, 0, LARGEST["image_size"])
         check_range("networks", self.networks, 0)
         check_range("uncalibrated", self.uncalibrated, 0)
         check_range("snapshots", self.snapshots, 0)

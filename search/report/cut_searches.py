@@ -7,7 +7,7 @@ from typing import Any
 
 from search.records import Relaxation, load_relaxation
 from search.report.runs import faults_of, finished_results, labelled
-from tools.page.report import Drawing, Drawings, Lines, Part, Row, Section, Table, Text, inline
+from tools.page.report import Drawing, Drawings, Lines, Section, SectionPart, Table, TableRow, Text, inline
 
 MOST_SHOWN = 8
 """Numbers of blocks of which the cuts are listed."""
@@ -67,7 +67,7 @@ def read_cut_search(name: str, path: Path) -> CutSearch:
 
 def cut_search_section(words: Sequence[str]) -> tuple[Section | None, list[str]]:
     """What searches learned: shares, cuts by number of blocks, figures, and a sentence on each."""
-    parts, lines = list[Part](), list[str]()
+    parts, lines = list[SectionPart](), list[str]()
     for name, path in labelled(words, "cuts").items():
         with faults_of("cuts", path):
             search = read_cut_search(name, path)
@@ -102,7 +102,7 @@ def _sentence(search: CutSearch) -> str:
     )
 
 
-def _parts(search: CutSearch) -> list[Part]:
+def _parts(search: CutSearch) -> list[SectionPart]:
     """What a search learned, at length."""
     heads = ", ".join(search.relaxation.head_kinds)
     meaning = (
@@ -112,11 +112,14 @@ def _parts(search: CutSearch) -> list[Part]:
         "largest shares. A share over .5 wants a cut. Whether other cuts are better only trainings can tell."
     )
     rows = [
-        Row([chosen.blocks, ", ".join(map(str, chosen.cuts)), ", ".join(chosen.heads)])
+        TableRow([chosen.blocks, ", ".join(map(str, chosen.cuts)), ", ".join(chosen.heads)])
         for chosen in search.decouplings[:MOST_SHOWN]
     ]
     columns = ["blocks", "cut after layers", "heads"]
-    parts: list[Part] = [Text(meaning), Table(columns, rows, f"{search.name}: where to cut", words=True)]
+    parts: list[SectionPart] = [
+        Text(meaning),
+        Table(columns, rows, f"{search.name}: where to cut", words=True),
+    ]
     if drawings := _drawings(search):
         parts.append(Drawings(drawings, long=True))
     if search.words:

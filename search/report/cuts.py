@@ -15,7 +15,7 @@ from search.report.words import comparisons, interval, p_value
 from tools.chance import fewest
 from tools.files.jsonl import read_lines
 from tools.mistake import Mistake
-from tools.page.report import Part, Row, Table, Text
+from tools.page.report import SectionPart, Table, TableRow, Text
 from tools.ranking import Tau, kendall_tau
 
 FEWEST_CUTS = 4
@@ -74,7 +74,7 @@ def read_cut_truth(path: Path) -> CutTruth:
     return CutTruth(accuracies=accuracies, names=names)
 
 
-def cut_truth_parts(name: str, path: Path, searches: Sequence[CutSearch]) -> list[Part]:
+def cut_truth_parts(name: str, path: Path, searches: Sequence[CutSearch]) -> list[SectionPart]:
     """Decouplings of one network by their accuracy, and what searches for cuts thought of them."""
     truth = read_cut_truth(path)
     thoughts = {search.name: _thoughts(search, list(truth.accuracies)) for search in searches}
@@ -90,7 +90,7 @@ def _table(name: str, truth: CutTruth, thoughts: Mapping[str, Mapping[CutNetwork
         cells = [truth.names[cut], cut.network, str(cut.blocks), ", ".join(map(str, cut.places))]
         cells += [", ".join(cut.heads), cut.groups, f"{100 * truth.mean(cut):.2f}{spread} %"]
         cells += [str(len(values)), *(f"{by_cut[cut]:.2f}" for by_cut in thoughts.values())]
-        rows.append(Row(cells))
+        rows.append(TableRow(cells))
     columns = ["", "network", "blocks", "cut after", "heads", "groups", "test top-1", "trainings"]
     columns += [f"log p by {searcher}" for searcher in thoughts]
     return Table(columns, rows, f"{name}: which cut is better?")

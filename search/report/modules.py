@@ -12,7 +12,7 @@ from supernet.space import Architecture
 from supernet.train.records import shift_line
 from supernet.train.shift import Shift
 from tools.page.pictures import house_style
-from tools.page.report import Drawing, Drawings, Part, Row, Section, Table, Text, drawing, picture
+from tools.page.report import Drawing, Drawings, Section, SectionPart, Table, TableRow, Text, drawing, picture
 from tools.ranking import tau_b
 from tools.similarity import off_diagonal_mean
 
@@ -59,7 +59,7 @@ def shift_section(supernets: Mapping[str, SupernetAnswers]) -> Section:
             first, layers = _matrices(name, shift, supernets[name])
             matrices += first
             all_layers += layers
-    parts: list[Part] = [
+    parts: list[SectionPart] = [
         Text(
             "How alike the modules of one layer are on the same input, the mean of the outputs below: the "
             "more, the less it matters to the layers above which one is chosen."
@@ -130,11 +130,11 @@ def memory_section(supernets: Mapping[str, SupernetAnswers]) -> Section:
             "keep all layers at once.",
         )
     rows = [
-        Row([name, trained_by(answers), f"{answers.saved_bytes_per_step / 2**20:,.0f}"])
+        TableRow([name, trained_by(answers), f"{answers.saved_bytes_per_step / 2**20:,.0f}"])
         for name, answers in supernets.items()
         if answers.saved_bytes_per_step
     ]
-    parts: list[Part] = [Drawings([kept])]
+    parts: list[SectionPart] = [Drawings([kept])]
     if rows:
         columns = ["supernet", "trained by", "MiB kept at the peak of a step"]
         parts.append(Table(columns, rows, "As measured during the training, whole batches."))

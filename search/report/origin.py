@@ -10,13 +10,13 @@ from search.report.tables import NetworkTable, table_file
 from supernet.network.storage import weights_file
 from tools.files.provenance import provenance, sha256
 from tools.options.config import to_toml
-from tools.page.report import Lines, Part, Section, facts
+from tools.page.report import Lines, Section, SectionPart, facts
 from tools.run.folder import Run
 
 
 def origin_section(origin: Mapping[str, str], options: Mapping[str, str]) -> Section:
     """The last section of a report; options are folded, since there are many."""
-    parts: list[Part] = [facts(origin)]
+    parts: list[SectionPart] = [facts(origin)]
     parts += [Lines(text, title=f"options of {name}") for name, text in options.items()]
     return Section("Where this comes from", parts)
 

@@ -12,7 +12,7 @@ from search.report.words import COUNTS, comparisons, interval, number
 from supernet.options import STRATEGIES
 from supernet.space import Architecture
 from tools.page.pictures import house_style
-from tools.page.report import Drawings, Part, Row, Section, Table, Text, drawing
+from tools.page.report import Drawings, Section, SectionPart, Table, TableRow, Text, drawing
 from tools.ranking import kendall_tau
 
 
@@ -80,7 +80,7 @@ def _unit(scored: ScoredNetworks) -> str:
 
 
 def _numbers(scored: ScoredNetworks, ranking: Ranking, supernets: Mapping[str, SupernetAnswers]) -> Section:
-    parts: list[Part] = [_tau_table(ranking), _choice_table(ranking)]
+    parts: list[SectionPart] = [_tau_table(ranking), _choice_table(ranking)]
     if ranking.comparisons:
         parts.append(_comparison_table(ranking))
     parts += _recalibrated(scored, supernets)
@@ -90,10 +90,10 @@ def _numbers(scored: ScoredNetworks, ranking: Ranking, supernets: Mapping[str, S
     return Section("The numbers", parts)
 
 
-def _score_rows(ranking: Ranking, cells: Callable[[Score], list[str]]) -> list[Row]:
+def _score_rows(ranking: Ranking, cells: Callable[[Score], list[str]]) -> list[TableRow]:
     """A row for each score; baselines are light."""
     return [
-        Row([name, *cells(score)], "" if name in ranking.subjects else "light")
+        TableRow([name, *cells(score)], "" if name in ranking.subjects else "light")
         for name, score in ranking.scores.items()
         if name != "chance"  # one order drawn by chance may be lucky
     ]
@@ -143,7 +143,7 @@ def _comparison_table(ranking: Ranking) -> Table:
     enough = ranking.networks >= ranking.needed
     words = {"above": "higher", "below": "lower", "not told from": "not told apart"}
     rows = [
-        Row(
+        TableRow(
             [
                 f"{comparison.one} less {comparison.other}",
                 interval(comparison.difference),
@@ -168,7 +168,7 @@ def _recalibrated(scored: ScoredNetworks, supernets: Mapping[str, SupernetAnswer
     """Scores with statistics of each network's own beside those with what training left."""
     truth = dict(zip(scored.networks, scored.mean, strict=True))
     rows = [
-        Row(
+        TableRow(
             [
                 name,
                 str(len(answers.uncalibrated)),
@@ -211,7 +211,7 @@ def _seeds(ranking: Ranking, supernets: Mapping[str, SupernetAnswers]) -> list[T
         if len(taus) > 1:
             mean = sum(taus) / len(taus)
             spread = (sum((tau - mean) ** 2 for tau in taus) / (len(taus) - 1)) ** 0.5
-            rows.append(Row([how, str(len(taus)), number(mean, 3), number(spread, 3)]))
+            rows.append(TableRow([how, str(len(taus)), number(mean, 3), number(spread, 3)]))
     columns = ["trained by", "supernets", "mean tau", "standard deviation"]
     return [Table(columns, rows, "Between supernets of one strategy and length.")] if rows else []
 

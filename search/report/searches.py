@@ -13,7 +13,7 @@ from search.report.words import percent, percent_points
 from supernet.space import Architecture
 from tools.files.jsonl import read_lines
 from tools.page.pictures import house_style
-from tools.page.report import Drawings, Part, Row, Section, Table, Text, drawing
+from tools.page.report import Drawings, Section, SectionPart, Table, TableRow, Text, drawing
 
 LIMIT_WORDS = {
     "macs": "{:,.0f} MACs",
@@ -59,7 +59,7 @@ class ArchitectureSearch:
 
 def search_section(words: Sequence[str], truth: NetworkTable | None) -> tuple[Section | None, list[str]]:
     """The best that searches found, with what the truth says of it; a sentence on each."""
-    searches, rows, lines = list[ArchitectureSearch](), list[Row](), list[str]()
+    searches, rows, lines = list[ArchitectureSearch](), list[TableRow](), list[str]()
     for name, path in labelled(words, "search").items():
         with faults_of("search", path):
             search = read_search(name, path)
@@ -73,7 +73,7 @@ def search_section(words: Sequence[str], truth: NetworkTable | None) -> tuple[Se
         "Scores are with the supernet's weights, ± their standard error by the choice of the validation "
         "images; the highest of many are likely too high. The truth is of the same networks trained alone."
     )
-    parts: list[Part] = [*map(Text, lines), Table(columns, rows, caption), _drawings(searches)]
+    parts: list[SectionPart] = [*map(Text, lines), Table(columns, rows, caption), _drawings(searches)]
     return Section("What searches found", parts), lines
 
 
@@ -152,15 +152,15 @@ def _standing(
     return standing(truth, network.architecture, limits)
 
 
-def _row(search: ArchitectureSearch, network: BestNetwork, truth: NetworkTable | None) -> Row:
+def _row(search: ArchitectureSearch, network: BestNetwork, truth: NetworkTable | None) -> TableRow:
     images = search.validation_images
     error = f" ± {score_error(network.score, images):.4f}" if images else ""
     cells = [search.name, network.name, f"{network.score:.4f}{error}"]
     cells += [f"{network.macs / 1e6:,.2f}", f"{network.params / 1e6:,.3f}"]
     known = _standing(search, network, truth)
     if truth is None or known is None:
-        return Row([*cells, "-", "-"])
-    return Row([*cells, _worth(known.value, truth), f"{known.rank:,} of {known.among:,}"])
+        return TableRow([*cells, "-", "-"])
+    return TableRow([*cells, _worth(known.value, truth), f"{known.rank:,} of {known.among:,}"])
 
 
 def _worth(value: float, truth: NetworkTable) -> str:

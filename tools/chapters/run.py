@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tools.chapters.together import KEPT, Command, run_together
+from tools.chapters.together import SAVED_IS_KEPT, Command, run_together
 from tools.files.atomic import read_document, write_document
 from tools.files.provenance import sha256
 from tools.mistake import Mistake
@@ -74,7 +74,7 @@ def run_chapters(config: ChaptersConfig) -> None:
             before = "" if left else ": done before"
             print(f"[{number}/{len(chapters)}] {chapter.title}{before}", flush=True)
             if left:
-                wish.heed(KEPT)
+                wish.heed(SAVED_IS_KEPT)
                 made = {shlex.join(command): made_from(command, config.run) for command in left}
                 run_together(_commands(chapter, left, config.device), wish)
                 done |= made

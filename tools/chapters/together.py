@@ -18,7 +18,7 @@ PATIENCE_S = 120.0
 """A process that was asked to stop has these seconds; the checkpoint of a large network takes a while."""
 LAST_WORDS_S = 5.0
 """An ended process's output is read for these seconds, as another process may hold its pipe open."""
-KEPT = "what was saved is kept"
+SAVED_IS_KEPT = "what was saved is kept"
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,18 @@ def run_together(commands: Sequence[Command], wish: Wish) -> None:
     for speaker in speakers:
         speaker.join(max(0.0, deadline - time.monotonic()))
     if wish.signum:
-        raise Interrupted(wish.signum, f"stopped; {KEPT}, and the same command continues")
+        raise Interrupted(wish.signum, f"stopped; {SAVED_IS_KEPT}, and the same command continues")
     if any(speaker.is_deaf for speaker in speakers):
-        raise RunFailed(f"nobody reads the output any more; {KEPT}, and the same command continues")
+        raise RunFailed(f"nobody reads the output any more; {SAVED_IS_KEPT}, and the same command continues")
     for command, speaker in zip(commands, speakers, strict=True):
         # A command that was ended because another one failed has no message of its own.
         code = speaker.process.returncode
         if code and code not in (-signal.SIGTERM, 128 + signal.SIGTERM):
             raise RunFailed(
-                f"{command.script} ended with {code}: {speaker.last or 'it said nothing'}. {KEPT}"
+                f"{command.script} ended with {code}: {speaker.last or 'it said nothing'}. {SAVED_IS_KEPT}"
             )
     if any(speaker.process.returncode for speaker in speakers):
-        raise RunFailed(f"{commands[0].script} was stopped; {KEPT}, and the same command continues")
+        raise RunFailed(f"{commands[0].script} was stopped; {SAVED_IS_KEPT}, and the same command continues")
 
 
 class _Speaker(threading.Thread):

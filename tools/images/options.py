@@ -114,7 +114,7 @@ KNOWN_SETS = {
 }
 
 POLICY = r"(rand|original|originalr|v0|v0r|3a)(-\w[\w.]*)*"
-MOST = {
+LARGEST = {
     "image_size": 10_000,
     "num_classes": 1_000_000,
     "train_size": 1_000_000_000,
@@ -146,7 +146,7 @@ class PlaceOptions:
 
     def __post_init__(self) -> None:
         check_choice("data.loader", self.loader, LOADERS)
-        check_range("data.workers", self.workers, 0, MOST["workers"])
+        check_range("data.workers", self.workers, 0, LARGEST["workers"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ class DataConfig:
         check_choice("data.loader", self.loader, LOADERS)
         check_choice("data.augment", self.augment, ("none", "standard"))
         check_choice("data.pad_mode", self.pad_mode, ("zero", "reflect"))
-        for field, high in MOST.items():
+        for field, high in LARGEST.items():
             check_range(f"data.{field}", getattr(self, field), 0, high)
         if self.auto_augment and not re.fullmatch(POLICY, self.auto_augment):
             raise Mistake(

@@ -57,7 +57,7 @@ def class_factors(num_classes: int) -> Integers:
     levels = 2
     while (levels + 1) * levels**2 < 3 * num_classes and levels < len(SILHOUETTES):
         levels += 1
-    grid = min(levels + 1, len(SILHOUETTES)), min(levels, len(TEXTURES)), min(levels, len(COLOURS))
+    grid = min(levels + 1, len(SILHOUETTES)), min(levels, len(TEXTURES)), min(levels, len(HUES))
     size = grid[0] * grid[1] * grid[2]
     stride = next(step for step in range(7, size + 8) if np.gcd(step, size) == 1)
     cells = np.arange(num_classes) * stride % size
@@ -67,7 +67,7 @@ def class_factors(num_classes: int) -> Integers:
 def class_names(num_classes: int) -> list[str]:
     """Return what each class shows, in words."""
     return [
-        f"{COLOURS[colour]} {TEXTURES[texture].__name__[1:]} {SILHOUETTES[silhouette].__name__[1:]}"
+        f"{HUES[colour]} {TEXTURES[texture].__name__[1:]} {SILHOUETTES[silhouette].__name__[1:]}"
         for silhouette, texture, colour in class_factors(num_classes).tolist()
     ]
 
@@ -101,9 +101,7 @@ def _draw(factors: Integers, size: int, rng: np.random.Generator) -> Bytes:
 
 
 def _random_factors(count: int, rng: np.random.Generator) -> Integers:
-    return np.stack(
-        [rng.integers(0, n, count) for n in (len(SILHOUETTES), len(TEXTURES), len(COLOURS))], axis=1
-    )
+    return np.stack([rng.integers(0, n, count) for n in (len(SILHOUETTES), len(TEXTURES), len(HUES))], axis=1)
 
 
 def _place(
@@ -115,7 +113,7 @@ def _place(
     return _Placed(
         silhouette=factors[:, 0],
         texture=factors[:, 1],
-        hue=(factors[:, 2] / np.float32(len(COLOURS)) + uniform(-0.09, 0.09)).astype(np.float32) % 1,
+        hue=(factors[:, 2] / np.float32(len(HUES)) + uniform(-0.09, 0.09)).astype(np.float32) % 1,
         x=uniform(-spread, spread),
         y=uniform(-spread, spread),
         radius=uniform(*radius),
@@ -292,5 +290,5 @@ def _sharpened(x: Floats) -> Floats:
 
 SILHOUETTES: tuple[_Field, ...] = (_disc, _square, _triangle, _star, _cross, _ring, _crescent, _hourglass)
 TEXTURES: tuple[_Field, ...] = (_plain, _stripes, _checks, _rings, _halves, _spot)
-COLOURS = ("red", "yellow", "green", "cyan", "blue", "magenta")
-MAX_CLASSES = len(SILHOUETTES) * len(TEXTURES) * len(COLOURS)
+HUES = ("red", "yellow", "green", "cyan", "blue", "magenta")
+MAX_CLASSES = len(SILHOUETTES) * len(TEXTURES) * len(HUES)

@@ -26,7 +26,7 @@ CONTRAST, SATURATION, HUE = 1, 2, 3  # brightness is 0
 ORDERS = torch.tensor(list(itertools.permutations(range(4))))
 
 
-def draw(seed: int, step: int, total: int) -> Tensor:
+def draw_views(seed: int, step: int, total: int) -> Tensor:
     """Draw numbers in [0, 1) for both views of every image of the global batch.
 
     They are (len(DRAWS), 2, total) numbers on the CPU. All are drawn whatever the options are, so that
@@ -76,7 +76,7 @@ class Views:
         count, channels, height, width = images.shape
         end = start + count
         assert total is None or end <= total
-        table = draw(self._seed, step, end if total is None else total)[:, :, start:end].flatten(1)
+        table = draw_views(self._seed, step, end if total is None else total)[:, :, start:end].flatten(1)
         drawn = dict(zip(DRAWS, table, strict=True))
         dtype = torch.promote_types(images.dtype, torch.float32)
 

@@ -43,8 +43,8 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A `Row` is a row of a table, in the table's own style or in the style "light"."""
+class TableRow:
+    """A `TableRow` is a row of a table, in the table's own style or in the style "light"."""
 
     cells: Sequence[str]
     style: str = ""
@@ -55,7 +55,7 @@ class Table:
     """A `Table` has named columns; the first column says what a row is about."""
 
     columns: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
     caption: str = ""
     words: bool = False
     """The cells are text, which may be broken into lines."""
@@ -82,7 +82,7 @@ class Drawings:
     kind: str = "figures"
 
 
-Part = Text | Lines | Table | Drawings
+SectionPart = Text | Lines | Table | Drawings
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Section:
     """A `Section` is a heading and the parts under it."""
 
     title: str
-    parts: Sequence[Part]
+    parts: Sequence[SectionPart]
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def picture(values: ArrayLike, *, low: float, high: float) -> str:
 
 def facts(rows: Mapping[str, str], caption: str = "") -> Table:
     """Return a table of names and their values."""
-    return Table(("", ""), [Row((name, value)) for name, value in rows.items()], caption, words=True)
+    return Table(("", ""), [TableRow((name, value)) for name, value in rows.items()], caption, words=True)
 
 
 def as_data(sections: Sequence[Section]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from tools.failures import RunFailed
 from tools.files.atomic import read_document, write_bytes, write_document
 
 KIND, VERSION = "checkpoint", 1
-KEPT = 2
+CHECKPOINTS_KEPT = 2
 
 
 class Written(NamedTuple):
@@ -42,7 +42,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], parts: It
     for old in _steps(folder):
         if old > step:  # left by a run that was turned back to an earlier checkpoint
             _remove(folder, old)
-    for old in _steps(folder)[:-KEPT]:
+    for old in _steps(folder)[:-CHECKPOINTS_KEPT]:
         _remove(folder, old)
     kept = {f"step-{step:08d}" for step in _steps(folder)}
     for path in folder.glob("step-*.pt"):

@@ -6,7 +6,19 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from tools.images.views import DRAWS, ORDERS, Views, blend, blur, boxes, crop, draw, kernels, luma, shift_hue
+from tools.images.views import (
+    DRAWS,
+    ORDERS,
+    Views,
+    blend,
+    blur,
+    boxes,
+    crop,
+    draw_views,
+    kernels,
+    luma,
+    shift_hue,
+)
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 BATCH, HEIGHT, WIDTH = 48, 40, 44
@@ -79,7 +91,7 @@ def test_whole_batches_equal_torchvision_one_by_one(
 ) -> None:
     images = pictures(channels=channels)
     views = make(channels, jitter=jitter, grey=grey, blur=rate)(normalised(images), 3)
-    expected = one_by_one(images, draw(0, 3, BATCH), jitter=jitter, grey=grey, rate=rate)
+    expected = one_by_one(images, draw_views(0, 3, BATCH), jitter=jitter, grey=grey, rate=rate)
     # Jitter and the division by the deviation enlarge rounding.
     torch.testing.assert_close(views, normalised(expected), atol=2e-4, rtol=0)
 
@@ -160,7 +172,7 @@ def test_with_everything_off_each_view_is_the_image_or_its_mirror() -> None:
 def test_crops_have_areas_and_ratios_as_drawn_and_fit(
     scale: tuple[float, float], height: int, width: int
 ) -> None:
-    drawn = dict(zip(DRAWS, draw(0, 0, 4000).flatten(1), strict=True))
+    drawn = dict(zip(DRAWS, draw_views(0, 0, 4000).flatten(1), strict=True))
     top, left, rows, columns, flip = boxes(drawn, scale, height, width)
     assert (top >= 0).all()
     assert (left >= 0).all()
@@ -180,7 +192,7 @@ def test_crops_have_areas_and_ratios_as_drawn_and_fit(
 
 
 def test_an_image_too_wide_for_any_ratio_is_cropped_inside() -> None:
-    drawn = dict(zip(DRAWS, draw(0, 0, 500).flatten(1), strict=True))
+    drawn = dict(zip(DRAWS, draw_views(0, 0, 500).flatten(1), strict=True))
     top, left, rows, columns, _ = boxes(drawn, (0.5, 1.0), 10, 40)
     assert (rows >= 1).all()
     assert (top + rows <= 10).all()

@@ -17,11 +17,11 @@ from tools.page.report import (
     Drawing,
     Drawings,
     Lines,
-    Part,
     Report,
-    Row,
     Section,
+    SectionPart,
     Table,
+    TableRow,
     Text,
     drawing,
     facts,
@@ -81,11 +81,11 @@ def page(tmp_path: Path) -> Page:
     with house_style():
         drawn = [drawing(figure(), 'says "so" & <so>'), drawing(figure(), "again")]
     strip = Drawing("a strip", strip=[("one", picture(np.eye(4), low=0, high=1))])
-    parts: list[Part] = [
+    parts: list[SectionPart] = [
         Text("5 < 6 & <script>alert(1)</script>"),
         Lines("a = 1\n  b = 2"),
         Lines("c = <3>", title="more & <more>"),
-        Table(["name", "value"], [Row(["<i>x</i>", "1"], "light")], "a caption"),
+        Table(["name", "value"], [TableRow(["<i>x</i>", "1"], "light")], "a caption"),
         facts({"date": "today"}),
         Drawings([*drawn, strip]),
     ]
