@@ -46,7 +46,7 @@ def retrain(config: RetrainConfig) -> None:
             train_network(
                 stage.config, stage.run, stage.accelerator, lambda: load_data(config.data, config.seed)
             )
-        stage.print_summary(summary)
+        stage.print_summary(retraining_summary)
 
 
 def train_network(
@@ -240,7 +240,7 @@ def _results(facts: dict[str, Any], num_steps: int, end: Position, tested: dict[
     }
 
 
-def summary(run: Run, results: dict[str, Any]) -> str:
+def retraining_summary(run: Run, results: dict[str, Any]) -> str:
     """Return what the training came to, in words."""
     lines = [f"trained {results['steps']:,} steps in {results['training_seconds']:,.0f} s"]
     for which, path in (("last", run.last_weights), ("best", run.best_weights)):

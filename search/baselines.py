@@ -12,7 +12,7 @@ from search.variation import mutated
 from supernet.space import Architecture
 from tools.options.config import check_range
 
-MOST = 100_000
+MOST_NETWORKS = 100_000
 """The most networks that an exhaustive search goes through."""
 
 
@@ -38,11 +38,11 @@ class Exhaustive(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.planned = sum(1 for _ in islice(self.within.networks(), MOST + 1))
-        if self.planned > MOST:
+        self.planned = sum(1 for _ in islice(self.within.networks(), MOST_NETWORKS + 1))
+        if self.planned > MOST_NETWORKS:
             raise ValueError(
-                f"exhaustive: more than {MOST:,} networks of {self.space.name} keep the limits; take another "
-                "method, or lower the limits"
+                f"exhaustive: more than {MOST_NETWORKS:,} networks of {self.space.name} keep the limits; "
+                "take another method, or lower the limits"
             )
         self._rest: Iterator[Architecture] = self.within.networks()
 

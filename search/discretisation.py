@@ -31,7 +31,7 @@ INDIFFERENT = 0.01
 
 
 @dataclass(frozen=True)
-class BlockCosts:
+class PartCosts:
     """These are the costs of a block's parts, in any unit: seconds, multiply-accumulates, bytes."""
 
     layers: tuple[float, ...]
@@ -72,7 +72,7 @@ def discretise(alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: i
 
 
 def discretise_within(
-    alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: int, costs: BlockCosts, slack: float
+    alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: int, costs: PartCosts, slack: float
 ) -> Decoupling:
     """Return the cuts of largest summed softmax(alpha)_1 among those whose blocks cost about the same.
 
@@ -106,7 +106,7 @@ def discretise_within(
     return _with_heads(_most_valuable(values, allowed, num_blocks), winners)
 
 
-def imbalance(decoupling: Decoupling, head_kinds: Sequence[str], costs: BlockCosts) -> float:
+def imbalance(decoupling: Decoupling, head_kinds: Sequence[str], costs: PartCosts) -> float:
     """Return the largest block's cost divided by the mean cost: 1 where all blocks cost the same."""
     blocks = decoupling.blocks(len(costs.layers))
     if not blocks[-1]:
@@ -143,7 +143,7 @@ def random_heads(
 
 
 @dataclass(frozen=True)
-class Spread:
+class SearchSpread:
     """A spread says how far apart searches end that differ by chance alone."""
 
     ends: Sequence[tuple[Rows, Rows]]
@@ -164,7 +164,7 @@ class Spread:
 
 
 def confidence(
-    alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: int, spread: Spread | None = None
+    alpha: Rows, beta: Rows, head_kinds: Sequence[str], num_blocks: int, spread: SearchSpread | None = None
 ) -> list[str]:
     """Say in words how sure the cuts and heads of `num_blocks` blocks are.
 
@@ -250,7 +250,7 @@ def _most_valuable(values: Sequence[int], allowed: Sequence[Sequence[int]], num_
 
 
 def _about_cuts(
-    local: Sequence[float], num_blocks: int, spread: Spread | None, ends: Sequence[Sequence[float]]
+    local: Sequence[float], num_blocks: int, spread: SearchSpread | None, ends: Sequence[Sequence[float]]
 ) -> str:
     ranked = _ranked(local)
     chosen, left = ranked[: num_blocks - 1], ranked[num_blocks - 1 :]
@@ -270,7 +270,7 @@ def _about_cuts(
 
 
 def _about_head(
-    row: Sequence[float], kinds: Sequence[str], spread: Spread | None, ends: Sequence[Sequence[float]]
+    row: Sequence[float], kinds: Sequence[str], spread: SearchSpread | None, ends: Sequence[Sequence[float]]
 ) -> str:
     if len(kinds) == 1:
         return f"{kinds[0]}, the only kind"
@@ -282,7 +282,7 @@ def _about_head(
     return f"{kinds[first]} ({now[first]:.4g}), then {kinds[second]} ({now[second]:.4g}); {verdict}"
 
 
-def _verdict(margin: float, margins: Sequence[float], spread: Spread | None, tied: str) -> str:
+def _verdict(margin: float, margins: Sequence[float], spread: SearchSpread | None, tied: str) -> str:
     """Say what a margin is worth, given those of searches that differ by chance."""
     if margin < TIED:
         return f"undetermined: {tied} are tied"

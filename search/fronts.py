@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from deap import base, tools
 
-from search.method import Method, Scored, facts
+from search.method import Method, Scored, cost_as_json
 from search.variation import CROSSOVERS, crossed, mutated
 from supernet.additive import Additive, counted
 from supernet.sampling import sample
@@ -151,7 +151,7 @@ class Nsga2(Method):
         self._pool = tools.selNSGA2(self._pool + new, self.population)
 
     def _options(self) -> dict[str, Any]:
-        return super()._options() | {"costs": [facts(cost) for cost in self.costs]}
+        return super()._options() | {"costs": [cost_as_json(cost) for cost in self.costs]}
 
 
 def _fitness(scored: Scored, costs: Sequence[Additive]) -> Fitness:

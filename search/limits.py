@@ -23,7 +23,7 @@ _Costs = NDArray[np.int64]
 
 TRIES = 200
 """How many draws from under one of several limits are tried before other ways are taken."""
-FEW = 5_000
+MOST_LISTED = 5_000
 """Up to this many architectures are listed rather than drawn one by one."""
 
 UNITS = {"macs": (1, " MACs"), "params": (1, " parameters"), "latency": (TICKS / 1000, " ms")}
@@ -166,14 +166,16 @@ class Limits:
         if not self.limits:
             return sample(self.space, rng)
         tries = 1 if len(self.limits) == 1 else TRIES
-        if "_few" in vars(self) and len(self._few) <= FEW:  # draws failed before, and the strings are listed
+        if (
+            "_few" in vars(self) and len(self._few) <= MOST_LISTED
+        ):  # draws failed before, and the strings are listed
             tries = 0
         limit, sampler = self._scarcest
         for _ in range(tries):
             drawn = sampler.draw(rng, limit.high)
             if self.allow(drawn):
                 return drawn
-        if len(self._few) <= FEW:
+        if len(self._few) <= MOST_LISTED:
             return rng.choice(self._few)
         order = rng.sample(range(len(self._table)), len(self._table))
         return self._completed(None, order, rng)
@@ -187,7 +189,7 @@ class Limits:
     @functools.cached_property
     def _few(self) -> list[Architecture]:
         """All strings that keep the limits, or the first of them where there are too many."""
-        return list(itertools.islice(self._listed(canonical=False), FEW + 1))
+        return list(itertools.islice(self._listed(canonical=False), MOST_LISTED + 1))
 
     def _completed(
         self, start: Architecture | None, order: Sequence[int], rng: random.Random

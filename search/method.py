@@ -31,7 +31,7 @@ class Scored(NamedTuple):
     """Its score."""
 
 
-def facts(cost: Additive) -> list[Any]:
+def cost_as_json(cost: Additive) -> list[Any]:
     """Return all of a cost, ready for JSON."""
     return [cost.name, cost.fixed, [list(row) for row in cost.table]]
 
@@ -195,6 +195,6 @@ class Method(ABC):
         space: Space = given.pop("space")
         for name in ("max_macs", "max_params", "limits"):
             del given[name]  # the limits of `within` include them
-        limits = [[*facts(limit.cost), limit.high] for limit in self.within.limits]
+        limits = [[*cost_as_json(limit.cost), limit.high] for limit in self.within.limits]
         sizes = [len(layer) for layer in space.layers]
         return {**given, "method": self.name, "space": space.name, "candidates": sizes, "limits": limits}

@@ -13,8 +13,8 @@ from tools.cost import count_macs, count_params
 
 
 @dataclass(frozen=True)
-class Costs:
-    """A `Costs` is the cost of one image in evaluation mode."""
+class ImageCosts:
+    """An `ImageCosts` is the cost of one image in evaluation mode."""
 
     params: int
     macs: int | None
@@ -33,7 +33,7 @@ class Costs:
         )
 
 
-def count_costs(network: nn.Module, image_shape: tuple[int, ...]) -> Costs:
+def count_costs(network: nn.Module, image_shape: tuple[int, ...]) -> ImageCosts:
     """Return all costs of a network that is in evaluation mode."""
     assert not network.training
     images = torch.zeros(1, *image_shape)
@@ -44,7 +44,7 @@ def count_costs(network: nn.Module, image_shape: tuple[int, ...]) -> Costs:
     by_operator = _fvcores(network, images)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(images)
-    return Costs(
+    return ImageCosts(
         count_params(network), macs, sum(by_operator.values()), by_operator, int(counter.get_total_flops())
     )
 

@@ -31,8 +31,8 @@ It is relative to the largest logit: a network of a hundred layers may lose some
 
 
 @dataclass(frozen=True)
-class Written:
-    """A `Written` is a format that was written."""
+class WrittenFormat:
+    """A `WrittenFormat` is a format that was written."""
 
     files: list[str]
     run: Runner
@@ -43,8 +43,8 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A `Subject` is the network that is exported."""
+class ExportedNetwork:
+    """An `ExportedNetwork` is the network that is exported."""
 
     restored: Restored
     network: nn.Module
@@ -69,7 +69,7 @@ def check_packages(names: Sequence[str] = ONNX_PACKAGES, *, label: str = "`forma
             ) from None
 
 
-def write_state(folder: Path, subject: Subject) -> Written:
+def write_state(folder: Path, subject: ExportedNetwork) -> WrittenFormat:
     """Write the tensors of the plain module, with the notes from which the module is built."""
     restored = subject.restored
     notes = dict(restored.notes)
@@ -79,20 +79,20 @@ def write_state(folder: Path, subject: Subject) -> Written:
     save_tensors(path, subject.network.state_dict(), notes)
     again = restore(path)
     network = again.with_exits() if subject.exits else again.trunk()
-    return Written([path.name], eager(network), 0.0, {})
+    return WrittenFormat([path.name], eager(network), 0.0, {})
 
 
-def write_timm_folder(folder: Path, subject: Subject) -> Written:
+def write_timm_folder(folder: Path, subject: ExportedNetwork) -> WrittenFormat:
     """Write a folder for timm.create_model."""
     model = timm_model(subject.restored)
     files = write_timm(folder / "timm", subject.restored, model)
     network = read_timm(folder / "timm")
     # A linear layer that becomes a convolution adds its products in another order.
     tolerance = 0.0 if model.exact else FLOAT32
-    return Written([f"timm/{name}" for name in files], eager(network), tolerance, {"model": model.name})
+    return WrittenFormat([f"timm/{name}" for name in files], eager(network), tolerance, {"model": model.name})
 
 
-def write_torch_export(folder: Path, subject: Subject) -> Written:
+def write_torch_export(folder: Path, subject: ExportedNetwork) -> WrittenFormat:
     """Write a program of torch.export that takes batches of any size."""
     program = _program(subject)
     data = io.BytesIO()
@@ -102,10 +102,10 @@ def write_torch_export(folder: Path, subject: Subject) -> Written:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         network = torch.export.load(path).module()
-    return Written([path.name], eager(network), FLOAT32, {})
+    return WrittenFormat([path.name], eager(network), FLOAT32, {})
 
 
-def write_onnx(folder: Path, subject: Subject) -> Written:
+def write_onnx(folder: Path, subject: ExportedNetwork) -> WrittenFormat:
     """Write an ONNX file that takes batches of any size."""
     if sum(tensor.nbytes for tensor in subject.network.state_dict().values()) > PROTOBUF_BYTES:
         raise Mistake("`formats` onnx", "a file of ONNX holds less than 2 GiB", "take state or torch_export")
@@ -125,7 +125,7 @@ def write_onnx(folder: Path, subject: Subject) -> Written:
     assert exported is not None
     path = folder / "network.onnx"
     write_bytes(path, exported.model_proto.SerializeToString())
-    return Written([path.name], read_onnx(path), FLOAT32, {"opset": subject.opset})
+    return WrittenFormat([path.name], read_onnx(path), FLOAT32, {"opset": subject.opset})
 
 
 def read_onnx(path: Path) -> Runner:
@@ -143,7 +143,7 @@ def read_onnx(path: Path) -> Runner:
     return run
 
 
-WRITERS: dict[str, Callable[[Path, Subject], Written]] = {
+WRITERS: dict[str, Callable[[Path, ExportedNetwork], WrittenFormat]] = {
     "state": write_state,
     "timm": write_timm_folder,
     "onnx": write_onnx,
@@ -151,7 +151,7 @@ WRITERS: dict[str, Callable[[Path, Subject], Written]] = {
 }
 
 
-def _program(subject: Subject) -> torch.export.ExportedProgram:
+def _program(subject: ExportedNetwork) -> torch.export.ExportedProgram:
     images = torch.zeros(2, *subject.restored.image_shape)  # with one image, the batch would be fixed
     batch = ({0: torch.export.Dim("batch", min=1)},)
     with torch.no_grad():

@@ -12,8 +12,15 @@ import torch
 from torch import Tensor
 
 from retrain.export.config import KIND, VERSION, ExportConfig
-from retrain.export.costs import Costs, count_costs
-from retrain.export.formats import ONNX_PACKAGES, WRITERS, Outputs, Subject, Written, check_packages
+from retrain.export.costs import ImageCosts, count_costs
+from retrain.export.formats import (
+    ONNX_PACKAGES,
+    WRITERS,
+    ExportedNetwork,
+    Outputs,
+    WrittenFormat,
+    check_packages,
+)
 from retrain.export.source import Restored, restore
 from retrain.export.timm_folder import timm_model
 from tools.failures import RunFailed
@@ -49,7 +56,7 @@ def export(config: ExportConfig) -> None:
     if config.exits and len(restored.outputs) == 1:
         raise Mistake("exits", f"'{path}' has no auxiliary heads, only the classifier", "leave it out")
     network = restored.with_exits() if config.exits else restored.trunk()
-    subject = Subject(restored, network, config.exits, config.opset)
+    subject = ExportedNetwork(restored, network, config.exits, config.opset)
     costs = count_costs(network, restored.image_shape)
     print(f"{restored.name} of {path}\n{costs}", flush=True)
     checked = _images(config, restored)
@@ -73,7 +80,12 @@ def export(config: ExportConfig) -> None:
 
 
 def _write(
-    config: ExportConfig, subject: Subject, source: Path, costs: Costs, checked: Checked, folder: Path
+    config: ExportConfig,
+    subject: ExportedNetwork,
+    source: Path,
+    costs: ImageCosts,
+    checked: Checked,
+    folder: Path,
 ) -> None:
     """Write all formats and the note about them; compare each format before the next one is begun."""
     wanted = [_wanted(subject, images) for images in checked.batches]
@@ -109,7 +121,9 @@ def _write(
     write_document(folder / "export.json", KIND, VERSION, content)
 
 
-def _compare(name: str, written: Written, checked: Checked, wanted: Sequence[Outputs]) -> dict[str, Any]:
+def _compare(
+    name: str, written: WrittenFormat, checked: Checked, wanted: Sequence[Outputs]
+) -> dict[str, Any]:
     """Return how far a format is from the network, and refuse it if it is too far."""
     difference, largest = 0.0, 0.0
     for images, expected in zip(checked.batches, wanted, strict=True):
@@ -138,7 +152,7 @@ def _compare(name: str, written: Written, checked: Checked, wanted: Sequence[Out
 
 
 @torch.no_grad()
-def _wanted(subject: Subject, images: Tensor) -> Outputs:
+def _wanted(subject: ExportedNetwork, images: Tensor) -> Outputs:
     """Return what the network computes in blocks, as it was trained and evaluated."""
     outputs = [logits for of_block in subject.restored.net.all_logits(images) for logits in of_block]
     return tuple(outputs if subject.exits else outputs[-1:])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from local_learning.rules.engine import Part
 from retrain.pipeline.transfers import Inlet, Outlet, Peer, Traffic, peers
-from retrain.placing.placement import Placement, Stage
+from retrain.placing.placement import PipelineStage, Placement
 from tools.run.launch import SILENCE
 from tools.run.watchdog import Watchdog
 
@@ -155,13 +155,13 @@ class Neighbours:
         own = tensors[0][:, self._channels].movedim(1, -1).contiguous().movedim(-1, 1)
         return [own, *(tensors[1:] if self._sends_rest else [])]
 
-    def _peers(self, own: Stage, other: Stage, batch_size: int) -> list[list[Peer]]:
+    def _peers(self, own: PipelineStage, other: PipelineStage, batch_size: int) -> list[list[Peer]]:
         """Return the processes that have the same rows: a list for each of the other's neuron groups."""
         if own.groups == other.groups == 1:
             return [peers(own, self._copy, other, batch_size)]
         return [[peer] for peer in self._pipe(other)]
 
-    def _pipe(self, other: Stage) -> list[Peer]:
+    def _pipe(self, other: PipelineStage) -> list[Peer]:
         ranks = other.ranks if other.groups > 1 else [other.ranks.start + self._copy]
         return [Peer(rank, slice(None)) for rank in ranks]
 

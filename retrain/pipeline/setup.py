@@ -21,7 +21,14 @@ from retrain.pipeline.neighbours import Neighbours
 from retrain.pipeline.role import Role, role_of, whole_role
 from retrain.pipeline.transfers import Traffic
 from retrain.placing.measuring import seconds_here, subject_of
-from retrain.placing.placement import Placement, Stage, load_placement, place, place_groups, save_placement
+from retrain.placing.placement import (
+    PipelineStage,
+    Placement,
+    load_placement,
+    place,
+    place_groups,
+    save_placement,
+)
 from tools.failures import RunFailed, known_cause
 from tools.images.datasets import Data
 from tools.mistake import Mistake, quoted
@@ -223,7 +230,7 @@ def _role(placement: Placement, rank: int) -> str:
     return f"{_part(placement.stages[placement.stage_of(rank)], rank)} of {placement.num_blocks}"
 
 
-def _part(stage: Stage, rank: int) -> str:
+def _part(stage: PipelineStage, rank: int) -> str:
     """Return in words what a process has."""
     blocks = stage.blocks
     if stage.groups == 1:

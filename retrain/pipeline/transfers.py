@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from retrain.placing.placement import Stage
+from retrain.placing.placement import PipelineStage
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8)
 MOST_TENSORS, MOST_DIMS = 3, 5
@@ -56,10 +56,10 @@ class Traffic:
         return dict(zip(self.KINDS, values, strict=True))
 
 
-def peers(own: Stage, copy: int, other: Stage, batch_size: int) -> list[Peer]:
+def peers(own: PipelineStage, copy: int, other: PipelineStage, batch_size: int) -> list[Peer]:
     """Return the processes of a neighbouring stage that share rows with this copy of our stage."""
 
-    def rows(stage: Stage, number: int) -> range:
+    def rows(stage: PipelineStage, number: int) -> range:
         return range(batch_size * number // stage.copies, batch_size * (number + 1) // stage.copies)
 
     mine, sharing = rows(own, copy), []

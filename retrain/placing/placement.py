@@ -19,8 +19,11 @@ Seconds = Callable[[range, int], float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A `Stage` is a row of blocks on the same processes, which share the batch's rows or neuron groups."""
+class PipelineStage:
+    """A `PipelineStage` is a row of blocks on the same processes.
+
+    These share the batch's rows or neuron groups.
+    """
 
     blocks: range
     """These blocks are counted from 0."""
@@ -43,7 +46,7 @@ class Stage:
 class Placement:
     """A `Placement` is a list of stages in order; every block and every rank is in one of them."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[PipelineStage, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -72,7 +75,7 @@ class Placement:
         apart = groups or [1] * len(sizes)
         return cls(
             tuple(
-                Stage(blocks=range(*b), ranks=range(*r), groups=count)
+                PipelineStage(blocks=range(*b), ranks=range(*r), groups=count)
                 for b, r, count in zip(blocks, ranks, apart, strict=True)
             )
         )

@@ -48,8 +48,8 @@ def plan(config: RetrainConfig) -> None:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A `Row` is the plan for one number of devices."""
+class PlanRow:
+    """A `PlanRow` is the plan for one number of devices."""
 
     devices: int
     kind: str
@@ -108,9 +108,9 @@ def report(costs: BlockCosts, on: Conditions, devices: tuple[int, ...], memory: 
     return [*lines, "", *_stages(rows[-1])]
 
 
-def _rows(costs: BlockCosts, on: Conditions, devices: int) -> list[Row]:
+def _rows(costs: BlockCosts, on: Conditions, devices: int) -> list[PlanRow]:
     """Return the best placement, and the best one with every block apart if that is another one."""
-    rows: list[Row] = []
+    rows: list[PlanRow] = []
     shared = usable(1, devices, batch_size=on.batch_size, accumulate=on.accumulate)
     assert shared, "the recipe's parts divide its batch"
     ddp = [f"{devices} devices, DDP: {shared[-1]} are used"] if shared[-1] < devices else []
@@ -127,7 +127,7 @@ def _rows(costs: BlockCosts, on: Conditions, devices: int) -> list[Row]:
             note = f"{who}: {most} are used; all cannot share batches of {on.batch_size} evenly{cure}"
         notes = [note, *ddp] if note else ddp
         estimate, other = forecast(costs, placement, on), backprop(costs, shared[-1], on)
-        rows.append(Row(devices, kind, placement, estimate, other, notes))
+        rows.append(PlanRow(devices, kind, placement, estimate, other, notes))
     return rows
 
 
@@ -196,7 +196,7 @@ def _measured_cuts(config: RetrainConfig, network: Network, read: BlockCosts | N
 # ---- text ----------------------------------------------------------------------------------------------
 
 
-def _stages(row: Row) -> list[str]:
+def _stages(row: PlanRow) -> list[str]:
     """Return a table of one placement's stages."""
     estimate = row.estimate
     table = [["stage", "blocks", "devices", "compute ms", "all-reduce ms", "MB/step", "GiB", "idle"]]

@@ -36,7 +36,7 @@ def write_truth(run: Run, seed: int, finished: Mapping[Trial, Mapping[str, Any]]
     write_bytes(run.path / "truth.jsonl", text.encode())
 
 
-def results_of(plan: TruthPlan, finished: Mapping[Trial, Mapping[str, Any]]) -> dict[str, Any]:
+def truth_results(plan: TruthPlan, finished: Mapping[Trial, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the content of the run's results.json."""
     accuracies: dict[int, list[float]] = {}
     for trial, results in finished.items():
@@ -64,7 +64,7 @@ def results_of(plan: TruthPlan, finished: Mapping[Trial, Mapping[str, Any]]) -> 
     return facts
 
 
-def summary(run: Run, results: Mapping[str, Any]) -> str:
+def truth_summary(run: Run, results: Mapping[str, Any]) -> str:
     """Return a summary of the results, in words."""
     lines = [
         f"trained {results['trained']}, in {results['training_seconds']:,.0f} s of training",

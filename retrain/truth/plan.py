@@ -10,7 +10,13 @@ from local_learning.decoupling import save_decoupling
 from retrain.config import RetrainConfig
 from retrain.networks import choose_decoupling
 from retrain.truth.config import TruthConfig
-from supernet.network.documents import find_space, listed, load_architecture, save_architecture, stem_of
+from supernet.network.documents import (
+    find_space,
+    listed_architecture,
+    load_architecture,
+    save_architecture,
+    stem_of,
+)
 from supernet.network.network import Network
 from supernet.sampling import LimitedSampler, sample, stream
 from supernet.space import Architecture, Space
@@ -149,7 +155,7 @@ def _networks(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
             raise Mistake("space", quoted(error)) from None
     if config.draws:
         assert space
-        architectures = draw(space, config.networks, seed=config.seed, max_macs=int(config.max_macs))
+        architectures = draw_networks(space, config.networks, seed=config.seed, max_macs=int(config.max_macs))
     for path in map(Path, config.architectures):
         space, more = _read(path, space, images)
         architectures += more
@@ -186,10 +192,10 @@ def _read(path: Path, space: Space | None, images: Mapping[str, int]) -> tuple[S
 def _of_lines(path: Path, space: Space) -> Iterator[Architecture]:
     for entry in read_lines(path):
         if entry.get("choices") is not None:
-            yield listed(path, entry["choices"], space)
+            yield listed_architecture(path, entry["choices"], space)
 
 
-def draw(space: Space, count: int, *, seed: int, max_macs: int = 0) -> list[Architecture]:
+def draw_networks(space: Space, count: int, *, seed: int, max_macs: int = 0) -> list[Architecture]:
     """Draw `count` different networks from random strings of equal probability, without repeated networks.
 
     Raises:

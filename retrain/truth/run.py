@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from retrain.truth.config import TruthConfig
-from retrain.truth.findings import read_results, results_of, summary, write_truth
+from retrain.truth.findings import read_results, truth_results, truth_summary, write_truth
 from retrain.truth.plan import Trial, TruthPlan, folder_of, read_plan, unfinished, write_plan
 from retrain.truth.worker import tidy
 from retrain.truth.workers import Workers
@@ -33,7 +33,7 @@ def make_truth(config: TruthConfig) -> None:
     with Stage(config, free=FREE | {"jobs"}) as stage:
         if not stage.finished:
             _make(stage.config, stage.run, stage.accelerator)
-        stage.print_summary(summary)
+        stage.print_summary(truth_summary)
 
 
 def _make(config: TruthConfig, run: Run, accelerator: Accelerator) -> None:
@@ -62,7 +62,7 @@ def _make(config: TruthConfig, run: Run, accelerator: Accelerator) -> None:
         write_truth(run, config.seed, finished)
         for trial in finished:
             tidy(folder_of(run, trial), keep_weights=config.keep_weights)
-        run.write_results(results_of(plan, finished))
+        run.write_results(truth_results(plan, finished))
 
     on_main(accelerator, finish)
 

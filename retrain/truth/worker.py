@@ -58,7 +58,7 @@ class Sender(Protocol):
         """Send an object."""
 
 
-def work(config: TruthConfig, environment: Mapping[str, str], sender: Sender) -> None:
+def run_worker(config: TruthConfig, environment: Mapping[str, str], sender: Sender) -> None:
     """Train what nobody else trains, and report how it ended; this is the target of a process."""
     _mind_parent()
     # Ctrl-C reaches every process of a terminal; workers notice it in their loop.

@@ -13,7 +13,7 @@ from typing import Self
 import torch
 
 from retrain.truth.config import TruthConfig
-from retrain.truth.worker import Begun, Ending, work
+from retrain.truth.worker import Begun, Ending, run_worker
 from tools.options.config import flag
 
 GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_")
@@ -91,7 +91,7 @@ class _Worker:
         self.ending: Ending | None = None
         self._begun = ""
         # Not a daemon, because the streaming loader starts processes of its own.
-        self.process = context.Process(target=work, args=(config, environment, its_end))
+        self.process = context.Process(target=run_worker, args=(config, environment, its_end))
         self.process.start()
         its_end.close()
 

@@ -8,7 +8,7 @@ from typing import Any
 from search.limits import UNITS
 from search.method import Scored
 from supernet.additive import Additive
-from supernet.network.documents import listed
+from supernet.network.documents import listed_architecture
 from supernet.space import Architecture, Space
 from tools.files.jsonl import JsonLines, read_lines
 
@@ -55,7 +55,7 @@ def read_evaluations(path: Path, space: Space) -> list[Scored]:
         score = entry.get("score")
         if "choices" not in entry or not isinstance(score, int | float) or not math.isfinite(score):
             raise ValueError(f"{path}: a line must have choices and a score, not {entry}")
-        architecture = listed(path, entry["choices"], space)
+        architecture = listed_architecture(path, entry["choices"], space)
         scored.setdefault(architecture, Scored(architecture, float(score)))
     return list(scored.values())
 

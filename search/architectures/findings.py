@@ -18,7 +18,7 @@ from supernet.train.measure import Measured
 from tools.run.folder import Run
 
 
-def write_findings(
+def write_architecture_findings(
     run: Run,
     config: ArchitectureSearchConfig,
     method: Method,
@@ -61,7 +61,7 @@ def write_findings(
     operations_figure(run.path / "operations.png", method.space, scored, best)
 
 
-def results_of(
+def architecture_results(
     method: Method, costs: Mapping[str, Additive], *, measured: Measured | None, seconds: float, images: int
 ) -> dict[str, Any]:
     """Return the facts of a finished search, for results.json.
@@ -94,7 +94,7 @@ def results_of(
     return results
 
 
-def summary(run: Run, results: dict[str, Any]) -> str:
+def architecture_summary(run: Run, results: dict[str, Any]) -> str:
     """Return the results in words."""
     best = results["best"][0]
     known = {name: best[key] for name, key in NAMES.items() if key in best}

@@ -12,7 +12,11 @@ from accelerate import Accelerator
 
 from search.architectures.config import ArchitectureSearchConfig
 from search.architectures.evaluations import append_evaluations, read_evaluations
-from search.architectures.findings import results_of, summary, write_findings
+from search.architectures.findings import (
+    architecture_results,
+    architecture_summary,
+    write_architecture_findings,
+)
 from search.architectures.images import ScoringImages, digest, keep_identity, scoring_images, what
 from search.architectures.methods import make_method
 from search.evaluator import SubnetEvaluator
@@ -43,7 +47,7 @@ def search_architecture(config: ArchitectureSearchConfig) -> None:
             stage.on_main(lambda: _write_again(stage.config, stage.run))
         else:
             _search(stage.config, stage.run, stage.accelerator)
-        stage.print_summary(summary)
+        stage.print_summary(architecture_summary)
 
 
 def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator) -> None:
@@ -73,10 +77,12 @@ def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator
         _Course(config, run, accelerator, method, costs, wish, images.batches).go(net, images, known)
 
     def finish() -> None:
-        write_findings(run, config, method, costs, measured, others)
+        write_architecture_findings(run, config, method, costs, measured, others)
         seconds = sum(line.get("seconds", 0.0) for line in read_metrics(run.metrics_path))
         count = images.num_validation
-        run.write_results(results_of(method, costs, measured=measured, seconds=seconds, images=count))
+        run.write_results(
+            architecture_results(method, costs, measured=measured, seconds=seconds, images=count)
+        )
 
     on_main(accelerator, finish)
 
@@ -97,7 +103,7 @@ def _write_again(config: ArchitectureSearchConfig, run: Run) -> None:
         if not all(architecture in scores for architecture in proposed):
             raise Mistake("run", f"'{run.path}' lacks scores of a search with these options")
         method.tell([scores[architecture] for architecture in proposed])
-    write_findings(run, config, method, costs, measured, _others(config, run, space))
+    write_architecture_findings(run, config, method, costs, measured, _others(config, run, space))
 
 
 class _Course:

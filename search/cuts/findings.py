@@ -20,8 +20,8 @@ from local_learning.decoupling import Decoupling, save_decoupling
 from search.cuts.config import DecouplingSearchConfig
 from search.cuts.figures import preference_figure, structure_figure
 from search.discretisation import (
-    BlockCosts,
-    Spread,
+    PartCosts,
+    SearchSpread,
     confidence,
     discretise,
     discretise_within,
@@ -42,8 +42,8 @@ from tools.seeding import derive, torch_stream
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """An outcome is the end of one search, and the updates that led to it."""
+class FinishedSearch:
+    """This is the end of one search, and the updates that led to it."""
 
     part: Run
     """The run, or the part of it, that has the search's metrics and other files."""
@@ -58,13 +58,13 @@ class Outcome:
     """The updates of the search."""
 
 
-def write_findings(
+def write_cut_findings(
     run: Run,
     config: DecouplingSearchConfig,
     network: Network,
     net: RelaxedNet,
     data: Data,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[FinishedSearch],
 ) -> dict[str, Any]:
     """Write all files, and return decouplings, effects and words for results.json."""
     kinds = net.head_kinds
@@ -135,7 +135,7 @@ def write_findings(
     }
 
 
-def _spread(config: DecouplingSearchConfig, outcomes: Sequence[Outcome]) -> Spread | None:
+def _spread(config: DecouplingSearchConfig, outcomes: Sequence[FinishedSearch]) -> SearchSpread | None:
     """Return how far apart searches end.
 
     The searches are those that were made or, for a single one, replays of its updates.
@@ -143,18 +143,21 @@ def _spread(config: DecouplingSearchConfig, outcomes: Sequence[Outcome]) -> Spre
     if len(outcomes) > 1:
         ends = [(outcome.alpha, outcome.beta) for outcome in outcomes]
         errors = float(t.ppf(0.975, len(outcomes) - 1))
-        return Spread(ends, errors=errors, of_mean=True, source="searches from this pretraining")
+        return SearchSpread(ends, errors=errors, of_mean=True, source="searches from this pretraining")
     updates = outcomes[0].updates
     if not 2 <= config.search.steps == len(updates.effects):
         return None  # a search that an older version began has not kept its first updates
     replayed = replays(updates, config.search, generator=torch_stream(config.seed, "replays"))
-    return Spread(
+    return SearchSpread(
         list(zip(replayed.alpha, replayed.beta, strict=True)), source="searches by updates drawn from its own"
     )
 
 
 def _effects(
-    config: DecouplingSearchConfig, outcomes: Sequence[Outcome], spread: Spread | None, kinds: Sequence[str]
+    config: DecouplingSearchConfig,
+    outcomes: Sequence[FinishedSearch],
+    spread: SearchSpread | None,
+    kinds: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Return, by layer, the share and its effect on the validation loss, each with its standard error."""
     updates = Updates.joined([outcome.updates for outcome in outcomes])
@@ -201,13 +204,13 @@ def _plus(value: float) -> str:
     return f"{value:+.2g}"
 
 
-def results_of(findings: dict[str, Any], *, steps: int, seconds: float, pretraining: int) -> dict[str, Any]:
+def cut_results(findings: dict[str, Any], *, steps: int, seconds: float, pretraining: int) -> dict[str, Any]:
     """Return the content of results.json."""
     seconds = round(seconds, 1)
     return {"steps": steps, "pretraining_steps": pretraining, "search_seconds": seconds, **findings}
 
 
-def summary(run: Run, results: dict[str, Any]) -> str:
+def cut_summary(run: Run, results: dict[str, Any]) -> str:
     """Return the results in words, for the end of a run."""
     return "\n".join(
         [
@@ -219,7 +222,7 @@ def summary(run: Run, results: dict[str, Any]) -> str:
     )
 
 
-def _costs(net: RelaxedNet, config: DecouplingSearchConfig, data: Data) -> BlockCosts:
+def _costs(net: RelaxedNet, config: DecouplingSearchConfig, data: Data) -> PartCosts:
     """Measure the seconds of layers and heads."""
     layers = copy.deepcopy(net.layers)
     chain = Chain(list(layers), copy.deepcopy(net.classifier), width=config.width)
@@ -236,7 +239,7 @@ def _costs(net: RelaxedNet, config: DecouplingSearchConfig, data: Data) -> Block
         for kind in net.head_kinds
     ]
     heads = zip(*(costs.heads[:-1] for costs in by_kind), strict=True)
-    return BlockCosts(by_kind[0].layers, tuple(heads), by_kind[0].classifier)
+    return PartCosts(by_kind[0].layers, tuple(heads), by_kind[0].classifier)
 
 
 def _write_controls(
@@ -322,7 +325,7 @@ def _draw(
         )
 
 
-def _in_words(decoupling: Decoupling, kinds: Sequence[str], costs: BlockCosts) -> str:
+def _in_words(decoupling: Decoupling, kinds: Sequence[str], costs: PartCosts) -> str:
     pairs = zip(decoupling.cuts, decoupling.heads, strict=True)
     where = ", ".join(f"{cut} ({head})" for cut, head in pairs)
     return (

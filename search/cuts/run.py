@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from search.cuts.config import OLDEST, DecouplingSearchConfig
-from search.cuts.findings import Outcome, results_of, summary, write_findings
+from search.cuts.findings import FinishedSearch, cut_results, cut_summary, write_cut_findings
 from search.cuts.memory import Snapshot, SnapshotMemory, snapshots_of
 from search.cuts.networks import check_derivatives, make_relaxed, own_loaders, settled
 from search.cuts.sedona import Episode, Inner, Pretraining, Search, episodes
@@ -41,7 +41,7 @@ def search_decoupling(config: DecouplingSearchConfig) -> None:
     with Stage(config, free=FREE) as stage:
         if not stage.finished:
             _search(stage.config, stage.run, stage.accelerator)
-        stage.print_summary(summary)
+        stage.print_summary(cut_summary)
 
 
 def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) -> None:
@@ -77,9 +77,9 @@ def _search(config: DecouplingSearchConfig, run: Run, accelerator: Accelerator) 
     ]
 
     def finish() -> None:
-        findings = write_findings(run, config, network, net, data, [outcome for outcome, _ in searches])
+        findings = write_cut_findings(run, config, network, net, data, [outcome for outcome, _ in searches])
         own = config.search.pretraining and not config.search.pretrained_run
-        results = results_of(
+        results = cut_results(
             findings,
             steps=config.search.steps * config.search.repeats,
             seconds=sum(seconds for _, seconds in searches),
@@ -101,7 +101,7 @@ def _searched(
     data: Data,
     snapshots: list[Snapshot],
     kept: int,
-) -> tuple[Outcome, float]:
+) -> tuple[FinishedSearch, float]:
     """Search from the snapshots, and return the outcome and its seconds.
 
     A repeat is a part of the run, with its own draws.
@@ -140,7 +140,7 @@ def _searched(
     with contextlib.closing(train), contextlib.closing(validation):
         end = Loop(job, plan, part, accelerator).run(batches)
     alpha, beta = inner.net.alpha.detach().clone(), inner.net.beta.detach().clone()
-    return Outcome(part, alpha, beta, job.updates), end.seconds
+    return FinishedSearch(part, alpha, beta, job.updates), end.seconds
 
 
 def _snapshots(

@@ -174,7 +174,7 @@ class ArchitectureFile:
                 space = space_from({**self.described, **images})
         except ValueError as error:
             raise Mistake("", quoted(error), source=str(self.path)) from None
-        return space, listed(self.path, self.choices, space)
+        return space, listed_architecture(self.path, self.choices, space)
 
 
 def read_architecture(path: Path) -> ArchitectureFile:
@@ -208,7 +208,7 @@ def checked_stem(file: ArchitectureFile) -> str:
     return file.stem
 
 
-def listed(path: Path, choices: Any, space: Space) -> Architecture:
+def listed_architecture(path: Path, choices: Any, space: Space) -> Architecture:
     """Return the architecture whose choices a file lists, and refuse one that is not in the space."""
     _check_choices(path, choices)
     architecture = Architecture(tuple(choices))

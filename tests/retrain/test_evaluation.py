@@ -14,7 +14,7 @@ from local_learning.blocks import Block, DecoupledNet
 from local_learning.decoupling import Decoupling
 from local_learning.groups import GroupedHeads
 from retrain.evaluation import evaluate
-from retrain.run import summary
+from retrain.run import retraining_summary
 from tools.images.batches import Batch
 from tools.run.folder import Run
 
@@ -128,5 +128,5 @@ def test_of_five_classes_and_fewer_nothing_is_said_of_the_top_five(classes: int)
     found = evaluate(net, images, Accelerator(cpu=True))
     assert any("top5" in name for name in found) == (classes > 5)
     results = {"steps": 1, "training_seconds": 1.0, "test": {"last": found}}
-    assert ("top-5" in summary(Run(Path("run")), results)) == (classes > 5)
+    assert ("top-5" in retraining_summary(Run(Path("run")), results)) == (classes > 5)
     assert max(found["top1"], found["last_two_top1"], found["layerwise_top1"]) < 1

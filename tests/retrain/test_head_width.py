@@ -13,7 +13,7 @@ from retrain.config import RetrainConfig
 from retrain.networks import choose_decoupling, make_net
 from retrain.truth.config import TruthConfig
 from search.cuts.config import DecouplingSearchConfig, SearchOptions
-from search.cuts.findings import Outcome, write_findings
+from search.cuts.findings import FinishedSearch, write_cut_findings
 from search.cuts.networks import make_relaxed, settled
 from search.evidence import Updates
 from supernet.network.documents import save_architecture
@@ -90,7 +90,7 @@ def test_what_a_search_finds_has_the_heads_that_it_searched_with(
     alpha, beta = torch.zeros(2, 2), torch.zeros(2, 2)
     alpha[1, 0] = beta[1, 1] = 1.0
     updates = Updates([[(0, 0.1)]] * 20, [torch.zeros(2, 3, dtype=torch.float64)] * 20)
-    write_findings(run, config, network, net, data, [Outcome(run, alpha, beta, updates)])
+    write_cut_findings(run, config, network, net, data, [FinishedSearch(run, alpha, beta, updates)])
     path = run.path / "decoupling-2.json"
     assert (load_decoupling(path).cuts, load_decoupling(path).heads) == ((2,), ("conv1c2f",))
     training = RetrainConfig(data=IMAGES, architecture=file, decoupling=str(path))

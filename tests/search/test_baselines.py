@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scipy.stats import chisquare
 
-from search.baselines import MOST, Exhaustive, RandomSearch, RegularisedEvolution
+from search.baselines import MOST_NETWORKS, Exhaustive, RandomSearch, RegularisedEvolution
 from search.limits import Infeasible, Limit
 from search.method import Method
 from supernet.space import Architecture
@@ -128,7 +128,7 @@ def test_chunks_that_come_out_even_do_not_matter(population: int) -> None:
 
 
 def test_too_many_networks_are_refused_unless_limits_leave_few() -> None:
-    with pytest.raises(ValueError, match=f"exhaustive: more than {MOST:,} networks of small"):
+    with pytest.raises(ValueError, match=f"exhaustive: more than {MOST_NETWORKS:,} networks of small"):
         Exhaustive(WIDE, seed=0)
     least = min(WIDE.costs[0])
     search = Exhaustive(WIDE, seed=0, max_macs=WIDE.fixed_cost.macs + 20 * least.macs)

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from local_learning.decoupling import Decoupling
 from local_learning.published import PUBLISHED, is_tied, published
 from search.discretisation import (
-    BlockCosts,
-    Spread,
+    PartCosts,
+    SearchSpread,
     confidence,
     discretise,
     discretise_within,
@@ -49,10 +49,10 @@ def relaxations(
     return draw(rows(2)), draw(rows(len(kinds))), kinds, draw(st.integers(1, num_layers))
 
 
-def costs_for(data: st.DataObject, num_layers: int, kinds: int) -> BlockCosts:
+def costs_for(data: st.DataObject, num_layers: int, kinds: int) -> PartCosts:
     rows = [tuple(data.draw(st.lists(COSTS, min_size=kinds, max_size=kinds))) for _ in range(num_layers - 1)]
     layers = data.draw(st.lists(COSTS, min_size=num_layers, max_size=num_layers))
-    return BlockCosts(tuple(layers), tuple(rows), data.draw(COSTS))
+    return PartCosts(tuple(layers), tuple(rows), data.draw(COSTS))
 
 
 @settings(deadline=None, max_examples=150)
@@ -191,14 +191,14 @@ def test_within_is_the_best_of_all_cuts(data: st.DataObject) -> None:
 def test_with_much_slack_costs_play_no_part(relaxation: Any) -> None:
     alpha, beta, kinds, num_blocks = relaxation
     heads = tuple((1.0,) * len(kinds) for _ in alpha)
-    costs = BlockCosts(tuple(range(len(alpha) + 1)), heads, 1.0)
+    costs = PartCosts(tuple(range(len(alpha) + 1)), heads, 1.0)
     found = discretise_within(alpha, beta, kinds, num_blocks, costs, 1e9)
     assert found == discretise(alpha, beta, kinds, num_blocks)
 
 
 def test_slack_trades_preference_for_balance() -> None:
     alpha, beta = [[9, 0], [8, 0], [0, 0], [0, 1], [0, 0]], [[1, 0]] * 5
-    costs = BlockCosts((1,) * 6, ((0, 5),) * 5, 0)
+    costs = PartCosts((1,) * 6, ((0, 5),) * 5, 0)
     found = [discretise_within(alpha, beta, AUX[:2], 3, costs, slack) for slack in (1, 1.5, 2)]
     assert [decoupling.cuts for decoupling in found] == [(2, 4), (1, 3), (1, 2)]
     assert [imbalance(decoupling, AUX[:2], costs) for decoupling in found] == [1, 1.5, 2]
@@ -276,18 +276,18 @@ def test_a_margin_of_less_than_two_standard_errors_is_not_certain(
     swings = (-swing, 0, swing, 0)
     error = statistics.stdev(swings) / (2 if of_mean else 1)
     words = words if error > 0.025 or not of_mean else "clear of chance"
-    spread = Spread([end(by) for by in swings], of_mean=of_mean, source="other searches")
+    spread = SearchSpread([end(by) for by in swings], of_mean=of_mean, source="other searches")
     lines = confidence(*end(0), AUX[:3], 2, spread)
     assert len(lines) == 2
     said = f"; 0.05 apart with a standard error of {error:.2g}: {words}"
     assert lines[0].endswith(f"{said}; 4 of 4 other searches have these cuts")
     assert lines[1].endswith(said)
     # What moves together has no spread between it: layers 1 and 3.
-    cuts, _ = confidence(*end(0, 0.1), AUX[:3], 2, Spread([end(by, 0.1) for by in swings]))
+    cuts, _ = confidence(*end(0, 0.1), AUX[:3], 2, SearchSpread([end(by, 0.1) for by in swings]))
     assert "after layer 3 (0.6); 0.1 apart with a standard error of" in cuts
     assert "clear of chance" in cuts
     # One end has no spread.
-    assert confidence(*end(0), AUX[:3], 2, Spread([end(0)])) == confidence(*end(0), AUX[:3], 2)
+    assert confidence(*end(0), AUX[:3], 2, SearchSpread([end(0)])) == confidence(*end(0), AUX[:3], 2)
 
 
 def test_a_search_that_would_rather_not_cut_says_so() -> None:
@@ -297,7 +297,7 @@ def test_a_search_that_would_rather_not_cut_says_so() -> None:
     assert lines[1].endswith("the largest local share is 0.48, after layer 2, and one half is 0.02 apart")
     for swing, words in ((0.001, "clear of chance"), (0.05, "another seed may choose otherwise")):
         ends = [[alpha[0], logits(0.48 + by, 0.52 - by), alpha[2]] for by in (-swing, 0, swing)]
-        spread = Spread([(end, [[0.0]] * 3) for end in ends])
+        spread = SearchSpread([(end, [[0.0]] * 3) for end in ends])
         assert confidence(alpha, [[0.0]] * 3, ["aux4"], 2, spread)[1].endswith(words)
     alpha[1] = logits(0.52, 0.48)
     assert not any("no cut" in line for line in confidence(alpha, [[0.0]] * 3, ["aux4"], 2))
@@ -341,7 +341,7 @@ ALPHA, BETA = [[0.0, 1.0]] * 3, [[0.0, 1.0]] * 3
 )
 def test_mistakes(changed: dict[str, Any], message: str) -> None:
     arguments = {"alpha": ALPHA, "beta": BETA, "head_kinds": AUX[:2], "num_blocks": 2, **changed}
-    costs = BlockCosts((1.0,) * 4, ((1.0,) * 2,) * 3, 1.0)
+    costs = PartCosts((1.0,) * 4, ((1.0,) * 2,) * 3, 1.0)
     calls: list[Any] = [
         discretise,
         confidence,
@@ -372,12 +372,12 @@ def test_mistakes(changed: dict[str, Any], message: str) -> None:
 )
 def test_mistakes_in_costs(layers: Any, heads: Any, classifier: float, slack: float, message: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        discretise_within(ALPHA, BETA, AUX[:2], 2, BlockCosts(layers, heads, classifier), slack)
+        discretise_within(ALPHA, BETA, AUX[:2], 2, PartCosts(layers, heads, classifier), slack)
     assert str(caught.value).startswith(message)
 
 
 def test_what_has_no_imbalance() -> None:
-    costs = BlockCosts((1.0,) * 4, ((1.0,) * 2,) * 3, 1.0)
+    costs = PartCosts((1.0,) * 4, ((1.0,) * 2,) * 3, 1.0)
     with pytest.raises(ValueError, match="'aux3' is none of the kinds with a cost: aux1, aux2"):
         imbalance(Decoupling((2,), ("aux3",)), AUX[:2], costs)
     with pytest.raises(ValueError, match="no cost of a head on the last layer, 4"):
@@ -385,7 +385,7 @@ def test_what_has_no_imbalance() -> None:
     with pytest.raises(ValueError, match="no layer 5 to cut after; the network has 4"):
         imbalance(Decoupling((5,), ("aux1",)), AUX[:2], costs)
     with pytest.raises(ValueError, match="spread: alpha has 2 rows in it, and 3 now"):
-        confidence(ALPHA, BETA, AUX[:2], 2, Spread([(ALPHA[:2], BETA[:2])]))
+        confidence(ALPHA, BETA, AUX[:2], 2, SearchSpread([(ALPHA[:2], BETA[:2])]))
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from search.limits import FEW, TRIES, Infeasible, Limit, Limits, shown
+from search.limits import MOST_LISTED, TRIES, Infeasible, Limit, Limits, shown
 from supernet.additive import TICKS, Additive, counted
 from supernet.layers import Conv, MBConv, Skip
 from supernet.presets import preset
@@ -249,7 +249,7 @@ def test_many_strings_that_are_hard_to_find_are_drawn_and_never_over_a_limit() -
     limits = [Limit(one, layers - wanted), Limit(other, layers - wanted)]
     within = Limits(space, limits)
     rng = stream(4, "test")
-    assert len(list(itertools.islice(within.networks(), FEW + 1))) == FEW + 1
+    assert len(list(itertools.islice(within.networks(), MOST_LISTED + 1))) == MOST_LISTED + 1
     drawn = [within.draw(rng) for _ in range(30)]
     assert len(set(drawn)) == 30
     assert all(keeps(each, limits) for each in drawn)

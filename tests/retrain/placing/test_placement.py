@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrain.placing.placement import (
+    PipelineStage,
     Placement,
-    Stage,
     load_placement,
     place,
     place_by,
@@ -174,7 +174,7 @@ def test_every_rank_has_its_stage(tmp_path: Path) -> None:
     placement = Placement.of([(2, 1), (1, 3), (3, 2)])
     assert (placement.num_blocks, placement.world_size) == (6, 6)
     assert [placement.stage_of(rank) for rank in range(6)] == [0, 1, 1, 1, 2, 2]
-    assert placement.stages[1] == Stage(blocks=range(2, 3), ranks=range(1, 4))
+    assert placement.stages[1] == PipelineStage(blocks=range(2, 3), ranks=range(1, 4))
     with pytest.raises(ValueError, match="there is no rank 6; this placement has 6"):
         placement.stage_of(6)
     path = tmp_path / "placement.json"
@@ -220,15 +220,21 @@ def test_blocks_without_groups_are_not_placed_by_them() -> None:
     "stages",
     [
         [],
-        [Stage(blocks=range(0, 1), ranks=range(0, 4), groups=2)],
-        [Stage(blocks=range(0, 1), ranks=range(1, 2))],
-        [Stage(blocks=range(0, 0), ranks=range(0, 1))],
-        [Stage(blocks=range(0, 1), ranks=range(0, 1)), Stage(blocks=range(2, 3), ranks=range(1, 2))],
-        [Stage(blocks=range(0, 1), ranks=range(0, 2)), Stage(blocks=range(1, 2), ranks=range(1, 2))],
-        [Stage(blocks=range(0, 4, 2), ranks=range(0, 1))],
+        [PipelineStage(blocks=range(0, 1), ranks=range(0, 4), groups=2)],
+        [PipelineStage(blocks=range(0, 1), ranks=range(1, 2))],
+        [PipelineStage(blocks=range(0, 0), ranks=range(0, 1))],
+        [
+            PipelineStage(blocks=range(0, 1), ranks=range(0, 1)),
+            PipelineStage(blocks=range(2, 3), ranks=range(1, 2)),
+        ],
+        [
+            PipelineStage(blocks=range(0, 1), ranks=range(0, 2)),
+            PipelineStage(blocks=range(1, 2), ranks=range(1, 2)),
+        ],
+        [PipelineStage(blocks=range(0, 4, 2), ranks=range(0, 1))],
     ],
 )
-def test_stages_with_gaps_are_none(stages: list[Stage]) -> None:
+def test_stages_with_gaps_are_none(stages: list[PipelineStage]) -> None:
     with pytest.raises(ValueError, match="stage"):
         Placement(tuple(stages))
 

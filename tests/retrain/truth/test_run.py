@@ -16,7 +16,7 @@ import torch
 from local_learning.decoupling import Decoupling, save_decoupling
 from retrain.config import RetrainConfig
 from retrain.truth.config import TruthConfig
-from retrain.truth.plan import ARCHITECTURES, TruthPlan, config_of, draw
+from retrain.truth.plan import ARCHITECTURES, TruthPlan, config_of, draw_networks
 from supernet.network.documents import load_architecture, save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture, Space
@@ -93,7 +93,7 @@ def test_networks_are_different_and_each_has_its_line(whole: Path, space: Space)
     lines = lines_of(whole)
     drawn = [Architecture(tuple(line["choices"])) for line in lines]
     assert len({space.canonical(each) for each in drawn}) == 32
-    assert drawn == draw(space, 32, seed=0)
+    assert drawn == draw_networks(space, 32, seed=0)
     for number, (each, line) in enumerate(zip(drawn, lines, strict=True), start=1):
         assert (line["macs"], line["params"]) == (space.macs(each), space.params(each))
         test = json.loads((whole / f"trainings/{number:04d}-0/results.json").read_text())["test"]["last"]
@@ -300,28 +300,28 @@ def test_images_of_a_folder_are_read_in_the_workers_and_by_processes_of_theirs(t
 
 
 def test_drawn_networks_keep_the_limit_and_depend_on_the_seed(space: Space) -> None:
-    drawn = draw(space, 20, seed=1, max_macs=350_000)
+    drawn = draw_networks(space, 20, seed=1, max_macs=350_000)
     assert all(space.macs(each) <= 350_000 for each in drawn)
     assert len(set(drawn)) == 20
     assert drawn == [space.canonical(each) for each in drawn]
-    assert drawn == draw(space, 20, seed=1, max_macs=350_000)
-    assert drawn != draw(space, 20, seed=2, max_macs=350_000)
-    assert len(draw(space, space.num_networks, seed=0)) == space.num_networks
+    assert drawn == draw_networks(space, 20, seed=1, max_macs=350_000)
+    assert drawn != draw_networks(space, 20, seed=2, max_macs=350_000)
+    assert len(draw_networks(space, space.num_networks, seed=0)) == space.num_networks
     with pytest.raises(ValueError, match=f"has only {space.num_networks:,} different networks, not"):
-        draw(space, space.num_networks + 1, seed=0)
+        draw_networks(space, space.num_networks + 1, seed=0)
     with pytest.raises(ValueError, match="the cheapest has"):
-        draw(space, 1, seed=0, max_macs=10)
+        draw_networks(space, 1, seed=0, max_macs=10)
 
 
 def test_networks_of_a_space_too_large_to_list_are_drawn() -> None:
     large = preset("lwsl_table1", num_classes=10, image_size=64)
     least = large.fixed_cost.macs + sum(min(cost.macs for cost in row) for row in large.costs)
-    drawn = draw(large, 50, seed=0, max_macs=2 * least)
+    drawn = draw_networks(large, 50, seed=0, max_macs=2 * least)
     assert len({large.canonical(each) for each in drawn}) == 50
     assert all(large.macs(each) <= 2 * least for each in drawn)
-    assert len(set(draw(large, 50, seed=0))) == 50
+    assert len(set(draw_networks(large, 50, seed=0))) == 50
     with pytest.raises(ValueError, match="different networks of at most"):
-        draw(large, 500, seed=0, max_macs=least)
+        draw_networks(large, 500, seed=0, max_macs=least)
 
 
 def mistakes() -> list[tuple[list[str], str]]:
