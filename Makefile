@@ -2,6 +2,7 @@
 # make demo    the whole path on the embedded data, in about six minutes: ends with a report to open
 # make test    all tests
 # make quick   a part of them in about a minute, for work under way
+# make coverage  the lines and branches that tests reach, in every process that they begin
 # make check   format, lint, import direction, dead code, types
 # make docs    the API reference, from the docstrings: open build/api/index.html
 # A Python other than the first 3.12 or 3.11 on the path: make setup PYTHON=/path/to/python
@@ -14,7 +15,9 @@ QUICK := tests/tools tests/retrain tests/local_learning/test_heads.py tests/loca
   tests/test_idle.py tests/test_configs.py --ignore tests/tools/chapters --ignore tests/tools/test_layout.py
 STAMP := .venv/.installed
 
-.PHONY: setup demo test quick check docs format clean
+COVERAGE := $(BIN)/python -m coverage
+
+.PHONY: setup demo test quick coverage check docs format clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -38,6 +41,13 @@ test: $(STAMP)
 
 quick: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -m 'not slow' $(QUICK)
+
+coverage: $(STAMP)
+	rm -rf build/coverage
+	mkdir -p build/coverage
+	$(COVERAGE) run -m pytest -n $(WORKERS) --dist worksteal
+	$(COVERAGE) combine --quiet
+	$(COVERAGE) report --skip-covered --precision 2
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
