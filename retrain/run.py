@@ -44,7 +44,10 @@ def retrain(config: RetrainConfig) -> None:
     with Stage(config, free=FREE_IN_RETRAINING, length=LENGTH if config.extend else ()) as stage:
         if not stage.finished:
             train_network(
-                stage.config, stage.run, stage.accelerator, lambda: load_data(config.data, config.seed)
+                stage.config,
+                stage.run,
+                stage.accelerator,
+                lambda: load_data(stage.config.data, stage.config.seed),
             )
         stage.print_summary(retraining_summary)
 
@@ -56,7 +59,6 @@ def train_network(
 
     `load` loads the images.
     """
-    recipe = config.recipe
     # Everything that can be wrong is checked before minutes are spent on reading the data.
     network = Network.of_run(config, run, accelerator)
     weights = read_weights(Path(config.weights)) if config.weights else None
@@ -65,36 +67,16 @@ def train_network(
     chain = network.chain(data.num_classes, data.image_size, data.channels)
     decoupling = _settle_decoupling(config, network, chain, data, run, accelerator)
     net = make_net(config, network, chain, decoupling, data, weights)
-    facts = _facts(net, decoupling, (data.channels, data.image_size, data.image_size))
-    facts |= {"test_images": len(data.test), "processes": accelerator.num_processes}
-    if accelerator.is_main_process and all(block.head is not None for block in net.blocks):
-        # Replay and gluing keep other things. A user's own head that takes no two images may still train.
-        with contextlib.suppress(ValueError, RuntimeError):
-            facts["kept_bytes"] = kept_bytes(net, (data.channels, data.image_size, data.image_size))
-    num_steps = recipe.num_steps(len(data.train) / recipe.batch_size)
+    facts = _facts(net, decoupling, data, accelerator)
+    plan = _plan(config, data)
     if config.extend:
-        on_main(accelerator, lambda: lengthen(run, config, num_steps))
-    validates = len(data.validation) > 0
-    plan = Plan(
-        num_steps=num_steps,
-        images_per_step=recipe.batch_size,
-        evaluate_every=recipe.steps_between_evaluations(len(data.train) / recipe.batch_size)
-        if validates
-        else 0,
-        checkpoint_every=recipe.checkpoint_every,
-        log_every=recipe.log_every,
-        seed=config.seed,
-        identity={
-            "training images": len(data.train),
-            "classes": list(data.class_names),
-        },
-    )
+        on_main(accelerator, lambda: lengthen(run, config, plan.num_steps))
     setup = (
         block_setup(net, config, network.words, data, run, accelerator)
         if in_blocks
         else whole_setup(net, accelerator)
     )
-    metadata = {
+    notes = {
         "network": network.name,
         "classes": list(data.class_names),
         "config": to_toml(config),
@@ -103,18 +85,11 @@ def train_network(
     }
 
     def keep_best(tensors: Mapping[str, Tensor], step: int, score: float) -> None:
-        notes = metadata | {"step": step, "validation_top1": score}
-        save_tensors(run.best_weights, tensors, notes)
+        save_tensors(run.best_weights, tensors, notes | {"step": step, "validation_top1": score})
 
     if accelerator.is_main_process:
-        print(
-            *data.notes,
-            _heading(config, network.name, data, facts, num_steps, accelerator),
-            sep="\n",
-            flush=True,
-        )
-        if setup.words:
-            print(setup.words, flush=True)
+        heading = _heading(config, network.name, data, facts, plan.num_steps, accelerator)
+        print(*data.notes, heading, *([setup.words] if setup.words else []), sep="\n", flush=True)
     # From here on, neither the whole network nor the content of its weights file is needed.
     del chain, weights
     with setup.watched(), contextlib.closing(Supply(data, config, accelerator.device, setup)) as supply:
@@ -122,7 +97,7 @@ def train_network(
             net,
             config,
             accelerator,
-            num_steps=num_steps,
+            num_steps=plan.num_steps,
             evaluate_every=plan.evaluate_every,
             num_images=len(data.train),
             validation=supply.validation,
@@ -131,19 +106,12 @@ def train_network(
         )
         start_trackers(accelerator, config)
         end = Loop(job, plan, run, accelerator, setup.spread).run(supply.batches)
-
-        last = job.final_network
-        notes = metadata | {"step": num_steps}
         with setup.waiting():
-            tensors = job.by_file_names(last)
-            on_main(accelerator, lambda: save_tensors(run.last_weights, tensors, notes))
-        # The test set is used here, once, for the two networks that were chosen without it.
-        tested = {"last": job.measure(last, supply.test)}
-        if validates:
-            best = copy.deepcopy(last)
-            job.load_from_file(best, read_weights(run.best_weights, label="run"))
-            tested["best"] = job.measure(best, supply.test)
-        results = _results(facts, num_steps, end, tested)
+            tensors = job.by_file_names(job.final_network)
+            last = notes | {"step": plan.num_steps}
+            on_main(accelerator, lambda: save_tensors(run.last_weights, tensors, last))
+        tested = _tested(job, run, supply, validates=len(data.validation) > 0)
+        results = _results(facts, plan.num_steps, end, tested)
         with setup.waiting():
             on_main(accelerator, lambda: run.write_results(results))
     return results
@@ -179,8 +147,9 @@ def _settle_decoupling(
     return load_decoupling(path)
 
 
-def _facts(net: DecoupledNet, decoupling: Decoupling, shape: tuple[int, ...]) -> dict[str, Any]:
+def _facts(net: DecoupledNet, decoupling: Decoupling, data: Data, accelerator: Accelerator) -> dict[str, Any]:
     """Return what the network costs in inference, and the cost of its busiest module where it is cut."""
+    shape = (data.channels, data.image_size, data.image_size)
     facts: dict[str, Any] = {"params": count_params(net.chain()), "macs": None}
     with contextlib.suppress(ValueError):  # an operator that cannot be counted does not prevent training
         facts["macs"] = count_macs(net.chain(), shape)
@@ -190,7 +159,26 @@ def _facts(net: DecoupledNet, decoupling: Decoupling, shape: tuple[int, ...]) ->
         facts |= {"head_params": count_params(net) - facts["params"]}
         with contextlib.suppress(ValueError):
             facts["busiest_module_macs"] = max(module_macs(net, shape))
+    facts |= {"test_images": len(data.test), "processes": accelerator.num_processes}
+    if accelerator.is_main_process and all(block.head is not None for block in net.blocks):
+        # Replay and gluing keep other things. A user's own head that takes no two images may still train.
+        with contextlib.suppress(ValueError, RuntimeError):
+            facts["kept_bytes"] = kept_bytes(net, shape)
     return facts
+
+
+def _plan(config: RetrainConfig, data: Data) -> Plan:
+    recipe = config.recipe
+    steps_per_epoch = len(data.train) / recipe.batch_size
+    return Plan(
+        num_steps=recipe.num_steps(steps_per_epoch),
+        images_per_step=recipe.batch_size,
+        evaluate_every=recipe.steps_between_evaluations(steps_per_epoch) if len(data.validation) else 0,
+        checkpoint_every=recipe.checkpoint_every,
+        log_every=recipe.log_every,
+        seed=config.seed,
+        identity={"training images": len(data.train), "classes": list(data.class_names)},
+    )
 
 
 def _heading(
@@ -225,6 +213,16 @@ def _heading(
                 "the published values tie at this number of blocks: these cuts are one choice of several"
             )
     return "\n".join(lines)
+
+
+def _tested(job: Training, run: Run, supply: Supply, *, validates: bool) -> dict[str, Any]:
+    """Use the test set, here and once, for the two networks that were chosen without it."""
+    tested = {"last": job.measure(job.final_network, supply.test)}
+    if validates:
+        best = copy.deepcopy(job.final_network)
+        job.load_from_file(best, read_weights(run.best_weights, label="run"))
+        tested["best"] = job.measure(best, supply.test)
+    return tested
 
 
 def _results(facts: dict[str, Any], num_steps: int, end: Position, tested: dict[str, Any]) -> dict[str, Any]:

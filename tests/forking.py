@@ -21,10 +21,10 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import subproc
 
 def begin_by_forks() -> None:
     """Replace what begins a new Python in this process by what forks it."""
-    subprocess.Popen = Popen  # type: ignore[misc]
+    subprocess.Popen = Popen
     subprocess_handler.Popen = Popen  # type: ignore[misc,attr-defined]
     if "RANK" not in os.environ:  # a rank's fork would take itself for that rank
-        multiprocessing.util.spawnv_passfds = _fork_server  # type: ignore[attr-defined]
+        multiprocessing.util.spawnv_passfds = _fork_server
 
 
 def be_program(words: Sequence[str]) -> None:
@@ -75,7 +75,7 @@ class Popen(subprocess.Popen[Any]):
         _end_with(become)
 
 
-def _fork_server(path: bytes, words: Sequence[str], descriptors: Sequence[int]) -> int:
+def _fork_server(path: bytes, words: Sequence[Any], descriptors: Sequence[int]) -> int:
     """Begin a server of forks, or a tracker of resources, as `spawnv_passfds` does."""
     if pid := os.fork():
         return pid

@@ -54,7 +54,6 @@ def train_supernet(config: SupernetConfig) -> None:
 
 
 def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
-    recipe = config.recipe
     _check(config, accelerator)
     weights = read_weights(Path(config.weights)) if config.weights else None
     # Mistakes in the space are reported before minutes go into reading the data.
@@ -75,33 +74,17 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
         data.train,
         data,
         config.data,
-        batch_size=recipe.batch_size,
+        batch_size=config.recipe.batch_size,
         seed=config.seed,
         device=accelerator.device,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    num_steps = recipe.num_steps(loader.steps_per_epoch)
+    num_steps = config.recipe.num_steps(loader.steps_per_epoch)
     if config.extend:
         on_main(accelerator, lambda: lengthen(run, config, num_steps))
-    described = space_to(space)
-    notes = {
-        "strategy": config.strategy,
-        "objective": config.objective,
-        "classes": list(data.class_names),
-        "config": to_toml(config),
-    }
-
-    def keep_best(step: int, score: float) -> None:
-        save_supernet(run.best_weights, net, notes | {"step": step, "validation_top1": score})
-
-    def note(step: int, shift: Shift | None) -> None:
-        if shift is not None:
-            with contextlib.closing(MetricsLog(run.path / "shift.jsonl")) as log:
-                log.append(step, shift_line(shift))
-        if config.records.snapshots:
-            save_snapshot(run.path, net, step, notes)
-
+    plan = _plan(config, data, space, loader.steps_per_epoch)
+    files = _Files(config, run, net, data)
     job = SupernetTraining(
         strategy,
         tail,
@@ -109,21 +92,8 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
         accelerator,
         num_steps=num_steps,
         records=Records(config, data, accelerator, space),
-        keep=keep_best,
-        note=note,
-    )
-    plan = Plan(
-        num_steps=num_steps + config.tail_steps,
-        images_per_step=recipe.batch_size,
-        evaluate_every=recipe.steps_between_evaluations(loader.steps_per_epoch),
-        checkpoint_every=recipe.checkpoint_every,
-        log_every=recipe.log_every,
-        seed=config.seed,
-        identity={
-            "training images": len(data.train),
-            "classes": list(data.class_names),
-            "the space": hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12],
-        },
+        keep=files.keep_best,
+        note=files.note,
     )
     start_trackers(accelerator, config)
     if accelerator.is_main_process:
@@ -135,15 +105,60 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
         end = Loop(job, plan, run, accelerator).run(loader.batches)
 
     def finish() -> None:
-        save_supernet(run.last_weights, net, notes | {"step": plan.num_steps})
-        if config.records.latency_batch:
-            batch = config.records.latency_batch
-            save_measured(
-                run.path / "costs.json", measure(space, batch_size=batch, device=accelerator.device)
-            )
+        files.keep_last(plan.num_steps)
+        if batch := config.records.latency_batch:
+            costs = measure(space, batch_size=batch, device=accelerator.device)
+            save_measured(run.path / "costs.json", costs)
         run.write_results(_results(job, end, plan.num_steps))
 
     on_main(accelerator, finish)
+
+
+class _Files:
+    """What a training leaves in its folder beside checkpoints, as it goes and at its end."""
+
+    def __init__(self, config: SupernetConfig, run: Run, net: Supernet, data: Data) -> None:
+        self._run, self._net, self._snapshots = run, net, config.records.snapshots
+        self._notes = {
+            "strategy": config.strategy,
+            "objective": config.objective,
+            "classes": list(data.class_names),
+            "config": to_toml(config),
+        }
+
+    def keep_best(self, step: int, score: float) -> None:
+        """Save the weights that have the best accuracy on validation images up to now."""
+        notes = self._notes | {"step": step, "validation_top1": score}
+        save_supernet(self._run.best_weights, self._net, notes)
+
+    def keep_last(self, step: int) -> None:
+        """Save the weights of the end."""
+        save_supernet(self._run.last_weights, self._net, self._notes | {"step": step})
+
+    def note(self, step: int, shift: Shift | None) -> None:
+        """Add what an evaluation has found, and a snapshot of the weights if they are asked for."""
+        if shift is not None:
+            with contextlib.closing(MetricsLog(self._run.path / "shift.jsonl")) as log:
+                log.append(step, shift_line(shift))
+        if self._snapshots:
+            save_snapshot(self._run.path, self._net, step, self._notes)
+
+
+def _plan(config: SupernetConfig, data: Data, space: Space, steps_per_epoch: float) -> Plan:
+    recipe = config.recipe
+    return Plan(
+        num_steps=recipe.num_steps(steps_per_epoch) + config.tail_steps,
+        images_per_step=recipe.batch_size,
+        evaluate_every=recipe.steps_between_evaluations(steps_per_epoch),
+        checkpoint_every=recipe.checkpoint_every,
+        log_every=recipe.log_every,
+        seed=config.seed,
+        identity={
+            "training images": len(data.train),
+            "classes": list(data.class_names),
+            "the space": hashlib.sha256(json.dumps(space_to(space)).encode()).hexdigest()[:12],
+        },
+    )
 
 
 def _check(config: SupernetConfig, accelerator: Accelerator) -> None:
