@@ -14,17 +14,17 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 
 def begin_by_forks() -> None:
     """Replace what begins a new Python in this process by what forks it."""
-    subprocess.Popen = Popen
-    subprocess_handler.Popen = Popen  # type: ignore[misc,attr-defined]
+    subprocess.Popen = Popen  # type: ignore[misc]
+    subprocess_handler.Popen = Popen
     if "RANK" not in os.environ:  # a rank's fork would take itself for that rank
-        multiprocessing.util.spawnv_passfds = _fork_server
+        multiprocessing.util.spawnv_passfds = cast(Any, _fork_server)
 
 
 def be_program(words: Sequence[str]) -> None:
