@@ -21,7 +21,6 @@ from supernet.network.documents import (
     read_architecture,
     save_architecture,
     space_to,
-    stem_of,
 )
 from supernet.space import Architecture, Space
 from supernet.stem import recounted, renamed
@@ -92,7 +91,14 @@ class Network:
                 save_architecture(copy, architecture, space, stem=options.stem)
 
         on_main(accelerator, keep)
-        return cls.chosen(replace(options, architecture=str(copy)), stem_of_file=True)  # type: ignore[type-var]
+        return cls.kept(options, run.path)
+
+    @classmethod
+    def kept(cls, options: ChosenNetwork, run: Path) -> "Network":
+        """Return the network of a run that has begun, from the run's own copy of its architecture."""
+        if not options.architecture:
+            return cls.chosen(options)
+        return cls.chosen(replace(options, architecture=str(run / COPY)), stem_of_file=True)  # type: ignore[type-var]
 
     @cached_property
     def name(self) -> str:
@@ -179,22 +185,13 @@ def kept_in_run(options: Chosen, run: Run, accelerator: Accelerator) -> Chosen:
     return cast(Chosen, Network.of_run(options, run, accelerator).options)
 
 
-def as_kept(options: Chosen, run: Path) -> Chosen:
-    """Return the options of a run, with the stem counted as it is there."""
-    if not options.architecture:
-        return options
-    return replace(options, stem=stem_of(run / COPY))  # type: ignore[type-var]
-
-
-def differs_from(network: Network, run: Path, theirs: str) -> str:
+def differs_from(network: Network, theirs: Network, named: str) -> str:
     """Return the option by which a run had another network, or nothing if it had the same.
 
-    `theirs` is the file of the architecture with which that run was made.
+    `named` is the file of the architecture with which that run was made.
     """
-    if network.file is None and not theirs:
+    if network.file is None and theirs.file is None:
         return ""
-    if network.file is not None and theirs:
-        other = replace(network, file=read_architecture(run / COPY))
-        if network.space_for() == other.space_for():
-            return ""
-    return f"`architecture` ({theirs!r} there)"
+    if network.file is not None and theirs.file is not None and network.space_for() == theirs.space_for():
+        return ""
+    return f"`architecture` ({named!r} there)"
