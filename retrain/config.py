@@ -172,8 +172,6 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
             raise Mistake("rule", f"{self.rule} needs `decoupling`, such as uniform:4:aux2")
         elif self.alignment:
             raise Mistake("alignment", "compares the gradients of blocks", "it needs `decoupling`")
-        elif self.local.loss != "cross_entropy":
-            raise Mistake("local.loss", "judges the heads of blocks", "it needs `decoupling`")
         elif widened:
             raise Mistake("head_width", "is about the heads of a `decoupling`", "leave it out without")
         elif self.groups > 1:
