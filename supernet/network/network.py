@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -69,7 +68,7 @@ class Network:
             if stem_of_file:
                 options = replace(options, stem=checked_stem(file))  # type: ignore[type-var]
             network = cls(options, file)
-            _ = network.name  # this checks the choices
+            network.space_for()  # this checks the choices
         except ValueError as error:
             raise Mistake("architecture", quoted(error)) from error
         return network
@@ -100,13 +99,10 @@ class Network:
             return cls.chosen(options)
         return cls.chosen(replace(options, architecture=str(run / COPY)), stem_of_file=True)  # type: ignore[type-var]
 
-    @cached_property
+    @property
     def name(self) -> str:
         """The network's name; that of an architecture is <space>/<choices>, whatever the images."""
-        if self.file is None:
-            return self.options.network
-        space, architecture = self.space_for()
-        return f"{space.name}/{architecture}"
+        return self.options.network if self.file is None else self.file.name
 
     @property
     def words(self) -> str:
