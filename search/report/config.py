@@ -1,7 +1,7 @@
 """The options of rank_report.py; free of torch."""
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -112,6 +112,23 @@ class RankReportConfig(RunOptions):
             raise Mistake("networks", "a ranking needs two networks or more")
         if self.uncalibrated and self.scoring.statistics == "supernet":
             raise Mistake("uncalibrated", "all are, with `scoring.statistics` supernet", "leave it out")
+
+    def idle(self) -> dict[str, str]:
+        """What nobody looks at, as the other options stand, and who does not."""
+        idle = {"trackers": "a report"}
+        if not self.supernet:
+            scoring = [f"scoring.{each.name}" for each in fields(ScoringOptions)]
+            # Unlisted options beside these may say for which images the costs of `space` are counted.
+            data = (
+                [f"data.{each.name}" for each in fields(self.data)] if type(self.data) is PlaceOptions else []
+            )
+            names = ("snapshots", "shift_images", "precision", *scoring, *data)
+            idle |= dict.fromkeys(names, "a report without `supernet`")
+        if not (self.supernet or self.scores or self.losses):
+            idle |= dict.fromkeys(("networks", "resamples", "seed"), "a report without scores to rank by")
+        if not self.truth:
+            idle["truth_note"] = "a report without `truth`"
+        return idle
 
     def check_sources(self) -> None:
         """Refuse what gives nothing to tell, or only half of it; not before all options are known."""
