@@ -132,7 +132,7 @@ def settle(asked: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
     trunk = costs(asked.head, asked.batch_size)
     if not asked.decoupling:  # as the trainer chooses them
         cuts = f"--decoupling balanced:{asked.blocks}:{asked.head} --parallel blocks --recipe.steps 1"
-        line = launched(asked.blocks, f"{training_of(asked)} --threads 1 {cuts}")
+        line = launched(asked.blocks, f"{script_of(asked)} --threads 1 {cuts}")
         run([*line, "--run", str(folder / "chosen")])
         asked.decoupling = str(folder / "chosen" / "decoupling.json")
     decoupling = load_decoupling(asked.decoupling)
@@ -166,7 +166,8 @@ def settle(asked: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
 
 def commands_of(asked: argparse.Namespace, stages: Sequence[int]) -> dict[str, list[str]]:
     """Of each case."""
-    script = f"{training_of(asked)} --recipe.steps {asked.steps} --recipe.log-every {asked.log_every}"
+    script = f"{script_of(asked)} --recipe.steps {asked.steps} --recipe.log-every {asked.log_every}"
+    asked.script = script
     asked.worker = f"--module benchmarks.one_f_one_b {share_of(asked)} --image-size {asked.image_size}"
     worker = f"{asked.worker} --batch-size {asked.batch_size} --train-size {TRAIN_SIZE} --lr 0.02"
     worker += f" --steps {asked.steps} --warm-up {asked.log_every} --cuts {' '.join(map(str, stages))}"
@@ -191,15 +192,12 @@ def share_of(asked: argparse.Namespace) -> str:
 
 
 def script_of(asked: argparse.Namespace) -> str:
-    """What all commands of ours have in common."""
+    """What all cases of ours have in common."""
     script = f"retrain_model.py {share_of(asked)} --data.name shapes --data.image-size {asked.image_size}"
     script += f" --data.train-size {TRAIN_SIZE} --data.test-size 100 --data.validation 0"
-    return f"{script} --recipe.batch-size {asked.batch_size}"
-
-
-def training_of(asked: argparse.Namespace) -> str:
-    """What all trainings have in common."""
-    return f"{script_of(asked)} --recipe.lr 0.02 --recipe.checkpoint-every 100000"
+    return (
+        f"{script} --recipe.lr 0.02 --recipe.checkpoint-every 100000 --recipe.batch-size {asked.batch_size}"
+    )
 
 
 def launched(ranks: int, line: str) -> list[str]:
@@ -253,7 +251,7 @@ def best_costs(chain: Chain, head: str, rows: int, asked: argparse.Namespace) ->
 
 def profiles(asked: argparse.Namespace, folder: Path, number: int) -> dict[str, BlockCosts]:
     """The blocks' costs, measured alone and in as many processes at a time as there are blocks."""
-    line = f"{script_of(asked)} --threads 1 --decoupling {asked.decoupling}"
+    line = f"{asked.script} --threads 1 --decoupling {asked.decoupling}"
     line += f" --plan --cluster.devices {asked.blocks}"
     found = {}
     for label, count in {"measured alone": 1, "measured together": asked.blocks}.items():

@@ -19,15 +19,6 @@ from tools.options.shared import FREE, ExtendOptions, FastOptions, RunOptions
 
 PARALLEL = ("none", "data", "blocks")
 
-PLANNED = frozenset(
-    {
-        *("batch_size", "accumulate", "optimizer", "momentum", "nesterov", "beta1", "beta2", "eps"),
-        *("weight_decay", "decay_all", "label_smoothing", "smoothing"),
-    }
-)
-"""These options of a recipe say what a step does, so --plan looks at them. The others say how a training goes
-from step to step."""
-
 FREE_IN_RETRAINING = FREE | {
     *("parallel", "plan", "pipeline.queue", "pipeline.patience"),
     *(f"cluster.{name}" for name in ("devices", "profile", "speed", "bandwidth", "latency", "memory")),
@@ -253,10 +244,7 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
     def idle(self) -> dict[str, str]:
         """What nobody looks at, as the other options stand, and who does not."""
         idle = within("data", self.data.idle_in_training())
-        if self.plan:
-            course = [f"recipe.{each.name}" for each in fields(Recipe) if each.name not in PLANNED]
-            idle |= dict.fromkeys(("extend", "trackers", "pipeline.patience", *course), "`plan`")
-        else:
+        if not self.plan:  # a plan takes the command of a training as it stands
             idle |= {f"cluster.{each.name}": "a training without `plan`" for each in fields(ClusterOptions)}
         if self.parallel != "blocks" and not self.plan:
             idle |= dict.fromkeys(("pipeline.queue", "pipeline.patience"), f"`parallel` {self.parallel}")

@@ -204,13 +204,6 @@ CUT = "--decoupling uniform:2:aux1"
             "--data.validation 0 --recipe.evaluate-every 3",
             "--recipe.evaluate-every: --data.validation 0 does not",
         ),
-        *(
-            (f"--plan {CUT} {words}", f"{words.split()[0]}: --plan does not look at it; leave it out")
-            for words in (
-                *("--recipe.lr 0.5", "--recipe.steps 9", "--extend", "--trackers tensorboard"),
-                "--pipeline.patience 9",
-            )
-        ),
     ],
 )
 def test_an_idle_option_is_refused_with_the_reason(line: str, says: str) -> None:
@@ -221,7 +214,7 @@ def test_an_idle_option_is_refused_with_the_reason(line: str, says: str) -> None
     "line",
     [
         f"--plan --cluster.speed 3 --pipeline.queue 9 {CUT}",
-        f"--plan --recipe.batch-size 64 --recipe.optimizer adam --recipe.accumulate 2 {CUT}",
+        f"--plan --recipe.steps 9 --recipe.lr 0.5 --trackers tensorboard --extend {CUT}",
         f"--parallel blocks --pipeline.queue 9 {CUT}",
         "--local.similarity .5 --decoupling uniform:2:predsim",
         "--local.diversity .1 --groups 2 --decoupling uniform:2:conv1c2f",

@@ -25,12 +25,10 @@ from retrain.placing.block_costs import (
 from retrain.placing.forecast import BlockCosts, Conditions, Line, Subject
 from retrain.placing.planning import plan, report
 from tests.local_learning.nets import small_chain
+from tests.script import SMALL
 from tools.options.config import parse
 
-OPTIONS = [
-    *("--device", "cpu", "--threads", "1", "--data.image-size", "16", "--recipe.batch-size", "32"),
-    *("--network", "vgg6a", "--width", "0.125", "--plan"),
-]
+OPTIONS = [*SMALL, "--network", "vgg6a", "--width", "0.125", "--plan"]
 BLOCKS = ["--decoupling", "uniform:3:aux1"]
 
 
