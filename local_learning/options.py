@@ -103,7 +103,7 @@ class GluingOptions:
                 raise Mistake(f"gluing.{name}", "needs `gluing.cache`", "nothing is stored without")
 
     def idle(self) -> dict[str, str]:
-        """What nobody looks at, as the other options stand, and who does not."""
+        """Return the options that have no effect beside the other options' values, each with the reason."""
         return {} if self.h_steps else {"step": "`gluing.h_steps` 0"}
 
 

@@ -189,8 +189,8 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
         if self.alignment and not self.data.validation:
             raise Mistake(
                 "alignment",
-                "is told at evaluations, of which there are none",
-                "leave out `data.validation` 0",
+                "is measured when the training evaluates, which `data.validation` 0 turns off",
+                "leave out one of them",
             )
         RULES.check_idle("rule", self.chosen_rule, self)
         if not rule.in_halves and self.precision in ("bf16", "fp16"):
@@ -244,7 +244,7 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
             )
 
     def idle(self) -> dict[str, str]:
-        """What nobody looks at, as the other options stand, and who does not."""
+        """Return the options that have no effect beside the other options' values, each with the reason."""
         idle = within("data", self.data.idle_in_training())
         if not self.plan:
             idle |= {f"cluster.{each.name}": "a training without `plan`" for each in fields(ClusterOptions)}

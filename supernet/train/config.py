@@ -152,5 +152,5 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
             )
 
     def idle(self) -> dict[str, str]:
-        """Return the options that nobody looks at as the others stand, and who does not."""
+        """Return the options that have no effect beside the other options' values, each with the reason."""
         return within("data", self.data.idle_in_training())
