@@ -175,8 +175,6 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
             raise Mistake("rule", f"{self.rule} needs `decoupling`, such as uniform:4:aux2")
         elif self.alignment:
             raise Mistake("alignment", "compares the gradients of blocks", "it needs `decoupling`")
-        elif self.local.loss != "cross_entropy":
-            raise Mistake("local.loss", "judges the heads of blocks", "it needs `decoupling`")
         elif widened:
             raise Mistake("head_width", "is about the heads of a `decoupling`", "leave it out without")
         elif self.groups > 1:
@@ -249,7 +247,7 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
     def idle(self) -> dict[str, str]:
         """Return the options that have no effect beside the other options' values, each with the reason."""
         idle = within("data", self.data.idle_in_training())
-        if not self.plan:
+        if not self.plan:  # a plan takes the command of a training as it stands
             idle |= {f"cluster.{each.name}": "a training without `plan`" for each in fields(ClusterOptions)}
         if self.parallel != "blocks" and not self.plan:
             idle |= dict.fromkeys(("pipeline.queue", "pipeline.patience"), f"`parallel` {self.parallel}")

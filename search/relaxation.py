@@ -17,7 +17,7 @@ from local_learning.cuts.head_width import PAPER, scale_of
 from local_learning.features import as_map, layout_of, map_shape, probe
 from local_learning.heads import make_head
 from local_learning.losses import cross_entropy
-from search.cuts.config import SEARCHABLE
+from search.cuts.config import searchable_heads
 from search.discretisation import discretise
 from search.mixture import mixed_logits
 from tools.mistake import Mistake
@@ -199,7 +199,7 @@ def check_kinds(head_kinds: Sequence[str]) -> None:
     for kind in head_kinds:
         row = HEADS.get(kind)
         if row is None or not row.searchable:
-            raise Mistake("head_kinds", f"'{kind}' cannot be searched{HEADS.hint(kind, SEARCHABLE)}")
+            raise Mistake("head_kinds", f"'{kind}' cannot be searched{HEADS.hint(kind, searchable_heads())}")
     if len(set(head_kinds)) < len(head_kinds):
         raise ValueError("head_kinds: a kind is there twice")
 

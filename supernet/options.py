@@ -124,6 +124,8 @@ class StrategyRow(Row):
     `options` if it takes them. It gives a `supernet.strategy.Strategy`.
     """
 
+    by_layer: bool = False
+    """Whether its `options` are those of `layerwise`, and not those of `paths`."""
     layers_at_once: int = 0
     """How many layers' activations are kept while one layer learns; 0 is all of them."""
     outranks: tuple[str, ...] = ()
@@ -158,6 +160,7 @@ STRATEGIES: Catalogue[StrategyRow] = Catalogue(
             says="layer by layer, each by a loss of its own behind it (LWSL, layer-wise supernet learning)",
             make="supernet.layerwise:GreedyStrategy",
             reads=_BY_LAYER,
+            by_layer=True,
             layers_at_once=1,
         ),
         StrategyRow(
@@ -169,6 +172,7 @@ STRATEGIES: Catalogue[StrategyRow] = Catalogue(
                 *_BY_LAYER,
                 *("layerwise.partner", "layerwise.partner_statistics", "layerwise.skip_as_partner"),
             ),
+            by_layer=True,
             layers_at_once=2,
             outranks=("spos",),
             claim="Does non-greedy layer-wise training rank better than single paths, as LWSL has it "

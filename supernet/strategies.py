@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from supernet.engine import SupernetEngine
-from supernet.layerwise import GreedyStrategy
 from supernet.objectives import CrossEntropyObjective, Objective
 from supernet.options import STRATEGIES, LayerwiseOptions, PathOptions
 from supernet.sampling import sample, stream
@@ -32,20 +31,19 @@ def make_strategy(
     """Make the strategy of this name: spos, fair, greedy, nongreedy, or a registered one.
 
     Without an objective it is cross-entropy, and without an engine plain PyTorch. New weights of decoders
-    come from torch's global generator. A maker gets `layerwise` as its options if it derives from
-    GreedyStrategy, otherwise `paths`.
+    come from torch's global generator. The strategy's row says whether it gets `layerwise` as its options, or
+    `paths`.
     """
     STRATEGIES.check("strategy", name)
-    maker = STRATEGIES[name].maker
-    by_layer = isinstance(maker, type) and issubclass(maker, GreedyStrategy)
+    row = STRATEGIES[name]
     strategy = call(
-        maker,
+        row.maker,
         net,
         optimizer=optimizer,
         seed=seed,
         objective=objective or CrossEntropyObjective(num_classes=net.space.num_classes),
         engine=engine or SupernetEngine(),
-        options=(layerwise or LayerwiseOptions()) if by_layer else (paths or PathOptions()),
+        options=(layerwise or LayerwiseOptions()) if row.by_layer else (paths or PathOptions()),
     )
     if not isinstance(strategy, Strategy) or not strategy.optimizers:
         raise Mistake(f"`strategy` {name}", "must make a Strategy that has an optimiser or more")

@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import subproc
 def begin_by_forks() -> None:
     """Make this process fork itself where it would start a new Python."""
     subprocess.Popen = Popen  # type: ignore[misc]
-    subprocess_handler.Popen = Popen
+    subprocess_handler.Popen = Popen  # type: ignore[attr-defined]
     if "RANK" not in os.environ:  # a rank's fork would take itself for that rank
         multiprocessing.util.spawnv_passfds = cast(Any, _fork_server)
 

@@ -11,6 +11,7 @@ import pytest
 from local_learning.decoupling import Decoupling, save_decoupling
 from local_learning.options import LocalLosses
 from retrain.config import FREE_IN_RETRAINING, ClusterOptions, PipelineOptions, RetrainConfig
+from search.report.config import RankReportConfig
 from tests.forked import run
 from tests.script import SMALL
 from tests.scripts import Option, config_of, options
@@ -21,7 +22,9 @@ from tools.options.recipes import Recipe
 from tools.run.folder import Run
 
 NET = "--network vgg6a --width 0.125"
+PLACE = ["--device", "cpu", "--threads", "1"]
 SHORT = "--recipe.steps 2 --recipe.lr 0.02 --recipe.evaluate-every 1"
+REPORT = "--space tiny --truth {here}/truth.csv --scores {here}/scores.csv"
 RUNS = {
     "a network": ("retrain_model.py", NET),
     "in blocks": ("retrain_model.py", f"{NET} --decoupling uniform:2:aux1"),
@@ -43,6 +46,7 @@ RUNS = {
         "search_decoupling.py",
         f"{NET} --heads aux1 linear --search.steps 1 --search.validation-batch 9 --search.no-pretraining",
     ),
+    "a report of scores": ("rank_report.py", REPORT),
 }
 ALLOWED = {
     "data.workers": "a machine's, as --threads is, which one gives wherever it is",
@@ -57,6 +61,7 @@ OTHERS: dict[str, Any] = {
     **{"layerwise.update": "deferred", "local.diversity_gradient": "released", "pipeline.transfer": "bf16"},
     **{"paths.draw": "networks", "paths.skip": "op", "paths.shared_scale": "mean", "paths.bin_macs": 5e6},
     **{"recipe.smoothing": "others", "recipe.milestones": (0.5,), "recipe.factors": (0.1,)},
+    **{"data.loader": "stream", "scoring.statistics": "ema"},
 }
 """These are values other than the default, for options whose kind does not suggest one."""
 
@@ -81,7 +86,10 @@ def with_value(config: Any, name: str, value: Any) -> Any:
 def said_of(config: Any, name: str, value: Any) -> str:
     """Return the objection to another value of an option: the message of a check, or why it has no effect."""
     try:
-        return idle_options(with_value(config, name, value)).get(name, "")
+        changed = with_value(config, name, value)
+        if isinstance(changed, RankReportConfig):
+            changed.check_sources()
+        return idle_options(changed).get(name, "")
     except ValueError as error:
         return str(error)
 
@@ -104,7 +112,10 @@ def refusal(script: str, words: Sequence[str]) -> str:
 @pytest.mark.parametrize("kind", RUNS)
 def test_what_a_run_does_not_read_cannot_be_given(kind: str, tmp_path: Path) -> None:
     script, line = RUNS[kind]
-    words = [*SMALL, *SHORT.split(), *line.split()]
+    words = [*(PLACE if script == "rank_report.py" else [*SMALL, *SHORT.split()]), *line.split()]
+    words = [word.format(here=tmp_path) for word in words]
+    for name in ("truth", "scores"):
+        (tmp_path / f"{name}.csv").write_text("choices,score\n0000,1\n0001,2\n0010,3\n")
     if "--search.no-pretraining" in words:  # the records are those of the pretraining
         words = without(words, "--recipe.log-every", "--recipe.evaluate-every")
     done = run(
@@ -203,6 +214,7 @@ def test_an_idle_option_is_refused_with_the_reason(line: str, says: str) -> None
     "line",
     [
         f"--plan --cluster.speed 3 --pipeline.queue 9 {CUT}",
+        f"--plan --recipe.steps 9 --recipe.lr 0.5 --trackers tensorboard --extend {CUT}",
         f"--parallel blocks --pipeline.queue 9 {CUT}",
         "--local.similarity .5 --decoupling uniform:2:predsim",
         "--local.diversity .1 --groups 2 --decoupling uniform:2:conv1c2f",
@@ -215,6 +227,44 @@ def test_an_idle_option_is_refused_with_the_reason(line: str, says: str) -> None
 )
 def test_what_is_looked_at_may_be_given(line: str) -> None:
     parse(RetrainConfig, line.split(), prog="x", description="")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (
+            "--supernet s --truth t --trackers tensorboard",
+            "--trackers: a report does not look at it; leave it",
+        ),
+        *(
+            (f"{start} {words}", f"{words.split()[0]}: a report without --supernet does not look at it")
+            for start in ("--search s", "--space tiny --truth t --scores s")
+            for words in (
+                *("--snapshots 3", "--shift-images 0", "--precision fp64", "--scoring.batch 9"),
+                *("--scoring.statistics ema", "--data.root x", "--data.download"),
+            )
+        ),
+        ("--search s --networks 3", "--networks: a report without scores to rank by does not look at it"),
+        ("--search s --space tiny --truth t --resamples 200", "--resamples: a report without scores to rank"),
+        ("--cuts s --seed 3", "--seed: a report without scores to rank by does not look at it"),
+        ("--cuts s --truth-note mine", "--truth-note: a report without --truth does not look at it"),
+    ],
+)
+def test_a_report_takes_no_option_that_it_does_not_look_at(line: str, says: str) -> None:
+    assert refusal("rank_report.py", line.split()).startswith(says)
+
+
+def test_a_report_takes_what_it_looks_at(tmp_path: Path) -> None:
+    for line in (
+        "--supernet s --truth t --snapshots 3 --precision fp64 --scoring.batch 9 --data.root x --seed 3",
+        "--space tiny --truth t --losses s --networks 3 --resamples 200 --seed 3 --truth-note mine",
+        "--space tiny --truth t --scores s --data.name mnist --data.root x",  # the costs are of its images
+    ):
+        parse(RankReportConfig, line.split(), prog="x", description="")
+    before = tmp_path / "before.toml"
+    before.write_text("snapshots = 3\ntrackers = ['tensorboard']\nsearch = ['s']\n[scoring]\nbatch = 9\n")
+    config = parse(RankReportConfig, ["--config", str(before)], prog="x", description="")
+    assert (config.snapshots, config.scoring.batch) == (3, 9)
 
 
 def test_the_heads_of_a_file_say_what_is_idle(tmp_path: Path) -> None:

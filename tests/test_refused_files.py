@@ -29,6 +29,7 @@ from tools.options.config import to_toml
 DATA = "--data.image-size 16 --data.train-size 200 --data.test-size 40"
 HERE = "--device cpu --threads 1"
 TRAIN = f"{DATA} {HERE} --recipe.steps 2 --recipe.batch-size 16"
+PLAN = f"--plan --decoupling uniform:2:linear --network vgg6a --width 0.1 {DATA} {HERE}"
 NET = f"--network vgg6a --width 0.1 {TRAIN}"
 SCORE = f"--supernet good {HERE} --generations 0 --population 2 --breeding.parents 1"
 
@@ -50,7 +51,7 @@ SAYS = {
 DOCUMENTS = {
     "retrain_model.py --architecture": ("architecture", TRAIN),
     "retrain_model.py --decoupling": ("decoupling", NET),
-    "retrain_model.py --cluster.profile": ("block-costs", f"--plan --decoupling uniform:2:linear {NET}"),
+    "retrain_model.py --cluster.profile": ("block-costs", PLAN),
     "make_truth.py --architectures": ("architecture", TRAIN),
     "make_truth.py --decouplings": ("decoupling", NET),
     "train_supernet.py --space": ("space", TRAIN),

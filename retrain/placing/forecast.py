@@ -15,7 +15,7 @@ from itertools import combinations, pairwise
 
 from local_learning.catalogue import HEADS
 from local_learning.cuts.head_width import PAPER
-from local_learning.rules.catalogue import RULES
+from local_learning.rules.catalogue import RULES, usual_rule
 from retrain.placing.placement import Placement
 from tools.mistake import Mistake
 
@@ -215,7 +215,7 @@ def forecast(costs: BlockCosts, placement: Placement, on: Conditions) -> Forecas
 
 def backprop(costs: BlockCosts, devices: int, on: Conditions) -> Forecast:
     """Return the forecast for the same layers under backpropagation, on devices that share the rows (DDP)."""
-    whole = replace(costs, rule="backprop", cuts=(), heads=(), groups=(1,), blocks=(costs.whole,))
+    whole = replace(costs, rule=usual_rule(cut=False), cuts=(), heads=(), groups=(1,), blocks=(costs.whole,))
     return forecast(whole, Placement.of([(1, devices)]), on)
 
 

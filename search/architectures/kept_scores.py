@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from search.architectures.config import ScoringOptions
 from search.architectures.evaluations import append_evaluations, read_evaluations
@@ -17,7 +16,7 @@ from supernet.additive import counted
 from supernet.space import Architecture
 from supernet.supernet import Supernet
 from tools.run.folder import Run
-from tools.run.launch import on_main
+from tools.run.launch import from_main, on_main
 from tools.run.meters import MetricsLog, Progress
 from tools.run.signals import waiting_signals
 
@@ -43,12 +42,10 @@ def kept_scores(
         ValueError: if the scores in the folder are of other weights, other images or other statistics.
     """
     wanted, run = list(networks), Run(folder)
-    scored = [
-        on_main(accelerator, lambda: _read(run, net, weights, images, options, accelerator.mixed_precision))
-    ]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(scored)
-    known = {network.architecture: network.score for network in scored[0] or ()}
+    scored = from_main(
+        accelerator, lambda: _read(run, net, weights, images, options, accelerator.mixed_precision)
+    )
+    known = {network.architecture: network.score for network in scored}
     missing = sorted(set(wanted) - known.keys(), key=lambda network: network.choices)
     if missing:
         known |= _score(net, missing, images, options, run, accelerator)

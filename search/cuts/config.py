@@ -15,12 +15,13 @@ from tools.options.config import check_choice, check_range, within
 from tools.options.recipes import Recipe
 from tools.options.shared import RunOptions
 
-SEARCHABLE = tuple(name for name in HEADS.ours if HEADS[name].searchable)
-"""These of our heads give logits and nothing else, so that they can be mixed. A user's own must do the
-same."""
-
 SEDONA_2021 = "sedona-2021"
 REPLACE, OLDEST = "replace", "oldest"
+
+
+def searchable_heads() -> tuple[str, ...]:
+    """Return those of our heads that give logits and nothing else, so that they can be mixed."""
+    return tuple(name for name in HEADS.ours if HEADS[name].searchable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +178,9 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
         self.check_run(precisions=("fp32", "fp64"))
         self.check_network()
         for kind in self.heads:
-            HEADS.check("heads", kind, among=SEARCHABLE)
+            HEADS.check("heads", kind, among=searchable_heads())
+            if not HEADS[kind].searchable:
+                raise Mistake("heads", f"'{kind}' says of itself that it cannot be searched")
         if self.head_width:
             check_head_width(self.head_width)
         if len(set(self.heads)) != len(self.heads) or not self.heads:

@@ -16,7 +16,7 @@ from search.cuts.memory import Snapshot, SnapshotMemory, snapshots_of
 from search.cuts.networks import check_derivatives, make_relaxed, own_loaders, settled
 from search.cuts.sedona import Episode, Inner, Pretraining, Search, episodes
 from search.relaxation import RelaxedNet
-from supernet.network.network import Network, as_kept, differs_from
+from supernet.network.network import Network, differs_from
 from tools.cost import count_params
 from tools.images.batches import check_shared
 from tools.images.datasets import Data, load_data
@@ -222,8 +222,8 @@ def _snapshots_of(
     except (OSError, UnicodeDecodeError) as error:
         raise Mistake(option, f"cannot read the options of '{run}': {error}") from None
     old = of_run(DecouplingSearchConfig, text, source=str(run / "config.toml"))
-    old = as_kept(old, run)
-    theirs = flatten(settled(old, Network.chosen(old)))
+    pretrained = Network.kept(old, run)  # the file that the user named may be gone
+    theirs = flatten(settled(old, pretrained))
     mine = flatten(config)
     kept = {name for name in mine if not name.startswith("search.")} | {"search.compat"}
     kept -= FREE | {"recipe.log_every", "recipe.checkpoint_every", "plugins", "architecture"}
@@ -231,7 +231,7 @@ def _snapshots_of(
     differing = [
         f"`{name}` ({theirs[name]!r} there)" for name in mine if name in kept and theirs[name] != mine[name]
     ]
-    differing += filter(None, [differs_from(network, run, old.architecture)])
+    differing += filter(None, [differs_from(network, pretrained, old.architecture)])
     if differing:
         raise Mistake(option, f"'{run}' was pretrained with other options: {', '.join(differing)}")
     Run(run).check_plugins(config)

@@ -1,7 +1,7 @@
 """This module holds the options of rank_report.py. It is free of torch."""
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -114,6 +114,23 @@ class RankReportConfig(RunOptions):
             raise Mistake("networks", "a ranking needs two networks or more")
         if self.uncalibrated and self.scoring.statistics == "supernet":
             raise Mistake("uncalibrated", "all are, with `scoring.statistics` supernet", "leave it out")
+
+    def idle(self) -> dict[str, str]:
+        """Return the options that have no effect beside the other options' values, each with the reason."""
+        idle = {"trackers": "a report"}
+        if not self.supernet:
+            scoring = [f"scoring.{each.name}" for each in fields(ScoringOptions)]
+            # Unlisted options beside these may say for which images the costs of `space` are counted.
+            data = (
+                [f"data.{each.name}" for each in fields(self.data)] if type(self.data) is PlaceOptions else []
+            )
+            names = ("snapshots", "shift_images", "precision", *scoring, *data)
+            idle |= dict.fromkeys(names, "a report without `supernet`")
+        if not (self.supernet or self.scores or self.losses):
+            idle |= dict.fromkeys(("networks", "resamples", "seed"), "a report without scores to rank by")
+        if not self.truth:
+            idle["truth_note"] = "a report without `truth`"
+        return idle
 
     def check_sources(self) -> None:
         """Refuse options that give the report nothing to compare or describe, or only half of it.

@@ -20,10 +20,8 @@ from local_learning.rules.catalogue import RULES, usual_rule
 from search.report.cut_searches import ChosenCuts, CutSearch
 from search.report.runs import finished_results
 from supernet.network.choice import NetworkChoice
-from supernet.network.documents import stem_of
+from supernet.network.documents import ArchitectureFile, checked_stem, read_architecture
 from supernet.network.network import COPY
-from supernet.space import Architecture
-from tools.files.atomic import read_document
 from tools.images.options import DataConfig
 from tools.options.config import to_toml, with_earlier
 from tools.options.recipes import Recipe
@@ -113,10 +111,13 @@ def read_training(name: str, path: Path, searches: Sequence[CutSearch] = ()) -> 
     results = finished_results(path, option="trained", script="retrain_model.py", key="test")
     text = (path / "config.toml").read_text(encoding="utf-8")
     last = results["test"]["last"]
+    given = _by_dotted_name(text)
+    copy = path / COPY
+    architecture = read_architecture(copy) if given.get("architecture") and copy.exists() else None
     training = FinishedTraining(
         name=name,
-        network=_network(path, _by_dotted_name(text)),
-        options=_options(path, text, results),
+        network=architecture.name if architecture else str(given.get("network", "")),
+        options=_options(given, text, architecture, results),
         accuracy=float(last["top1"]),
         last_two_accuracy=last.get("last_two_top1"),
         test_images=results.get("test_images"),
@@ -174,13 +175,14 @@ def _is_of(training: FinishedTraining, search: CutSearch, choices: Sequence[Chos
     )
 
 
-def _options(path: Path, text: str, results: Mapping[str, Any]) -> dict[str, Any]:
+def _options(
+    given: Mapping[str, Any], text: str, architecture: ArchitectureFile | None, results: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the options of a run by dotted name, completed where an older run does not say them."""
-    given = _by_dotted_name(text)
     usual = with_earlier(_Shared(architecture=given.get("architecture", "")), text, "config.toml")
-    options = _by_dotted_name(to_toml(usual)) | given
-    if options.get("architecture") and (path / COPY).exists():
-        options["stem"] = stem_of(path / COPY)  # which the options of a run of before do not know
+    options = {**_by_dotted_name(to_toml(usual)), **given}
+    if architecture:
+        options["stem"] = checked_stem(architecture)  # which the options of a run of before do not know
     options["head_width"] = results.get("head_width", "paper" if "cuts" in results else "")
     if options.get("decoupling") and not options.get("rule"):
         options["rule"] = usual_rule(cut=True)
@@ -194,13 +196,3 @@ def _by_dotted_name(text: str) -> dict[str, Any]:
         group = value if isinstance(value, dict) else None
         options |= {key: value} if group is None else {f"{key}.{name}": group[name] for name in group}
     return options
-
-
-def _network(path: Path, options: Mapping[str, Any]) -> str:
-    """Return the name of a run's network."""
-    file = path / COPY
-    if not options.get("architecture") or not file.exists():
-        return str(options.get("network", ""))
-    document = read_document(file, "architecture", 1)
-    space = document["space"] if isinstance(document["space"], str) else document["space"].get("name", "own")
-    return f"{space}/{Architecture(tuple(document['choices']))}"

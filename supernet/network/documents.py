@@ -164,6 +164,12 @@ class ArchitectureFile:
     """How the run that keeps this file counts the stem. Older files do not say; their runs all counted it
     as layers of its own (unit)."""
 
+    @property
+    def name(self) -> str:
+        """The network's name, <space>/<choices>; the space's operations need not be known for it."""
+        space = self.described if isinstance(self.described, str) else self.described.get("name", "own")
+        return f"{space}/{Architecture(tuple(self.choices))}"
+
     def space_for(self, *, num_classes: int, image_size: int, in_chs: int = 3) -> tuple[Space, Architecture]:
         """Return the space and the architecture, for these images."""
         images = {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}

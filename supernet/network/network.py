@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -21,7 +20,6 @@ from supernet.network.documents import (
     read_architecture,
     save_architecture,
     space_to,
-    stem_of,
 )
 from supernet.space import Architecture, Space
 from supernet.stem import recounted, renamed
@@ -70,7 +68,7 @@ class Network:
             if stem_of_file:
                 options = replace(options, stem=checked_stem(file))  # type: ignore[type-var]
             network = cls(options, file)
-            _ = network.name  # this checks the choices
+            network.space_for()  # this checks the choices
         except ValueError as error:
             raise Mistake("architecture", quoted(error)) from error
         return network
@@ -92,15 +90,19 @@ class Network:
                 save_architecture(copy, architecture, space, stem=options.stem)
 
         on_main(accelerator, keep)
-        return cls.chosen(replace(options, architecture=str(copy)), stem_of_file=True)  # type: ignore[type-var]
+        return cls.kept(options, run.path)
 
-    @cached_property
+    @classmethod
+    def kept(cls, options: ChosenNetwork, run: Path) -> "Network":
+        """Return the network of a run that has begun, from the run's own copy of its architecture."""
+        if not options.architecture:
+            return cls.chosen(options)
+        return cls.chosen(replace(options, architecture=str(run / COPY)), stem_of_file=True)  # type: ignore[type-var]
+
+    @property
     def name(self) -> str:
         """The network's name; that of an architecture is <space>/<choices>, whatever the images."""
-        if self.file is None:
-            return self.options.network
-        space, architecture = self.space_for()
-        return f"{space.name}/{architecture}"
+        return self.options.network if self.file is None else self.file.name
 
     @property
     def words(self) -> str:
@@ -179,22 +181,13 @@ def kept_in_run(options: Chosen, run: Run, accelerator: Accelerator) -> Chosen:
     return cast(Chosen, Network.of_run(options, run, accelerator).options)
 
 
-def as_kept(options: Chosen, run: Path) -> Chosen:
-    """Return the options of a run, with the stem counted as it is there."""
-    if not options.architecture:
-        return options
-    return replace(options, stem=stem_of(run / COPY))  # type: ignore[type-var]
-
-
-def differs_from(network: Network, run: Path, theirs: str) -> str:
+def differs_from(network: Network, theirs: Network, named: str) -> str:
     """Return the option by which a run had another network, or nothing if it had the same.
 
-    `theirs` is the file of the architecture with which that run was made.
+    `named` is the file of the architecture with which that run was made.
     """
-    if network.file is None and not theirs:
+    if network.file is None and theirs.file is None:
         return ""
-    if network.file is not None and theirs:
-        other = replace(network, file=read_architecture(run / COPY))
-        if network.space_for() == other.space_for():
-            return ""
-    return f"`architecture` ({theirs!r} there)"
+    if network.file is not None and theirs.file is not None and network.space_for() == theirs.space_for():
+        return ""
+    return f"`architecture` ({named!r} there)"

@@ -47,7 +47,8 @@ def test_it_trains_whole_and_in_pieces(file: Path, tmp_path: Path) -> None:
     trained = weights(tmp_path / "whole")
     chain = build_architecture(space, CHOICES)
     load_weights(chain, trained, source=file)
-    assert all(torch.equal(chain.state_dict()[name], value) for name, value in trained.items())
+    loaded = chain.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in trained.items())
     cuts = json.loads((tmp_path / "pieces" / "decoupling.json").read_text())
     assert (cuts["network"], cuts["num_layers"], cuts["cuts"]) == ("tiny/0321", 3, [1])
 

@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
+from supernet import strategies
 from supernet.engine import AccelerateSupernetEngine
-from supernet.options import STRATEGIES, ContrastOptions, LayerwiseOptions, PathOptions
+from supernet.options import STRATEGIES, ContrastOptions, LayerwiseOptions, PathOptions, StrategyRow
 from supernet.strategies import make_strategy
 from supernet.strategy import Strategy
 from supernet.supernet import Supernet
@@ -28,6 +29,7 @@ from tests.supernet.nets import (
     snapshot,
     step_gradients,
 )
+from tools.options.catalogue import Catalogue
 
 OBJECTIVES = {"cross_entropy": None, "infonce": info_nce}
 
@@ -251,6 +253,20 @@ def test_mixed_labels_are_mixed_gradients(name: str) -> None:
 def test_an_unknown_strategy_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"strategy: unknown value 'gredy'; did you mean 'greedy'"):
         make_strategy("gredy", small_net(), optimizer=sgd, seed=0)
+
+
+@pytest.mark.parametrize(("by_layer", "kind"), [(False, PathOptions), (True, LayerwiseOptions)])
+def test_the_row_says_which_options_a_strategy_gets(
+    by_layer: bool, kind: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mine(net: Supernet, *, options: Any, **rest: Any) -> Strategy:
+        assert isinstance(options, kind)
+        return make_strategy("spos", net, **rest)
+
+    known = Catalogue("strategy", StrategyRow, [STRATEGIES["spos"]])
+    known.register("mine", by_layer=by_layer)(mine)
+    monkeypatch.setattr(strategies, "STRATEGIES", known)
+    make_strategy("mine", small_net(), optimizer=sgd, seed=0)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -18,9 +18,9 @@ from supernet.tail import Tail
 LARGE = ("lwsl_table1", "lwsl_fit", "cream")
 SIZE = 16
 NUMBERS = [
-    *[(name, 50) for name in PRESETS if name not in LARGE],
+    *[(name, 15) for name in PRESETS if name not in LARGE],
     *[(name, 4) for name in LARGE],
-    *[pytest.param(name, 50, marks=pytest.mark.slow) for name in LARGE],
+    *[pytest.param(name, 15, marks=pytest.mark.slow) for name in LARGE],
 ]
 
 

@@ -28,7 +28,7 @@ class Row:
     given: Mapping[str, Any] = field(default_factory=dict)
     """These arguments are passed to `make` for this part, where one maker makes several parts."""
     reads: tuple[str, ...] | None = None
-    """These are the options that the part looks at, among those that only some parts of its kind look at.
+    """These are the options that the part looks at, among those that only some of our parts look at.
 
     They are dotted names or whole groups. None means that it is not known what the part looks at."""
 
@@ -110,12 +110,13 @@ class Catalogue(Generic[AnyRow]):
         return f"{near}{' ' if near.endswith('?') else '; '}{ORIGIN}"
 
     def check_idle(self, option: str, name: str, config: Any, by: str = "") -> None:
-        """Refuse options that other parts of this kind look at and this one does not.
+        """Refuse options that only some of our parts look at and this one does not.
 
+        What a user's own part looks at does not count, because other parts may look at it without saying so.
         `by` says which part does not look at them, where the part's name alone does not say it.
         """
         row = self._rows[name]
-        for read in dict.fromkeys(read for other in self for read in self[other].reads or ()):
+        for read in dict.fromkeys(read for other in self.ours for read in self[other].reads or ()):
             for dotted, value, default in _values(config, read):
                 if value != default and not row.looks_at(dotted):
                     raise Mistake(dotted, f"{by or f'`{option}` {name}'} does not look at it", "leave it out")

@@ -6,13 +6,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tools.failures import Interrupted, RunFailed
 from tools.files.provenance import HOUSE
 from tools.mistake import Mistake
 from tools.options import plugins
-from tools.options.config import given, message_of, parse
+from tools.options.config import flag, flatten, given, message_of, parse
 from tools.options.help import HELP, HELP_ALL
 
 _Config = TypeVar("_Config")
@@ -49,11 +49,7 @@ def main(
         _leave(str(error), 1, speaks=not error.everyone or _rank() == 0)
     except MemoryError as error:
         reason = f" ({error})" if str(error) else ""
-        _leave(
-            f"out of memory{reason}; where images fill it, --data.train-size takes fewer of them and "
-            "--data.loader stream keeps them in their files",
-            1,
-        )
+        _leave(f"out of memory{reason}{_with_fewer_images(cls)}", 1)
     except Interrupted as error:
         _leave(str(error), 128 + error.signum, speaks=_rank() == 0)
     except KeyboardInterrupt:
@@ -76,6 +72,17 @@ def _usage(description: str) -> str:
         f"give some options; without any, nothing is begun\n\n{description.strip()}\n\n"
         f"{HELP} explains the usual options, {HELP_ALL} every one."
     )
+
+
+def _with_fewer_images(cls: type[Any]) -> str:
+    """Return a clause that names those options of a script by which images need less memory."""
+    cures = {
+        "data.train_size": f"{flag('data.train_size')} takes fewer of them",
+        "data.loader": f"{flag('data.loader')} stream keeps them in their files",
+    }
+    known = flatten(cls())
+    said = " and ".join(cure for name, cure in cures.items() if name in known)
+    return f"; where images fill it, {said}" if said else ""
 
 
 def _rank() -> int:

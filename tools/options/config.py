@@ -265,7 +265,7 @@ def _check_names(cls: type[Any], flags: Sequence[str]) -> None:
     taken = unlisted(cls).keys()
     for argument in flags:
         name = argument.split("=", 1)[0].replace("_", "-")
-        if name in map(flag, getattr(cls, "RETIRED", {})):
+        if not _names_given([argument]).isdisjoint(getattr(cls, "RETIRED", {})):
             raise ValueError(f"{name}: this script does not look at it; leave it out")
         if name.startswith("--") and name not in known and taken.isdisjoint(_names_given([argument])):
             meant = options_meant(name, known)

@@ -75,8 +75,9 @@ class Stage(Generic[_Config]):
         )
         try:
             self._open()
-        except BaseException:
+        except BaseException as error:
             run.close()
+            self._raise_known(error)
             raise
         return self
 
@@ -84,10 +85,7 @@ class Stage(Generic[_Config]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.run.close()
-        if isinstance(error, RuntimeError):
-            cause = known_cause(error, self.accelerator.num_processes, smaller=self._smaller)
-            if cause:
-                raise RunFailed(f"{cause}. The same command continues from what was saved.") from error
+        self._raise_known(error)
         if error is None:
             self.accelerator.free_memory()  # DDP goes before its process group: the other order can hang
             self.accelerator.end_training()
@@ -103,9 +101,8 @@ class Stage(Generic[_Config]):
 
     def print_summary(self, summary: Callable[[Run, dict[str, Any]], str]) -> None:
         """Print the summary of the results, and say so if the run was finished before."""
-        if self.accelerator.is_main_process:
-            done = f"{self.run.path} is finished\n" if self.finished else ""
-            self.say(done + summary(self.run, self.run.results or {}))
+        done = f"{self.run.path} is finished\n" if self.finished else ""
+        self.on_main(lambda: self.say(done + summary(self.run, self.run.results or {})))
 
     def _open(self) -> None:
         run, config = self.run, self.config
@@ -116,6 +113,13 @@ class Stage(Generic[_Config]):
         self.finished = run.results is not None and not longer
         """Whether the run was finished before the script began."""
         self.accelerator.wait_for_everyone()  # nobody changes the folder until all have looked at it
+
+    def _raise_known(self, error: BaseException | None) -> None:
+        """Raise a `RunFailed` that says what a torch error most likely means, if that is known."""
+        if isinstance(error, RuntimeError):
+            cause = known_cause(error, self.accelerator.num_processes, smaller=self._smaller)
+            if cause:
+                raise RunFailed(f"{cause}. The same command continues from what was saved.") from error
 
     def _report_kept(self, given: dict[str, Any], used: dict[str, Any]) -> None:
         kept = [f"{flag(name)} {used[name]}" for name in used if given[name] != used[name]]

@@ -68,15 +68,17 @@ def test_a_chain_is_the_timm_model(name: str, size: int, layers: int) -> None:
     for result in results:
         result.square().sum().backward()
     theirs = dict(model.named_parameters())
-    ours = {timm_names(chain)[key]: parameter for key, parameter in chain.named_parameters()}
+    names = timm_names(chain)
+    ours = {names[key]: parameter for key, parameter in chain.named_parameters()}
     assert ours.keys() == {key for key, parameter in theirs.items() if parameter.grad is not None}
     for key, parameter in ours.items():
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, theirs[key].grad, rtol=1e-4, atol=1e-5)
 
     # BatchNorm's statistics moved alike, and evaluation follows.
-    assert ours_state(chain).keys() == model.state_dict().keys()
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in ours_state(chain).items())
+    found, expected = ours_state(chain), model.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
     chain.eval(), model.eval()
     assert torch.equal(chain(images), model(images))
 
@@ -107,14 +109,16 @@ def test_modes_follow_the_chain(name: str, size: int, dropout: float, drop_path:
         net.train()
     assert torch.equal(run(chain, 0), run(model, 0))
     assert not torch.equal(run(chain, 0), run(chain, 1))
-    chain.load_state_dict({key: model.state_dict()[name] for key, name in timm_names(chain).items()})
+    weights = model.state_dict()
+    chain.load_state_dict({key: weights[name] for key, name in timm_names(chain).items()})
     for net in (chain, model):
         net.eval()
     assert torch.equal(run(chain, 0), run(model, 1))
 
 
 def ours_state(chain: Chain) -> dict[str, Tensor]:
-    return {timm_names(chain)[key]: value for key, value in chain.state_dict().items()}
+    names = timm_names(chain)
+    return {names[key]: value for key, value in chain.state_dict().items()}
 
 
 def test_a_chain_costs_what_the_model_costs() -> None:

@@ -31,7 +31,7 @@ from tools.run.meters import read_metrics
 
 SCRIPT = "make_truth.py"
 TINY = [*SMALL, "--space", "tiny", "--recipe.lr", "0.02"]
-MANY = [*TINY, "--networks", "32", "--recipe.steps", "6", "--recipe.checkpoint-every", "2"]
+MANY = [*TINY, "--networks", "16", "--recipe.steps", "6", "--recipe.checkpoint-every", "2"]
 MANY += ["--recipe.evaluate-every", "0", "--data.validation", "0"]
 LONG = [*TINY, "--networks", "2", "--jobs", "2", "--recipe.steps", "400"]
 TIMED = ("training_seconds",)
@@ -44,7 +44,7 @@ def space() -> Space:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """32 networks, uninterrupted, by one worker."""
+    """16 networks, uninterrupted, by one worker."""
     return made(tmp_path_factory.mktemp("whole") / "run", *MANY)
 
 
@@ -92,16 +92,16 @@ def assert_all_gone(processes: list[psutil.Process]) -> None:
 def test_networks_are_different_and_each_has_its_line(whole: Path, space: Space) -> None:
     lines = lines_of(whole)
     drawn = [Architecture(tuple(line["choices"])) for line in lines]
-    assert len({space.canonical(each) for each in drawn}) == 32
-    assert drawn == draw_networks(space, 32, seed=0)
+    assert len({space.canonical(each) for each in drawn}) == 16
+    assert drawn == draw_networks(space, 16, seed=0)
     for number, (each, line) in enumerate(zip(drawn, lines, strict=True), start=1):
         assert (line["macs"], line["params"]) == (space.macs(each), space.params(each))
         test = json.loads((whole / f"trainings/{number:04d}-0/results.json").read_text())["test"]["last"]
         assert (line["accuracy"], line["top5"], line["loss"]) == (test["top1"], test["top5"], test["loss"])
-    assert len({line["loss"] for line in lines}) == 32
+    assert len({line["loss"] for line in lines}) == 16
     accuracies = [line["accuracy"] for line in lines]
     results = results_of(whole)
-    assert (results["networks"], results["repeats"]) == (32, 1)
+    assert (results["networks"], results["repeats"]) == (16, 1)
     assert results["max_accuracy"] == max(accuracies)
     assert lines[results["best"]["number"] - 1]["accuracy"] == max(accuracies)
     assert not list(whole.glob("**/*.pt"))
@@ -112,7 +112,7 @@ def test_networks_are_different_and_each_has_its_line(whole: Path, space: Space)
 def test_two_kills_and_a_signal_at_random_moments_change_nothing(whole: Path, tmp_path: Path) -> None:
     folder, random = tmp_path / "run", chance()
     options = [*MANY, "--jobs", "2", "--run", str(folder)]
-    for low, high, end in ((0, 8, Script.kill), (10, 18, Script.kill), (20, 28, terminate)):
+    for low, high, end in ((0, 4, Script.kill), (5, 8, Script.kill), (9, 12, terminate)):
         process, wanted = start(command(SCRIPT, *options)), random.randint(low, high)
         wait_until(lambda wanted=wanted: finished(folder) >= wanted, process)  # type: ignore[misc]
         time.sleep(random.random() / 2)
@@ -131,7 +131,7 @@ def terminate(process: Script) -> None:
     assert done.returncode == 143, done
     (said,) = done.stderr.strip().splitlines()
     assert "stopped by SIGTERM; " in said
-    assert "of 32 trainings are finished, those under way have checkpoints, and the same" in said
+    assert "of 16 trainings are finished, those under way have checkpoints, and the same" in said
     assert_all_gone(workers)
 
 

@@ -117,7 +117,8 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     assert load_space(folder / "space.json") == space
     net = load_supernet(folder)
     assert net.space == space
-    assert all(torch.equal(net.state_dict()[name], value) for name, value in weights(folder).items())
+    loaded = net.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in weights(folder).items())
     measured = load_measured(folder / "costs.json")
     cheap, dear = Architecture((0, 3, 0, 3)), Architecture((2, 2, 2, 2))
     assert 0 < measured.saved(cheap) < measured.saved(dear)

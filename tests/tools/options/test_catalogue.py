@@ -117,6 +117,20 @@ def test_what_a_part_does_not_look_at_is_refused(name: str, given: Options, idle
     assert str(caught.value) == f"{idle}: kind {name} does not look at it; leave it out"
 
 
+def test_what_a_users_part_says_binds_no_other_part() -> None:
+    heads = made()
+    heads.register("mine", reads=("kind", "depth.layer", "depth.chs"))(
+        print
+    )  # a common one, a misspelled one
+    for name in heads:
+        heads.check_idle("kind", name, Options(kind=name))
+    with pytest.raises(Mistake, match=r"^depth\.chs: kind plain does not look at it"):
+        heads.check_idle("kind", "plain", Options(depth=Depth(chs=(1,))))
+    heads.check_idle("kind", "mine", Options(depth=Depth(chs=(1,))))
+    with pytest.raises(Mistake, match=r"^rate: kind mine does not look at it"):
+        heads.check_idle("kind", "mine", Options(rate=0.1))
+
+
 @pytest.mark.parametrize("catalogue", ALL, ids=lambda catalogue: catalogue.what)
 def test_each_of_our_rows_leads_to_what_it_names(catalogue: Catalogue[Row]) -> None:
     everything = {each.name for script in SCRIPTS for each in options(config_of(script))}

@@ -263,7 +263,11 @@ def test_what_one_cannot_have_any_more_is_refused(text: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--gone", "3"], ["--gone=3"], ["--old-group.idle", "1"], ["--old_group.idle", "1"]]
+    "words",
+    [
+        *(["--gone", "3"], ["--gone=3"], ["--old-group.idle", "1"], ["--old_group.idle", "1"]),
+        *(["--inner.switch"], ["--inner.no-switch"]),
+    ],
 )
 def test_a_flag_that_is_no_more_is_refused(words: list[str]) -> None:
     name = words[0].split("=")[0].replace("_", "-")
