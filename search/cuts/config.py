@@ -153,7 +153,7 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
         "search.snapshots": 50,
         "head_width": PAPER,
     }
-    NAMES: ClassVar[dict[str, Iterable[str]]] = {"networks": NETWORKS, "heads": SEARCHABLE}
+    NAMES: ClassVar[dict[str, Iterable[str]]] = {"networks": NETWORKS, "heads": searchable_heads()}
 
     run: str = "runs/sedona"
     network: str = "resnet50"
