@@ -43,11 +43,9 @@ def build_chain(
         dropout: The dropout rate of networks that have dropout.
         drop_path: The drop-path rate of timm models.
         init: The Kaiming initialisation of the papers' networks: fan_in (SEDONA), or fan_out (DGL, InfoPro
-            and
-            GN-DGL). Timm models have their own.
+            and GN-DGL). Timm models have their own.
         stem: Whether a ResNet's stem is part of layer 1 (fused, as in SEDONA) or a layer (unit, as in DGL
-            and
-            InfoPro).
+            and InfoPro).
         pretrained: Whether a timm model starts from timm's weights.
 
     Raises:

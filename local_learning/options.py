@@ -1,7 +1,8 @@
 """These are the options of local losses and of gluing. Free of torch."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from local_learning.catalogue import HEADS, LOSSES
 from tools.mistake import Mistake
@@ -25,9 +26,14 @@ OF_THE_RECORDS = frozenset({"recipe.log_every", "recipe.evaluate_every", "recipe
 class LocalLosses:
     """These options set the losses by which heads train their blocks."""
 
+    NAMES: ClassVar[dict[str, Iterable[str]]] = {
+        "losses": LOSSES,
+        "heads_with_losses": [name for name in HEADS if HEADS[name].loss],
+    }
+
     loss: str = "cross_entropy"
-    """The loss of heads that have none of their own: cross_entropy, or one you registered. The heads
-    predsim, infopro and infopro_contrast have their own; the classifier always has cross-entropy."""
+    """The loss of heads that have none of their own: {losses}, or one you registered. These heads have their
+    own: {heads_with_losses}. The classifier always has cross-entropy."""
     similarity: float = 0.99
     """The share of similarity matching in PredSim's loss; the rest is cross-entropy."""
     reconstruction: tuple[float, float] = (5.0, 5.0)
@@ -103,7 +109,7 @@ class GluingOptions:
                 raise Mistake(f"gluing.{name}", "needs `gluing.cache`", "nothing is stored without")
 
     def idle(self) -> dict[str, str]:
-        """What nobody looks at, as the other options stand, and who does not."""
+        """Return the options that have no effect beside the other options' values, each with the reason."""
         return {} if self.h_steps else {"step": "`gluing.h_steps` 0"}
 
 

@@ -1,9 +1,11 @@
 """This module holds the options of retrain_model.py; it is free of torch."""
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+from local_learning.catalogue import HEADS
 from local_learning.cuts.head_width import PAPER, check_head_width
 from local_learning.cuts.requests import parse_request
 from local_learning.decoupling import Decoupling, load_decoupling
@@ -76,20 +78,21 @@ class ClusterOptions:
 class TrainingOptions:
     """The options say how one network is trained, whole or in blocks, on any number of processes."""
 
+    NAMES: ClassVar[dict[str, Iterable[str]]] = {"heads": HEADS, "rules": RULES}
+
     reset_classifier: bool = False
     """Leave the classifier as initialised when --weights come from a set of other classes."""
     decoupling: str = ""
     """Cut the network as a decoupling.json says, or into K blocks by uniform:K:HEAD, balanced:K:HEAD or
-    published:K. The heads are aux1 to aux4, mlp_sr, predsim, infopro, infopro_contrast, conv1c2f, linear, and
-    your own."""
+    published:K. The heads are {heads}, and your own. {heads.says}"""
     head_width: str = ""
     """Set the hidden channels of the heads at the cuts: paper (the papers' numbers times --width), map (as
     fits a head's map), or a factor on the papers' numbers. The default is what the file of --decoupling says,
     or paper if it says nothing. Without a file, it is paper for the papers' networks, and map for all
     others."""
     rule: str = ""
-    """Train the blocks by backprop (which ignores the cuts), greedy, replay (Features Replay) or gluing
-    (BlockProp). The default is greedy with --decoupling, and backprop without."""
+    """Train the blocks by one of these rules: {rules}, or your own. The default is greedy with --decoupling,
+    and backprop without. {rules.says}"""
     groups: int = 1
     """Split each block into this many neuron groups, in width (GN-DGL). The classifier is then a block of its
     own."""
@@ -187,8 +190,8 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
         if self.alignment and not self.data.validation:
             raise Mistake(
                 "alignment",
-                "is told at evaluations, of which there are none",
-                "leave out `data.validation` 0",
+                "is measured when the training evaluates, which `data.validation` 0 turns off",
+                "leave out one of them",
             )
         RULES.check_idle("rule", self.chosen_rule, self)
         if not rule.in_halves and self.precision in ("bf16", "fp16"):
@@ -242,7 +245,7 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
             )
 
     def idle(self) -> dict[str, str]:
-        """What nobody looks at, as the other options stand, and who does not."""
+        """Return the options that have no effect beside the other options' values, each with the reason."""
         idle = within("data", self.data.idle_in_training())
         if not self.plan:  # a plan takes the command of a training as it stands
             idle |= {f"cluster.{each.name}": "a training without `plan`" for each in fields(ClusterOptions)}

@@ -73,11 +73,9 @@ def hypergradient(
         keep_graphs: The graphs of this many last steps are kept instead of made again. One costs no
             memory.
         statistics: "running" uses BatchNorm's running statistics in the validation loss, as the steps left
-            them and
-            not differentiated. "batch" uses those of the validation batch.
+            them and not differentiated. "batch" uses those of the validation batch.
         objective: "validation", or "training" for what the released code differentiates instead: the
-            nested training
-            loss of the last batch, in front of its step.
+            nested training loss of the last batch, in front of its step.
     """
     assert statistics in STATISTICS
     assert objective in _OBJECTIVES

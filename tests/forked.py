@@ -1,6 +1,6 @@
-"""Runs scripts as `tests.script` does, in processes that need not wait for torch.
+"""This module runs scripts as `tests.script` does, in processes that need not wait for torch.
 
-Each is forked from one that has imported it. Several ranks are told of each other as torchrun does it.
+Each process is a fork of one that has imported torch. Several ranks find each other as under torchrun.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ FORKS.set_forkserver_preload(["tests.warm"])
 
 
 class Script:
-    """A script that runs, on so many ranks; none of them outlives the `with`."""
+    """A `Script` is a script that runs on some ranks; none of them outlives the `with` block."""
 
     def __init__(self, *words: str, ranks: int = 1, deadly: str = "", limit_file_bytes: int = 0) -> None:
         self.words = words
@@ -51,13 +51,13 @@ class Script:
 
     @property
     def pid(self) -> int:
-        """The process of rank 0, or of a launcher."""
+        """Return the process of rank 0, or of a launcher."""
         pid = self.ranks[0].pid
         assert pid is not None
         return pid
 
     def poll(self) -> int | None:
-        """None while a rank runs, and then how the worst of them ended."""
+        """Return None while a rank runs, and then the exit code of the rank that ended worst."""
         codes = [process.exitcode for process in self.ranks]
         known = [code for code in codes if code is not None]
         if len(known) < len(codes):
@@ -73,7 +73,10 @@ class Script:
     def finish(
         self, timeout: float = 500, *, down_with_one: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """Wait until all ranks have ended; with `down_with_one`, a SIGKILL of one is one of the machine."""
+        """Wait until all ranks have ended.
+
+        With `down_with_one`, the SIGKILL of one rank kills all of them, as when a machine goes down.
+        """
         deadline = time.monotonic() + timeout
         while (code := self.poll()) is None:
             if down_with_one and -signal.SIGKILL in [process.exitcode for process in self.ranks]:
@@ -88,7 +91,7 @@ class Script:
         return subprocess.CompletedProcess(self.words, code, out, error)
 
     def kill(self) -> None:
-        """SIGKILL for all ranks and what they started, as when a machine goes down."""
+        """Kill all ranks and the processes that they started, as when a machine goes down."""
         alive = [process for process in self.ranks if process.exitcode is None]
         started: list[psutil.Process] = []
         for process in alive:
@@ -109,10 +112,10 @@ def run(script: str, *arguments: str, ranks: int = 1) -> subprocess.CompletedPro
 
 
 def run_up_to(name: str, script: str, *arguments: str, ranks: int = 1) -> None:
-    """Run a script until SIGKILL strikes, when all is written of a file called `name` but its name.
+    """Run a script and kill it when the file called `name` is complete but has not yet got its name.
 
-    With "<name>:<n>" it strikes when the file is opened to add to it for the n-th time. With one rank killed
-    the machine is taken to be down.
+    With "<name>:<n>", kill it when that file is opened for appending for the n-th time. All ranks are killed
+    with the one that is struck.
     """
     with Script(script, *arguments, ranks=ranks, deadly=name) as process:
         done = process.finish(down_with_one=True)

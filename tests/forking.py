@@ -1,8 +1,8 @@
-"""Lets a process that has imported torch begin its Python programs as forks of itself.
+"""This module lets a process that has imported torch start its Python programs as forks of itself.
 
-`subprocess.Popen` and the forkserver of multiprocessing would begin a new Python instead, and wait for its
-imports. What they begin here differs in nothing else: its words, environment, open files and session are
-those asked for.
+`subprocess.Popen` and the forkserver of multiprocessing would start a new Python instead, and wait for its
+imports. A fork differs in nothing else. Its arguments, environment, open files and session are those that the
+caller asks for.
 """
 
 import multiprocessing.util
@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import subproc
 
 
 def begin_by_forks() -> None:
-    """Replace what begins a new Python in this process by what forks it."""
+    """Make this process fork itself where it would start a new Python."""
     subprocess.Popen = Popen  # type: ignore[misc]
     subprocess_handler.Popen = Popen  # type: ignore[attr-defined]
     if "RANK" not in os.environ:  # a rank's fork would take itself for that rank
@@ -28,7 +28,7 @@ def begin_by_forks() -> None:
 
 
 def be_program(words: Sequence[str]) -> None:
-    """Run a script, or a module after -m, as Python does with these words after its own name."""
+    """Run a script, or a module after -m, as Python does with these arguments."""
     words = [word for word in words if word != "-u"]
     if words[0] == "-m":
         sys.argv = list(words[1:])
@@ -40,7 +40,8 @@ def be_program(words: Sequence[str]) -> None:
 
 
 class Popen(subprocess.Popen[Any]):
-    """A program begun as a fork if it is a script or a module for this Python, and as always if not."""
+    """A `Popen` forks this process for a script or a module of this Python, and starts other programs as
+    usual."""
 
     def _execute_child(self, args: Any, *others: Any) -> None:
         words = [os.fsdecode(args)] if isinstance(args, str | bytes) else [os.fsdecode(word) for word in args]
@@ -76,7 +77,7 @@ class Popen(subprocess.Popen[Any]):
 
 
 def _fork_server(path: bytes, words: Sequence[Any], descriptors: Sequence[int]) -> int:
-    """Begin a server of forks, or a tracker of resources, as `spawnv_passfds` does."""
+    """Start a server of forks or a tracker of resources, as `spawnv_passfds` does."""
     if pid := os.fork():
         return pid
 
@@ -95,7 +96,7 @@ def _close_all_but(descriptors: Iterable[int]) -> None:
 
 
 def _end_with(become: Callable[[], None]) -> None:
-    """Do this in a process just forked, and end it as Python would."""
+    """Call `become` in a process just forked, and end the process as Python would."""
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)

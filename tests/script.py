@@ -1,4 +1,4 @@
-"""Runs the real scripts in real processes, as a user does."""
+"""This module runs the real scripts in real processes, as a user does."""
 
 import os
 import random
@@ -25,7 +25,7 @@ SMALL = [
 
 
 def command(script: str, *arguments: str, ranks: int = 1) -> list[str]:
-    """The command line that runs a script on so many ranks."""
+    """Return the command line that runs a script on some ranks."""
     if ranks == 1:
         return [sys.executable, script, *arguments]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
@@ -56,7 +56,7 @@ def finish(process: Running, timeout: float = 500) -> subprocess.CompletedProces
 
 
 def ranks_of(process: Script) -> list[psutil.Process]:
-    """The processes that a launcher has started: of rank 0, of rank 1 and so on."""
+    """Return the processes that a launcher has started, in the order of their ranks."""
     return sorted(psutil.Process(process.pid).children(), key=lambda rank: rank.pid)
 
 
@@ -66,7 +66,7 @@ def wait_for_step(folder: Path, step: int, process: Running) -> None:
 
 
 def wait_until(met: Callable[[], bool], process: Running, timeout: float = 120) -> None:
-    """Wait for a condition while a command runs; its early end is a failure that shows what it said."""
+    """Wait for a condition while a command runs; if the command ends early, fail and show its output."""
     deadline = time.monotonic() + timeout
     while not met():
         if process.poll() is not None:
@@ -76,12 +76,12 @@ def wait_until(met: Callable[[], bool], process: Running, timeout: float = 120) 
 
 
 def weights(folder: Path, name: str = "weights.safetensors") -> dict[str, Tensor]:
-    """The tensors of a run's weights file."""
+    """Return the tensors of a run's weights file."""
     return safetensors.torch.load_file(folder / name)
 
 
 def chance() -> random.Random:
-    """Real chance, printed so that a failure can be repeated."""
+    """Return a generator with a random seed, and print the seed so that a failure can be repeated."""
     seed = int.from_bytes(os.urandom(4), "little")
     print("chance seed", seed)
     return random.Random(seed)

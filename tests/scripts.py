@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import re
 import runpy
 import textwrap
 from collections.abc import Iterator
@@ -73,8 +74,17 @@ def groups(config: type[Any]) -> dict[str, str]:
 
 
 def text_of(config: type[Any], name: str) -> str:
-    """The string under a field, in the class itself or where it is inherited from."""
-    return next((texts[name] for kind in config.__mro__ if name in (texts := _texts(kind))), "")
+    """The string under a field, of the class itself or inherited, with the names of parts filled in."""
+    kind = next((kind for kind in config.__mro__ if name in _texts(kind)), config)
+    catalogues = vars(kind).get("NAMES", {})
+
+    def filled(marker: re.Match[str]) -> str:
+        parts = catalogues[marker["parts"]]
+        if not marker["says"]:
+            return ", ".join(parts)
+        return "; ".join(f"{part}: {parts[part].says}" for part in parts if parts[part].says) + "."
+
+    return re.sub(r"\{(?P<parts>\w+)(?P<says>\.says)?\}", filled, _texts(kind).get(name, ""))
 
 
 @functools.cache

@@ -9,17 +9,18 @@ from local_learning.catalogue import HEADS, HeadRow
 from local_learning.networks import catalogue as networks
 from local_learning.rules.catalogue import RULES, RuleRow
 from search.methods import METHODS, MethodRow
-from supernet.options import STRATEGIES, StrategyRow
+from supernet.options import OBJECTIVES, STRATEGIES, ObjectiveRow, StrategyRow
 from tests.scripts import SCRIPTS, config_of, options
 from tools.options.catalogue import Catalogue, Row
 
 TEXT = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text("utf-8")
 DIFFS = re.findall(r"```diff\n--- (\S+)\n(.*?)```", TEXT, re.DOTALL)
-KINDS = {row.__name__: row for row in (HeadRow, RuleRow, MethodRow, StrategyRow)}
+KINDS = {row.__name__: row for row in (HeadRow, RuleRow, MethodRow, ObjectiveRow, StrategyRow)}
 CATALOGUES: dict[type[Row], Catalogue[Row]] = {
     HeadRow: HEADS,  # type: ignore[dict-item]
     RuleRow: RULES,  # type: ignore[dict-item]
     MethodRow: METHODS,  # type: ignore[dict-item]
+    ObjectiveRow: OBJECTIVES,  # type: ignore[dict-item]
     StrategyRow: STRATEGIES,  # type: ignore[dict-item]
     networks.NetworkRow: networks.NETWORKS,  # type: ignore[dict-item]
 }
@@ -47,6 +48,7 @@ def test_there_is_one_for_each_kind() -> None:
     assert [file for file, _ in DIFFS] == [
         "local_learning/rules/catalogue.py",
         "local_learning/catalogue.py",
+        "supernet/options.py",
         "supernet/options.py",
         "search/methods.py",
         "local_learning/networks/catalogue.py",

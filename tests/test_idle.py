@@ -1,4 +1,4 @@
-"""An option that nobody would look at is refused where the command line gives it."""
+"""The command line refuses an option that has no effect."""
 
 import json
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ ALLOWED = {
     "data.workers": "a machine's, as --threads is, which one gives wherever it is",
     "sync_batchnorm": "that there is one process is not known when options are read",
 }
-"""Options that may be given though nobody reads them."""
+"""These options may be given although nothing reads them."""
 OTHERS: dict[str, Any] = {
     **{"balance": "macs", "classifier_init": "timm", "compile_mode": "max-autotune", "head_width": "map"},
     **{"cluster.profile": "costs.json", "data.root": "folder", "data.pad_mode": "reflect"},
@@ -63,11 +63,11 @@ OTHERS: dict[str, Any] = {
     **{"recipe.smoothing": "others", "recipe.milestones": (0.5,), "recipe.factors": (0.1,)},
     **{"data.loader": "stream", "scoring.statistics": "ema"},
 }
-"""Another value than the default, where its kind does not tell one."""
+"""These are values other than the default, for options whose kind does not suggest one."""
 
 
 def another(option: Option) -> Any:
-    """Another value than an option's default, a valid one."""
+    """Return a valid value of an option other than its default."""
     if option.name in OTHERS:
         return OTHERS[option.name]
     if isinstance(option.default, tuple):
@@ -78,13 +78,13 @@ def another(option: Option) -> Any:
 
 
 def with_value(config: Any, name: str, value: Any) -> Any:
-    """The config with another value for a dotted name, checked."""
+    """Return the config with another value for a dotted name, checked."""
     group, dot, rest = name.partition(".")
     return replace(config, **{group: with_value(getattr(config, group), rest, value) if dot else value})
 
 
 def said_of(config: Any, name: str, value: Any) -> str:
-    """What is said against another value of an option: by the checks, or of who does not look at it."""
+    """Return the objection to another value of an option: the message of a check, or why it has no effect."""
     try:
         changed = with_value(config, name, value)
         if isinstance(changed, RankReportConfig):
@@ -95,13 +95,13 @@ def said_of(config: Any, name: str, value: Any) -> str:
 
 
 def without(words: list[str], *flags: str) -> list[str]:
-    """A command line without these options, each of one value."""
+    """Return a command line without these options, each of which has one value."""
     left = [index for index, word in enumerate(words) if word not in flags]
     return [words[index] for index in left if index == 0 or words[index - 1] not in flags]
 
 
 def refusal(script: str, words: Sequence[str]) -> str:
-    """What a script says of options that it refuses."""
+    """Return a script's message about options that it refuses."""
     with pytest.raises(ValueError, match=r".") as refused:
         parse(config_of(script), words, prog=script, description="")
     error = refused.value
@@ -306,12 +306,12 @@ BEFORE = RetrainConfig(
     data=DataConfig(root="gone", augment="none", crop_pad=2, flip=False),
     recipe=Recipe(steps=7, epochs=3.0),
 )
-"""A run of when idle options were taken."""
+"""This is the config of a run from a time when idle options were accepted."""
 TODAY = [*CUT.split(), *["--seed", "3", "--data.augment", "none", "--recipe.steps", "7"]]
 
 
 def begun(folder: Path, config: RetrainConfig) -> Run:
-    """The run of a config, with a checkpoint."""
+    """Return the run of a config, with a checkpoint."""
     run = Run(folder)
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints/step-00000001.json").touch()

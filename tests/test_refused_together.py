@@ -16,7 +16,10 @@ CASES = [
             ("--rule replay", "--rule: replay needs --decoupling"),
             ("--alignment", "--alignment: compares the gradients of blocks"),
             (f"--alignment-every 2 {CUT}", "--alignment-every: goes with --alignment"),
-            (f"--alignment --data.validation 0 {CUT}", "--alignment: is told at evaluations"),
+            (
+                f"--alignment --data.validation 0 {CUT}",
+                "--alignment: is measured when the training evaluates",
+            ),
             ("--groups 2", "--groups: splits the blocks of a --decoupling"),
             ("--uneven-groups", "--uneven-groups: is about the blocks of a --decoupling"),
             ("--balance macs", "--balance: is about the blocks of a --decoupling"),

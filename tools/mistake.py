@@ -11,13 +11,13 @@ class Mistake(ValueError):
     """A `Mistake` reports something that a user asked for and cannot have.
 
     Arguments:
-            option: The argument or option that is wrong, dotted where it belongs to a group
-                (`gluing.h_every`), or empty. Where its name alone does not identify it, the name stands in
-                back-quotes among other words ("`strategy` fair").
-            what: What is wrong with it. Other options stand in back-quotes: "needs `gluing.cache`", or "goes
-                with `compile=False`" for a switch that is turned off.
-            cure: What would be right, where `what` does not say it.
-            source: The file that gives the wrong value, where it was not given directly.
+        option: The argument or option that is wrong, dotted where it belongs to a group
+            (`gluing.h_every`), or empty. Where its name alone does not identify it, the name stands in
+            back-quotes among other words ("`strategy` fair").
+        what: What is wrong with it. Other options stand in back-quotes: "needs `gluing.cache`", or "goes
+            with `compile=False`" for a switch that is turned off.
+        cure: What would be right, where `what` does not say it.
+        source: The file that gives the wrong value, where it was not given directly.
     """
 
     def __init__(self, option: str, what: str, cure: str = "", *, source: str = "") -> None:

@@ -55,8 +55,7 @@ def measure_costs(
     Arguments:
         head: The kind of head to put on each layer. Without one, heads cost nothing.
         by: What to measure: time in seconds, macs (multiply-accumulates of the forward pass), or memory
-            (bytes
-            kept for the backward pass).
+            (bytes kept for the backward pass).
     """
     chain = copy.deepcopy(chain).train()
     reference = next(chain.parameters())
@@ -110,8 +109,7 @@ def balanced(
         costs_of: The kind of head whose cost counts, where it is not `head`. It is empty for rules without
             heads.
         blocks_cost: Measures whole blocks. Layers measured one by one do not quite add up to blocks. Their
-            costs
-            are corrected by this function until the cuts no longer change.
+            costs are corrected by this function until the cuts no longer change.
     """
     costs = measure_costs(
         chain,

@@ -100,7 +100,7 @@ class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
         return RetrainConfig(**(shared | {"trackers": ()} | changes))
 
     def idle(self) -> dict[str, str]:
-        """Return the options that no training looks at as the others stand, and who does not."""
+        """Return the options that have no effect on any training, each with the reason."""
         if self.decouplings:
             trainings = [self.training(decoupling=text) for text in self.decouplings]
         else:

@@ -1,5 +1,6 @@
 """These are the options of search_architecture.py. Free of torch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -92,14 +93,13 @@ class ArchitectureSearchConfig(RunOptions):
         *("supernet", "method", "population", "generations", "max_macs", "max_params", "top"),
         *("data.root", "scoring.batch", "seed", "device", "run"),
     )
+    NAMES: ClassVar[dict[str, Iterable[str]]] = {"methods": METHODS}
 
     run: str = "runs/evolution"
     supernet: str = "runs/supernet"
     """The supernet: the run of train_supernet.py, or a weights file."""
     method: str = "evolution"
-    """How to search: evolution, nsga2, regularised, random, exhaustive, or your own. The evolution is that
-    of Single Path One-Shot; nsga2 finds the whole front of score and costs. In regularised evolution
-    the oldest die. An exhaustive search scores all networks of a small space."""
+    """How to search: {methods}, or your own. {methods.says}"""
     population: int = 50
     """How many architectures are scored together; in regularised also how many are alive."""
     generations: int = 20

@@ -1,11 +1,13 @@
 """These are the options of search_decoupling.py. Free of torch."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from local_learning.catalogue import HEADS
 from local_learning.cuts.head_width import PAPER, check_head_width
+from local_learning.networks.catalogue import NETWORKS
 from supernet.network.choice import NetworkChoice
 from tools.images.options import DataConfig
 from tools.mistake import Mistake
@@ -151,18 +153,18 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
         "search.snapshots": 50,
         "head_width": PAPER,
     }
+    NAMES: ClassVar[dict[str, Iterable[str]]] = {"networks": NETWORKS, "heads": searchable_heads()}
 
     run: str = "runs/sedona"
     network: str = "resnet50"
-    """The network: resnet18/34/50/101/152, resnet32, resnet110, vgg19, vgg6a, timm/<model name>, or your
-    own."""
+    """The network: {networks}, timm/<model name>, or your own. It needs two layers or more."""
     weights: str = ""
     """Start from the layers and the classifier in this weights file: one of ours, or one with the timm
     model's own names."""
     precision: str = "fp32"
     """The precision: fp32, or fp64 to compare two ways exactly."""
     heads: tuple[str, ...] = ("aux1", "aux2", "aux3", "aux4")
-    """The kinds of head to choose from: aux1 to aux4, mlp_sr, conv1c2f, linear, and your own."""
+    """The kinds of head to choose from: {heads}, and your own."""
     head_width: str = ""
     """How many hidden channels heads have: paper, map, or a factor on the papers' numbers. With paper they
     are the papers' numbers times --width. With map they fit the map that a head is on. By default it is

@@ -1,1 +1,1 @@
-"""The work of rank_report.py."""
+"""This package does the work of rank_report.py."""

@@ -1,4 +1,4 @@
-"""What a report tells of networks that were trained alone, whole or in blocks, beside each other."""
+"""This module compares networks that were trained alone, in one piece or in blocks."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,8 @@ ONE_SEED = "one seed each, not tested"
 
 
 def trained_section(words: Sequence[str], searched: Sequence[str]) -> tuple[Section | None, list[str]]:
-    """What networks reach alone, whole or in blocks; sentences on what cutting cost or gained."""
+    """Return the section on networks that were trained alone, and sentences on what cutting cost or
+    gained."""
     trainings, parts = list[FinishedTraining](), list[SectionPart]()
     searches = [read_cut_search(name, path) for name, path in labelled(searched, "cuts").items()]
     for name, path in labelled(words, "trained").items():
@@ -46,7 +47,8 @@ def trained_section(words: Sequence[str], searched: Sequence[str]) -> tuple[Sect
 
 
 def cost_of_cutting(trainings: Sequence[FinishedTraining]) -> list[str]:
-    """What cutting cost or gained: each training in blocks beside one of the same network in one piece."""
+    """Compare each training in blocks with a training of the same network in one piece, in a sentence
+    each."""
     lines = []
     for cut in trainings:
         whole = [training for training in trainings if not training.cuts and training.network == cut.network]
@@ -67,7 +69,7 @@ def cost_of_cutting(trainings: Sequence[FinishedTraining]) -> list[str]:
 
 
 def searched_beside_others(trainings: Sequence[FinishedTraining]) -> list[str]:
-    """Cuts that a search found beside others of as many blocks, where all else is alike."""
+    """Compare cuts that a search chose with other cuts into as many blocks, where all else is alike."""
     return [
         f"Cut {_places(mine)}, as {_by(mine.found_by)} found, {mine.network} gets {percent(mine.accuracy)} "
         f"of the test images right, {_less_or_more(mine, other)} in the run '{other.name}', "
@@ -79,7 +81,7 @@ def searched_beside_others(trainings: Sequence[FinishedTraining]) -> list[str]:
 
 
 def _other_choice(mine: FinishedTraining, other: FinishedTraining) -> str:
-    """What was chosen there in place of what a search found."""
+    """Say what the other training has in place of the cuts and heads of a search."""
     if mine.cuts == other.cuts:
         return f"with other heads there, {', '.join(other.heads)}"
     if other.balanced_by:
@@ -94,7 +96,7 @@ def _by(searches: Sequence[str]) -> str:
 
 
 def _beside_whole(cut: FinishedTraining, whole: FinishedTraining) -> str:
-    """What a training in blocks reaches and costs beside one in one piece."""
+    """Say what a training in blocks reaches and costs, beside one in one piece."""
     by = f", as {_by(cut.found_by)} found" if cut.found_by else ""
     sentences = [
         f"Cut into {len(cut.cuts) + 1} blocks {_places(cut)}{by}, {cut.network} gets "
@@ -113,7 +115,7 @@ def _beside_whole(cut: FinishedTraining, whole: FinishedTraining) -> str:
 
 
 def _by_chance(one: FinishedTraining, other: FinishedTraining) -> str:
-    """Whether the choice of the test images alone could part them so; more than that is not tested."""
+    """Say whether the choice of the test images alone could explain a difference. Nothing else is tested."""
     edge = 196 * math.hypot(one.error, other.error)
     if not math.isfinite(edge):
         return f"; {ONE_SEED}"
@@ -122,14 +124,14 @@ def _by_chance(one: FinishedTraining, other: FinishedTraining) -> str:
 
 
 def _places(training: FinishedTraining) -> str:
-    """Where it is cut, with the heads there."""
+    """Return the places of the cuts, with the heads there."""
     heads = training.heads or [""] * len(training.cuts)
     pairs = zip(training.cuts, heads, strict=True)
     return f"after layer {', '.join(f'{cut} ({head})' if head else str(cut) for cut, head in pairs)}"
 
 
 def _less_or_more(one: FinishedTraining, other: FinishedTraining) -> str:
-    """By how much the one is less accurate than the other."""
+    """Say how much less accurate the first training is than the other."""
     lost = 100 * (other.accuracy - one.accuracy)
     if round(lost, 2) == 0:
         return "as many as"
@@ -164,7 +166,7 @@ def _row(training: FinishedTraining) -> TableRow:
 
 
 def _drawings(trainings: Sequence[FinishedTraining]) -> list[Drawing]:
-    """Accuracy by step, where any training was evaluated more than once."""
+    """Draw the accuracy by step, where any training was evaluated more than once."""
     courses = {training.name: training.course for training in trainings if len(training.course) > 1}
     if not courses:
         return []

@@ -1,4 +1,4 @@
-"""The options of rank_report.py; free of torch."""
+"""This module holds the options of rank_report.py. It is free of torch."""
 
 import itertools
 from dataclasses import dataclass, field, fields
@@ -20,39 +20,40 @@ BASELINES = {
     "additive fit": "a sum of worths of choices, fitted to the truth of other networks (10 folds)",
     "chance": "a random order",
 }
-"""What every score is compared with, and what it is."""
+"""Every score is compared with these baselines; each name comes with what it means."""
 SOURCES = ("supernet", "scores", "losses")
-"""Options that name what gives scores."""
+"""These options name what gives scores."""
 
 
 @dataclass(frozen=True)
 class ScoreSource:
-    """Something that gives scores."""
+    """A `ScoreSource` is a supernet or a file that gives scores."""
 
     option: str
-    """The option that names it."""
+    """The source was named with this option."""
     path: Path
 
     @property
     def is_supernet(self) -> bool:
-        """Whether networks are scored here with its weights; a file holds scores already."""
+        """Return whether networks are scored here with a supernet's weights; a file already holds scores."""
         return self.option == "supernet"
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether its numbers are losses."""
+        """Return whether the numbers of the source are losses."""
         return self.option == "losses"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankReportConfig(RunOptions):
-    """Whose scores are to be compared with which truth, and what else is to be told.
+    """The options say which scores are compared with which truth, and which runs the report describes.
 
     A run, a file or a supernet is called by the end of its path, or as NAME=PATH says.
     """
 
     UNLISTED: ClassVar[dict[str, type]] = {"data": DataConfig}
-    """For weights that do not say which images they saw. Others' training may only be repeated by them."""
+    """These options describe the images of weights that do not say which images they saw. For other weights,
+    they may only repeat what the training had."""
     USUAL: ClassVar[tuple[str, ...]] = (
         *("supernet", "truth", "scores", "search", "cuts", "trained", "space", "networks", "title"),
         *("data.root", "scoring.batch", "device", "run"),
@@ -60,45 +61,46 @@ class RankReportConfig(RunOptions):
 
     run: str = "runs/ranking"
     supernet: tuple[str, ...] = ()
-    """Runs of train_supernet.py, or weights files: their networks are scored here."""
+    """Score networks with the weights of these runs of train_supernet.py, or of these weights files."""
     truth: str = ""
-    """What networks are worth when trained alone: the JSON of NAS-Bench-Macro, a .csv or .jsonl of choices
-    and accuracies, or a run of make_truth.py."""
+    """Compare the scores with this truth: the JSON of NAS-Bench-Macro, a .csv or .jsonl of choices and
+    accuracies, or a run of make_truth.py. The truth is what each network reaches when it is trained alone."""
     scores: tuple[str, ...] = ()
-    """More scores, by higher is better: runs of search_architecture.py, or .csv or .jsonl of choices
-    and scores."""
+    """Compare these scores, where higher is better: runs of search_architecture.py, or .csv or .jsonl files
+    of choices and scores."""
     losses: tuple[str, ...] = ()
-    """More scores, by lower is better; files and runs like those of --scores."""
+    """Compare these scores, where lower is better: files and runs like those of --scores."""
     truth_note: str = ""
-    """How the truth was made, in a few words, for the report."""
+    """Print this short note on how the truth was made."""
     truth_is_loss: bool = False
-    """The lower a number of the truth is, the better."""
+    """Take a lower number of the truth to be better."""
     space: str = ""
-    """The space of the choices, where no supernet says it."""
+    """Read the choices in this space, where no supernet says it."""
     image_size: int = 0
-    """Side of the images for which the costs of --space are counted; 0: 32."""
+    """Count the costs of --space for images of this side; 0 means 32."""
     networks: int = 0
-    """Score so many of the truth's networks, drawn by --seed; 0: all."""
+    """Score this many of the truth's networks, drawn by --seed; 0 scores all."""
     uncalibrated: int = 0
-    """Score the first so many also with the BatchNorm statistics that training left."""
+    """Score this many networks a second time, with the BatchNorm statistics that training left."""
     snapshots: int = 50
-    """Networks that are scored at each snapshot that a supernet's training kept (--records.snapshots)."""
+    """Score this many networks at each snapshot that a supernet's training kept (--records.snapshots)."""
     shift_images: int = 1000
-    """Validation images on which the modules of each layer are compared; 0: they are not."""
+    """Compare the modules of each layer on this many validation images; 0 does not compare them."""
     resamples: int = 10_000
-    """Up to 30 networks: how many orders of them, and exchanges of two scores, are drawn at most for p
-    values and intervals. Of more networks nothing is drawn."""
+    """Draw at most this many orders and exchanges of two scores for p values and intervals, for up to 30
+    networks. With more networks, nothing is drawn."""
     search: tuple[str, ...] = ()
-    """Also tell of these runs of search_architecture.py."""
+    """Describe these runs of search_architecture.py too."""
     cuts: tuple[str, ...] = ()
-    """Also tell of these runs of search_decoupling.py."""
+    """Describe these runs of search_decoupling.py too."""
     trained: tuple[str, ...] = ()
-    """Also tell of these runs of retrain_model.py, or of make_truth.py with --decouplings."""
+    """Describe these runs of retrain_model.py too, or of make_truth.py with --decouplings."""
     title: str = ""
-    """Heading of the report."""
+    """Give the report this heading."""
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
     data: PlaceOptions = field(default_factory=PlaceOptions)
-    """Where the images lie; which they are, each supernet says. What is not given is as in its training."""
+    """These options say where the images lie. Each supernet says which images they are. An option that is not
+    given is as in the supernet's training."""
 
     def __post_init__(self) -> None:
         self.check_run()
@@ -114,7 +116,7 @@ class RankReportConfig(RunOptions):
             raise Mistake("uncalibrated", "all are, with `scoring.statistics` supernet", "leave it out")
 
     def idle(self) -> dict[str, str]:
-        """What nobody looks at, as the other options stand, and who does not."""
+        """Return the options that have no effect beside the other options' values, each with the reason."""
         idle = {"trackers": "a report"}
         if not self.supernet:
             scoring = [f"scoring.{each.name}" for each in fields(ScoringOptions)]
@@ -131,7 +133,10 @@ class RankReportConfig(RunOptions):
         return idle
 
     def check_sources(self) -> None:
-        """Refuse what gives nothing to tell, or only half of it; not before all options are known."""
+        """Refuse options that give the report nothing to compare or describe, or only half of it.
+
+        This needs all options, so `__post_init__` cannot do it.
+        """
         self._check_ranking()
         self._check_space()
         for option in ("space", "image_size", "truth_is_loss"):
@@ -156,7 +161,7 @@ class RankReportConfig(RunOptions):
             )
 
     def _check_space(self) -> None:
-        """Refuse a ranking in no space, or in one that is named twice."""
+        """Refuse a ranking without a space, and a space that is named twice."""
         if self.truth and not self.supernet and not self.space:
             raise Mistake("space", "name the space of the choices; no supernet says it")
         for option in ("space", "image_size"):
@@ -165,11 +170,11 @@ class RankReportConfig(RunOptions):
 
     @property
     def space_size(self) -> int:
-        """Side of the images for which the costs of a space that is named are counted."""
+        """Return the side of the images for which the costs of a named space are counted."""
         return self.image_size or DataConfig(**flatten(self.data)).size
 
     def sources(self) -> dict[str, ScoreSource]:
-        """All that gives scores, by name."""
+        """Return the sources of scores by name."""
         options = [option for option in SOURCES for _ in getattr(self, option)]
         words = [word for option in SOURCES for word in getattr(self, option)]
         paths = labelled(words, *SOURCES)

@@ -1,4 +1,4 @@
-"""What searches for cuts have to say in a report."""
+"""This module describes searches for cuts in a report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from search.report.runs import faults_of, finished_results, labelled
 from tools.page.report import Drawing, Drawings, Lines, Section, SectionPart, Table, TableRow, Text, inline
 
 MOST_SHOWN = 8
-"""Numbers of blocks of which the cuts are listed."""
+"""The table on a search lists the cuts for at most this many numbers of blocks."""
 MOST_TOLD = 3
-"""Numbers of blocks of which the cuts are in the sentence on a search."""
+"""The sentence on a search lists the cuts for at most this many numbers of blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenCuts:
-    """Cuts that a search chose for one number of blocks."""
+    """These are the cuts that a search chose for one number of blocks."""
 
     blocks: str
-    """The number of blocks."""
+    """The number of blocks, as results.json writes it."""
     cuts: tuple[int, ...]
     heads: tuple[str, ...]
     groups: int
@@ -29,17 +29,17 @@ class ChosenCuts:
 
 @dataclass(frozen=True, kw_only=True)
 class CutSearch:
-    """A finished run of search_decoupling.py."""
+    """A `CutSearch` is a finished run of search_decoupling.py."""
 
     name: str
     path: Path
     relaxation: Relaxation
     decouplings: Sequence[ChosenCuts]
-    """By the number of blocks."""
+    """The chosen cuts, one entry for each number of blocks."""
     balanced: Sequence[ChosenCuts]
-    """What it chose when told to make blocks of like length."""
+    """The cuts that the search chose for blocks of similar length."""
     words: Sequence[str]
-    """How sure the search is, in its own words."""
+    """The lines in which the search itself says how sure it is."""
 
     @property
     def network(self) -> str:
@@ -47,12 +47,12 @@ class CutSearch:
 
     @property
     def stem(self) -> str:
-        """How the stem of an architecture is counted where it is cut."""
+        """Return how the stem of an architecture is counted where the network is cut."""
         return str(self.relaxation.facts.get("stem", "unit"))
 
 
 def read_cut_search(name: str, path: Path) -> CutSearch:
-    """What a finished run of search_decoupling.py found."""
+    """Read a finished run of search_decoupling.py."""
     with faults_of("cuts", path):
         results = finished_results(path, option="cuts", script="search_decoupling.py", key="decouplings")
         return CutSearch(
@@ -66,7 +66,10 @@ def read_cut_search(name: str, path: Path) -> CutSearch:
 
 
 def cut_search_section(words: Sequence[str]) -> tuple[Section | None, list[str]]:
-    """What searches learned: shares, cuts by number of blocks, figures, and a sentence on each."""
+    """Return the section on searches for cuts, and a sentence on each search.
+
+    The section has the shares, the cuts by number of blocks, and figures.
+    """
     parts, lines = list[SectionPart](), list[str]()
     for name, path in labelled(words, "cuts").items():
         with faults_of("cuts", path):
@@ -90,7 +93,7 @@ def _chosen(decouplings: Mapping[str, Mapping[str, Any]]) -> list[ChosenCuts]:
 
 
 def _sentence(search: CutSearch) -> str:
-    """The cuts into few blocks."""
+    """Say where a search cuts, for the smallest numbers of blocks."""
     places = "; ".join(
         f"in {chosen.blocks} blocks after "
         + ", ".join(f"{cut} ({head})" for cut, head in zip(chosen.cuts, chosen.heads, strict=True))
@@ -103,7 +106,7 @@ def _sentence(search: CutSearch) -> str:
 
 
 def _parts(search: CutSearch) -> list[SectionPart]:
-    """What a search learned, at length."""
+    """Return what a search learned, at length."""
     heads = ", ".join(search.relaxation.head_kinds)
     meaning = (
         "A cut after a layer lets no gradient pass: the layers up to it are a block, which learns from a "
@@ -129,7 +132,7 @@ def _parts(search: CutSearch) -> list[SectionPart]:
 
 
 def _drawings(search: CutSearch) -> list[Drawing]:
-    """The figures that the search itself drew."""
+    """Return the figures that the search itself drew."""
     figures = [search.path / "preferences.svg", *sorted(search.path.glob("structure-*.svg"))]
     return [
         Drawing(
@@ -141,7 +144,7 @@ def _drawings(search: CutSearch) -> list[Drawing]:
 
 
 def _meaning(figure: Path) -> str:
-    """What a figure of a search for cuts shows."""
+    """Return what a figure of a search for cuts shows."""
     if figure.stem == "preferences":
         return "shares of cuts and heads by layer, and their course"
     return f"the network in {figure.stem.rpartition('-')[2]} blocks"

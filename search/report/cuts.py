@@ -1,4 +1,4 @@
-"""Trained decouplings of one network, best first, and what searches for cuts thought of them."""
+"""This module compares trained decouplings of one network, and says how well searches for cuts order them."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +19,12 @@ from tools.page.report import SectionPart, Table, TableRow, Text
 from tools.ranking import Tau, kendall_tau
 
 FEWEST_CUTS = 4
-"""Decouplings into as many blocks that an order of them needs."""
+"""Decouplings are ordered only if at least this many have the same number of blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CutNetwork:
-    """One way to cut one network."""
+    """A `CutNetwork` is a network with its cuts and heads."""
 
     network: str
     places: tuple[int, ...]
@@ -40,20 +40,20 @@ class CutNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class CutTruth:
-    """What decouplings of a network are worth when each is trained."""
+    """A `CutTruth` holds the accuracies that decouplings of a network reach when each is trained."""
 
     accuracies: Mapping[CutNetwork, Sequence[float]]
-    """One for each training."""
+    """The accuracies of each decoupling, one for each training."""
     names: Mapping[CutNetwork, str]
-    """What the run of make_truth.py calls them."""
+    """The names of the decouplings in the run of make_truth.py."""
 
     def mean(self, cut: CutNetwork) -> float:
-        """The mean accuracy of a decoupling."""
+        """Return the mean accuracy of a decoupling."""
         return statistics.fmean(self.accuracies[cut])
 
 
 def read_cut_truth(path: Path) -> CutTruth:
-    """What a run of make_truth.py with --decouplings found."""
+    """Read a run of make_truth.py with --decouplings."""
     accuracies: dict[CutNetwork, list[float]] = {}
     names: dict[CutNetwork, str] = {}
     for line in read_lines(path / "truth.jsonl"):
@@ -75,7 +75,7 @@ def read_cut_truth(path: Path) -> CutTruth:
 
 
 def cut_truth_parts(name: str, path: Path, searches: Sequence[CutSearch]) -> list[SectionPart]:
-    """Decouplings of one network by their accuracy, and what searches for cuts thought of them."""
+    """Return a table of decouplings, most accurate first, and sentences on how well searches order them."""
     truth = read_cut_truth(path)
     thoughts = {search.name: _thoughts(search, list(truth.accuracies)) for search in searches}
     thoughts = {searcher: by_cut for searcher, by_cut in thoughts.items() if by_cut}
@@ -97,7 +97,7 @@ def _table(name: str, truth: CutTruth, thoughts: Mapping[str, Mapping[CutNetwork
 
 
 def _sentences(truth: CutTruth, thoughts: Mapping[str, Mapping[CutNetwork, float]]) -> Iterator[str]:
-    """How well searches order decouplings, each number of blocks for itself."""
+    """Say how well searches order decouplings, for each number of blocks separately."""
     taus = {
         f"{searcher} orders the {tau.n} decouplings in {blocks} blocks": tau
         for searcher, by_cut in thoughts.items()
@@ -114,7 +114,8 @@ def _sentences(truth: CutTruth, thoughts: Mapping[str, Mapping[CutNetwork, float
 
 
 def _taus(truth: CutTruth, thoughts: Mapping[CutNetwork, float]) -> Iterator[tuple[int, Tau]]:
-    """Tau of a search's thoughts by number of blocks, where there are enough decouplings that differ."""
+    """Return the tau of a search's log probabilities for each number of blocks that has enough
+    decouplings."""
     for blocks in sorted({cut.blocks for cut in truth.accuracies}):
         cuts = [cut for cut in truth.accuracies if cut.blocks == blocks]
         scores, accuracies = [thoughts[cut] for cut in cuts], [truth.mean(cut) for cut in cuts]
@@ -123,7 +124,10 @@ def _taus(truth: CutTruth, thoughts: Mapping[CutNetwork, float]) -> Iterator[tup
 
 
 def _thoughts(search: CutSearch, cuts: Sequence[CutNetwork]) -> dict[CutNetwork, float]:
-    """Nothing where the search was of another network or of other heads, or counted the stem otherwise."""
+    """Return a search's log probability of each decoupling.
+
+    The result is empty if the search had another network or other heads, or counted the stem otherwise.
+    """
     relaxation = search.relaxation
     layers = len(relaxation.alpha)
     for cut in cuts:
@@ -136,7 +140,8 @@ def _thoughts(search: CutSearch, cuts: Sequence[CutNetwork]) -> dict[CutNetwork,
 
 
 def _preference(relaxation: Relaxation, cut: CutNetwork) -> float:
-    """The log probability of a structure by alpha and beta: cut here, not there, and with these heads."""
+    """Return the log probability of a decoupling by alpha and beta: its cuts, its layers without a cut, and
+    its heads."""
     total = 0.0
     heads = dict(zip(cut.places, cut.heads, strict=True))
     for layer, (alpha, beta) in enumerate(zip(relaxation.alpha, relaxation.beta, strict=True), start=1):

@@ -1,4 +1,5 @@
-"""A ranking, drawn: taus beside each other, scores against truth, what the best by score are worth."""
+"""This module draws a ranking: taus side by side, scores against truth, and the worth of the best by
+score."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,18 +19,18 @@ from tools.ranking import Tau
 WIDTH = 3.3
 GREY = "#8A8A8A"
 COUNTED = {"MACs": (1e6, "million MACs"), "params": (1e6, "million parameters"), "depth": (1, "layers")}
-"""Scores that count something, and in which unit they are drawn."""
+"""These scores are counts; each comes with the unit in which it is drawn."""
 MOST_POINTS = 400
-"""More are drawn as a picture inside the drawing."""
+"""More points than this are drawn as a picture inside the drawing."""
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """One for each name, the same in all figures."""
+    """Return a colour for each name, the same in all figures."""
     return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
 
 
 def tau_figure(ranking: Ranking) -> Figure:
-    """Taus with their intervals, the range of chance, and the noise ceiling."""
+    """Draw the taus with their intervals, the range of chance, and the noise ceiling."""
     taus = {name: score.tau for name, score in ranking.scores.items() if name != "chance"}
     names = sorted(taus, key=lambda name: taus[name].value)
     figure = Figure(figsize=(WIDTH, 0.75 + 0.19 * len(names)), layout="constrained")
@@ -58,7 +59,7 @@ def tau_figure(ranking: Ranking) -> Figure:
 
 
 def scatter_figure(scored: ScoredNetworks, name: str, colour: str, tau: Tau) -> Figure:
-    """Truth over score; ringed are the networks that no cheaper one beats."""
+    """Draw the truth over a score, and ring the networks that no cheaper network beats."""
     figure = Figure(figsize=(WIDTH * 0.75, WIDTH * 0.66), layout="constrained")
     sign = "negated " if name in scored.negated else ""
     unit, label = COUNTED.get(name, (1, f"{sign}score by {short(name)}"))
@@ -77,7 +78,7 @@ def scatter_figure(scored: ScoredNetworks, name: str, colour: str, tau: Tau) -> 
 
 
 def true_front(truth: Numbers, macs: Numbers) -> list[int]:
-    """The networks better than all that are as cheap, from the cheapest."""
+    """Return the networks that are better than all others of the same cost or less, cheapest first."""
     best, front = -np.inf, []
     for index in np.lexsort((-truth, macs)):
         if truth[index] > best:
@@ -87,7 +88,7 @@ def true_front(truth: Numbers, macs: Numbers) -> list[int]:
 
 
 def regret_figure(scored: ScoredNetworks, baseline: str) -> Figure:
-    """What is lost by training the k best by score alone and keeping the best of them."""
+    """Draw what is lost if only the k best by score are trained and the best of them is kept."""
     figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
     axes, paint, n = figure.subplots(), colours(scored.subjects), len(scored.networks)
     true = scored.mean
@@ -111,7 +112,7 @@ def regret_figure(scored: ScoredNetworks, baseline: str) -> Figure:
 
 
 def expected_regret(true: Numbers) -> Numbers:
-    """The mean of what is lost if k networks are drawn without replacement, for each k from 1."""
+    """Return the mean loss if k networks are drawn at random without replacement, for each k from 1."""
     n = len(true)
     ordered = np.sort(true)[::-1]
     left = np.ones(n)  # by k - 1: the chance that none of the better ones is among k
@@ -129,7 +130,7 @@ def expected_regret(true: Numbers) -> Numbers:
 
 
 def matrix_figure(matrix: Numbers, names: Sequence[str]) -> Figure:
-    """How alike modules are, each pair a square with its number."""
+    """Draw the similarity of each pair of modules as a square with its number."""
     count = len(matrix)
     figure = Figure(figsize=(1.15 + 0.26 * count, 0.4 + 0.26 * count), layout="constrained")
     axes = figure.subplots()
@@ -145,7 +146,7 @@ def matrix_figure(matrix: Numbers, names: Sequence[str]) -> Figure:
 
 
 def matrices_figure(matrices: Sequence[Numbers]) -> Figure:
-    """How alike the modules of every layer are, without numbers but the mean of different modules."""
+    """Draw the similarity of the modules of every layer; the title gives the mean over different modules."""
     columns = min(len(matrices), 5)
     rows = -(-len(matrices) // columns)
     figure = Figure(figsize=(0.62 * columns, 0.8 * rows), layout="constrained")
@@ -173,7 +174,7 @@ def _draw_matrix(axes: Axes, matrix: Numbers) -> None:
 
 
 def layers_figure(values: Mapping[str, Sequence[float]], label: str, paint: Mapping[str, str]) -> Figure:
-    """One number for each layer, by supernet."""
+    """Draw one number for each layer, with a line for each supernet."""
     figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
     axes = figure.subplots()
     for name, row in values.items():
@@ -192,7 +193,7 @@ def courses_figure(
     *,
     steps: bool = False,
 ) -> Figure:
-    """One number over another, a line for each run; with `steps` it stays until the next point."""
+    """Draw one number over another, with a line for each run; `steps` holds a value until the next point."""
     figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
     axes = figure.subplots()
     style: dict[str, Any] = {"ms": 2.5, "lw": 1.2, "drawstyle": "steps-post" if steps else "default"}
@@ -205,7 +206,7 @@ def courses_figure(
 
 
 def costs_figure(points: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str) -> Figure:
-    """Scores over costs, a cloud for each search, whose best is ringed."""
+    """Draw scores over costs, with the points of each search in one colour and its best network ringed."""
     figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
     axes = figure.subplots()
     for place, (name, cloud) in enumerate(points.items()):
@@ -221,12 +222,12 @@ def costs_figure(points: Mapping[str, Sequence[tuple[float, float]]], xlabel: st
 
 
 def short(name: str) -> str:
-    """A name for which a figure has room."""
+    """Return a name that is short enough for a figure."""
     return name if len(name) <= 18 else f"{name[:7]}...{name[-8:]}"
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Above the axes, in as many columns as fit beside each other."""
+    """Put the legend above the axes, in as many columns as fit."""
     labels = axes.get_legend_handles_labels()[1]
     columns = max(1, min(4, int(46 / (max(map(len, labels)) + 5))))
     rows = -(-len(labels) // columns)

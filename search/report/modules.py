@@ -1,4 +1,5 @@
-"""What a report tells of supernets besides their ranking: their modules, memory, how it came about."""
+"""This module describes the supernets of a report: the similarity of their modules, their memory and their
+course."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,14 +26,14 @@ LIKENESS = {
     "without shortcut": ("branches", "mean cosine", "of what the modules add to their shortcut"),
     "CKA": ("cka", "mean linear CKA", "of the outputs, which no rotation or scale changes"),
 }
-"""Ways in which modules are alike: the matrices of a shift, what their mean is called, and what it is of."""
+"""These are the measures of similarity: the field of a shift, the name of its mean, and what it compares."""
 
 Course = Sequence[tuple[int, float]]
-"""A number by step of a training."""
+"""A course is a number at several steps of a training."""
 
 
 def trained_by(answers: SupernetAnswers) -> str:
-    """By what a supernet was trained, and how long."""
+    """Return how and how long a supernet was trained."""
     config = answers.config
     if config is None:
         return "unknown"
@@ -41,14 +42,14 @@ def trained_by(answers: SupernetAnswers) -> str:
 
 
 def budget(answers: SupernetAnswers) -> str:
-    """By what a supernet was trained and how long, with its seconds and its seed."""
+    """Return how and how long a supernet was trained, with its seconds and its seed."""
     seconds = answers.training_seconds
     seed = f", seed {answers.config.seed}" if answers.config else ""
     return trained_by(answers) + (f" in {seconds:,.0f} s" if seconds else "") + seed
 
 
 def shift_section(supernets: Mapping[str, SupernetAnswers]) -> Section:
-    """How differently modules of one layer see (LWSL, Figs. 2, 4 and 5)."""
+    """Show how differently the modules of one layer see the same images (LWSL, Figs. 2, 4 and 5)."""
     shifts = {name: answers.shift for name, answers in supernets.items() if answers.shift is not None}
     if not shifts:
         return Section("Representation shift", [])
@@ -73,7 +74,7 @@ def shift_section(supernets: Mapping[str, SupernetAnswers]) -> Section:
 
 
 def _likeness_by_layer(shifts: Mapping[str, Shift], paint: Mapping[str, str]) -> list[Drawing]:
-    """A drawing for each way in which modules are alike."""
+    """Return a drawing for each measure of similarity."""
     drawings = []
     for title, (kind, label, meaning) in LIKENESS.items():
         values = {
@@ -86,7 +87,7 @@ def _likeness_by_layer(shifts: Mapping[str, Shift], paint: Mapping[str, str]) ->
 
 
 def _matrices(name: str, shift: Shift, answers: SupernetAnswers) -> tuple[list[Drawing], list[Drawing]]:
-    """How alike each two modules are: those of the first layer with numbers, those of all layers small."""
+    """Draw the similarity of each pair of modules: the first layer with numbers, and all layers in small."""
     layer = answers.space.layers[0]
     modules = [str(layer[choice]) for choice in layer.weighted]
     first, layers = [], []
@@ -100,7 +101,7 @@ def _matrices(name: str, shift: Shift, answers: SupernetAnswers) -> tuple[list[D
 
 
 def _maps(name: str, answers: SupernetAnswers) -> Drawing:
-    """What the first layer's modules make of one image."""
+    """Draw the outputs of the first layer's modules for one image."""
     layer = answers.space.layers[0]
     low = min(float(shades.min()) for shades in answers.maps)
     high = max(float(shades.max()) for shades in answers.maps)
@@ -114,7 +115,7 @@ def _maps(name: str, answers: SupernetAnswers) -> Drawing:
 
 
 def memory_section(supernets: Mapping[str, SupernetAnswers]) -> Section:
-    """What training keeps while each layer learns (LWSL, Fig. 6)."""
+    """Show the activations that training keeps while each layer learns (LWSL, Fig. 6)."""
     values: dict[str, list[float]] = {}
     for name, answers in supernets.items():
         if answers.measured is not None and answers.config is not None:
@@ -152,7 +153,7 @@ def kept_by_layer(saved_bytes: Sequence[Sequence[float]], strategy: str) -> list
 
 
 def course_section(scored: ScoredNetworks, supernets: Mapping[str, SupernetAnswers]) -> Section:
-    """How likeness and ranking came about."""
+    """Show how similarity and ranking changed during the training."""
     paint = colours(list(supernets))
     likeness = {
         name: answers.likeness_course
@@ -179,7 +180,7 @@ def course_section(scored: ScoredNetworks, supernets: Mapping[str, SupernetAnswe
 
 
 def supernet_data(answers: SupernetAnswers, scored: ScoredNetworks | None) -> dict[str, Any]:
-    """The numbers behind the figures, for report.json."""
+    """Return the numbers behind the figures, for report.json."""
     truth = dict(zip(scored.networks, scored.mean, strict=True)) if scored is not None else {}
     data: dict[str, Any] = {"trained_by": trained_by(answers)}
     if answers.shift is not None:
@@ -192,7 +193,7 @@ def supernet_data(answers: SupernetAnswers, scored: ScoredNetworks | None) -> di
 
 
 def _tau_course(answers: SupernetAnswers, truth: Mapping[Architecture, float]) -> Course:
-    """Tau of a few networks by step, where their scores differ."""
+    """Return the tau of a few networks at each step where their scores differ."""
     return [
         (step, tau_b(list(scores.values()), [truth[who] for who in scores]))
         for step, scores in answers.course
@@ -203,7 +204,7 @@ def _tau_course(answers: SupernetAnswers, truth: Mapping[Architecture, float]) -
 def _tau_over_likeness(
     taus: Mapping[str, Course], likeness: Mapping[str, Course]
 ) -> dict[str, list[tuple[float, float]]]:
-    """Likeness and tau of each step for which both are known, by supernet."""
+    """Return similarity and tau at each step that has both, for each supernet."""
     both = {}
     for name, course in taus.items():
         known = dict(likeness.get(name, ()))

@@ -1,4 +1,5 @@
-"""Where a report's numbers come from: versions, sums of files, and the options of every run in it."""
+"""This module says where a report's numbers come from: versions, checksums of files, and the options of every
+run."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,14 +16,14 @@ from tools.run.folder import Run
 
 
 def origin_section(origin: Mapping[str, str], options: Mapping[str, str]) -> Section:
-    """The last section of a report; options are folded, since there are many."""
+    """Return the last section of a report. The options of each run are folded, because there are many."""
     parts: list[SectionPart] = [facts(origin)]
     parts += [Lines(text, title=f"options of {name}") for name, text in options.items()]
     return Section("Where this comes from", parts)
 
 
 def options_of_runs(config: RankReportConfig, supernets: Mapping[str, SupernetAnswers]) -> dict[str, str]:
-    """All that can be set, of the report and of each run in it, as far as it is known."""
+    """Return the options of the report and of each run in it, as far as they are known."""
     options = {"this report": to_toml(config)}
     for name, answers in supernets.items():
         if answers.config is not None:
@@ -38,7 +39,7 @@ def options_of_runs(config: RankReportConfig, supernets: Mapping[str, SupernetAn
 def origin_of(
     config: RankReportConfig, supernets: Mapping[str, SupernetAnswers], truth: NetworkTable | None
 ) -> dict[str, str]:
-    """Provenance, in the order of the options that name it."""
+    """Return the provenance of a report, in the order of the options that name its sources."""
     origin = dict(provenance())
     if truth is not None:
         file = table_file(Path(config.truth), "truth")
@@ -58,14 +59,14 @@ def origin_of(
 
 
 def _other_runs(config: RankReportConfig) -> Iterator[tuple[str, str, Path]]:
-    """The option, the name and the place of each run that the report tells of."""
+    """Return the option, the name and the place of each run that the report describes."""
     for option in ("search", "cuts", "trained"):
         for name, path in labelled(getattr(config, option), option).items():
             yield option, name, path
 
 
 def _of_supernet(answers: SupernetAnswers, path: Path, config: RankReportConfig) -> str:
-    """How a supernet was trained, and on what its networks were scored."""
+    """Say how a supernet was trained, and on which images its networks were scored."""
     how, trained = "no word of how it was trained", answers.config
     if trained is not None:
         steps = "?" if answers.steps is None else answers.steps

@@ -1,4 +1,5 @@
-"""The report of a ranking: which tables and figures, in which order, under which words."""
+"""This module arranges the report of a ranking: which tables and figures it has, and how they are
+introduced."""
 
 from collections.abc import Callable, Mapping
 
@@ -19,7 +20,7 @@ from tools.ranking import kendall_tau
 def ranking_sections(
     scored: ScoredNetworks, ranking: Ranking, supernets: Mapping[str, SupernetAnswers]
 ) -> list[Section]:
-    """The sections of a ranking, from the picture to remember to what is behind it."""
+    """Return the sections of a ranking, from an overview to the details."""
     sections = [
         _overview(scored, ranking, supernets),
         _numbers(scored, ranking, supernets),
@@ -50,7 +51,7 @@ def _overview(scored: ScoredNetworks, ranking: Ranking, supernets: Mapping[str, 
 
 
 def _introduction(supernets: Mapping[str, SupernetAnswers]) -> str:
-    """What the words of the report mean, and what the scores are."""
+    """Explain the terms of the report, and where the scores come from."""
     words = (
         "Each network has a score, such as its accuracy with a supernet's shared weights, and a truth, its "
         "accuracy when trained alone. Kendall's tau is 1 where scores order networks as the truth does, 0 by "
@@ -70,12 +71,12 @@ def _introduction(supernets: Mapping[str, SupernetAnswers]) -> str:
 
 
 def _counts(ranking: Ranking) -> list[str]:
-    """The baselines that only count, as far as they tell networks apart."""
+    """Return the baselines that only count, as far as they tell networks apart."""
     return [name for name in COUNTS if name in ranking.scores]
 
 
 def _unit(scored: ScoredNetworks) -> str:
-    """The unit of the truth, as far as its size tells."""
+    """Return the unit of the truth, as far as its size shows it."""
     return "points of the truth" if scored.truth.max() > 1 else "units of the truth"
 
 
@@ -91,7 +92,7 @@ def _numbers(scored: ScoredNetworks, ranking: Ranking, supernets: Mapping[str, S
 
 
 def _score_rows(ranking: Ranking, cells: Callable[[Score], list[str]]) -> list[TableRow]:
-    """A row for each score; baselines are light."""
+    """Return a row for each score; the rows of baselines are light."""
     return [
         TableRow([name, *cells(score)], "" if name in ranking.subjects else "light")
         for name, score in ranking.scores.items()
@@ -100,7 +101,7 @@ def _score_rows(ranking: Ranking, cells: Callable[[Score], list[str]]) -> list[T
 
 
 def _tau_table(ranking: Ranking) -> Table:
-    """Tau of each score, and its kin."""
+    """Return the table of tau and related statistics, with a row for each score."""
 
     def cells(score: Score) -> list[str]:
         whole = [number(score.spearman), number(score.weighted_tau), number(score.partial_tau_given_macs)]
@@ -119,7 +120,7 @@ def _tau_table(ranking: Ranking) -> Table:
 
 
 def _choice_table(ranking: Ranking) -> Table:
-    """What one gets by choosing the k best by score."""
+    """Return the table of what choosing the k best by score gives."""
     sizes = ranking.sizes
 
     def cells(score: Score) -> list[str]:
@@ -139,7 +140,7 @@ def _choice_table(ranking: Ranking) -> Table:
 
 
 def _comparison_table(ranking: Ranking) -> Table:
-    """What is told apart, by p values of each difference alone and adjusted for all."""
+    """Return the table of differences between scores, with p values before and after adjustment."""
     enough = ranking.networks >= ranking.needed
     words = {"above": "higher", "below": "lower", "not told from": "not told apart"}
     rows = [
@@ -165,7 +166,7 @@ def _comparison_table(ranking: Ranking) -> Table:
 
 
 def _recalibrated(scored: ScoredNetworks, supernets: Mapping[str, SupernetAnswers]) -> list[Table]:
-    """Scores with statistics of each network's own beside those with what training left."""
+    """Compare scores with recalibrated statistics and scores with the statistics that training left."""
     truth = dict(zip(scored.networks, scored.mean, strict=True))
     rows = [
         TableRow(
@@ -193,7 +194,7 @@ def _recalibrated(scored: ScoredNetworks, supernets: Mapping[str, SupernetAnswer
 
 
 def _tau_and_mean(scores: Scores, few: list[Architecture], truth: Mapping[Architecture, float]) -> list[str]:
-    """Tau of some networks, where it can be told, and their mean score."""
+    """Return the tau of some networks, where there is one, and their mean score."""
     values, true = [scores[who] for who in few], [truth[who] for who in few]
     tells = len(set(values)) > 1 and len(set(true)) > 1
     tau = interval(kendall_tau(values, true)) if tells else "-"
@@ -201,7 +202,7 @@ def _tau_and_mean(scores: Scores, few: list[Architecture], truth: Mapping[Archit
 
 
 def _seeds(ranking: Ranking, supernets: Mapping[str, SupernetAnswers]) -> list[Table]:
-    """Several supernets of one strategy: how much a tau varies between seeds."""
+    """Say how much tau varies between seeds, where several supernets have the same strategy."""
     groups: dict[str, list[float]] = {}
     for name, answers in supernets.items():
         if name in ranking.scores:

@@ -1,4 +1,4 @@
-"""From a config to a report: truth, scores, statistics, and what is written of them."""
+"""This module turns a config into a report: it reads the truth, scores networks, ranks them, and writes."""
 
 import csv
 import io
@@ -36,17 +36,17 @@ from tools.run.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class RankingInputs:
-    """What a ranking is made of, before anything is scored."""
+    """These are the inputs of a ranking, before anything is scored."""
 
     truth: NetworkTable
     sources: Mapping[str, ScoreSource]
-    """All that gives scores, by name."""
+    """The sources of scores, by name."""
     tables: Mapping[str, NetworkTable]
     """The scores that come from files, by name."""
 
 
 def rank_report(config: RankReportConfig) -> None:
-    """Score what is not scored yet, and write the report; every start writes it anew."""
+    """Score the networks that have no score yet, and write the report; every start writes it anew."""
     config.check_sources()
     with Stage(config, free=flatten(config), smaller=f"lower {flag('scoring.batch')}") as stage:
         _report(stage.config, stage.run, stage.accelerator)
@@ -76,7 +76,7 @@ def _report(config: RankReportConfig, run: Run, accelerator: Accelerator) -> Non
 
 
 def _inputs(config: RankReportConfig) -> RankingInputs:
-    """The truth, and the scores that come from files."""
+    """Read the truth, and the scores that come from files."""
     space, sources = _space(config), config.sources()
     return RankingInputs(
         truth=read_table(Path(config.truth), space, option="truth", lower=config.truth_is_loss),
@@ -90,7 +90,7 @@ def _inputs(config: RankReportConfig) -> RankingInputs:
 
 
 def _others(config: RankReportConfig, inputs: RankingInputs | None) -> tuple[list[Section], list[str]]:
-    """What other runs have to say, at length and in a sentence each."""
+    """Return the sections on other runs, and a sentence on each run."""
     parts = [
         search_section(config.search, inputs.truth if inputs is not None else None),
         cut_search_section(config.cuts),
@@ -100,7 +100,7 @@ def _others(config: RankReportConfig, inputs: RankingInputs | None) -> tuple[lis
 
 
 def _space(config: RankReportConfig) -> Space:
-    """The one space of all that is ranked."""
+    """Return the space that all ranked networks share."""
     if not config.supernet:
         try:
             return find_space(config.space, num_classes=10, image_size=config.space_size)
@@ -121,7 +121,7 @@ def _space(config: RankReportConfig) -> Space:
 
 
 def _networks(config: RankReportConfig, inputs: RankingInputs) -> list[Architecture]:
-    """Networks of the truth that all tables know, the first few of them in an order of chance."""
+    """Return the truth's networks that all tables have, or a random few of them."""
     shared = set(inputs.truth.values).intersection(*(table.values for table in inputs.tables.values()))
     known = sorted(shared, key=lambda network: network.choices)
     if len(known) < max(2, config.networks):
@@ -144,7 +144,7 @@ def _scored(
     *,
     seed: int,
 ) -> ScoredNetworks:
-    """The networks with their truth and scores, of which higher is better everywhere."""
+    """Return the networks with their truth and scores, turned so that higher is better everywhere."""
     scores = {}
     for name, source in inputs.sources.items():
         if source.is_supernet:
@@ -166,7 +166,7 @@ def _write(
     supernets: Mapping[str, SupernetAnswers],
     others: tuple[list[Section], list[str]],
 ) -> None:
-    """The report, and the same numbers as JSON and CSV."""
+    """Write the report, and the same numbers as JSON and CSV."""
     sections, sentences = others
     title, subtitle, ranking = "Searches and trainings, side by side", "", None
     if inputs is not None and scored is not None:
@@ -195,13 +195,13 @@ def _write(
 
 
 def _budgets(supernets: Mapping[str, SupernetAnswers]) -> list[str]:
-    """A sentence on how the supernets were trained, as far as that is known."""
+    """Return a sentence on how the supernets were trained, as far as that is known."""
     budgets = [f"{name}: {budget(answers)}" for name, answers in supernets.items() if answers.config]
     return ["How the supernets were trained: " + "; ".join(budgets) + "."] if budgets else []
 
 
 def _subtitle(inputs: RankingInputs, scored: ScoredNetworks, note: str) -> str:
-    """How many networks are ranked, and what the truth is."""
+    """Say how many networks are ranked, and what the truth is."""
     table, repeats = inputs.truth, len(scored.truth)
     note = f"The truth: {note}." if note else ""
     merged = f", of which {table.merged:,} were networks that others were already" if table.merged else ""
@@ -215,7 +215,7 @@ def _subtitle(inputs: RankingInputs, scored: ScoredNetworks, note: str) -> str:
 
 
 def _ranking_csv(ranking: Ranking) -> bytes:
-    """A line for each score."""
+    """Return a table with a line for each score."""
     lines = [
         {"score": name, "asked_for": name in ranking.subjects, **_flat(score.as_data())}
         for name, score in ranking.scores.items()
@@ -224,7 +224,7 @@ def _ranking_csv(ranking: Ranking) -> bytes:
 
 
 def _networks_csv(scored: ScoredNetworks) -> bytes:
-    """A line for each network; losses as they are in their files."""
+    """Return a table with a line for each network; losses keep the sign that they have in their files."""
     lines = []
     signs = {name: -1 if name in scored.negated else 1 for name in ("truth", *scored.scores)}
     for place, network in enumerate(scored.networks):
@@ -244,7 +244,7 @@ def _csv(lines: list[dict[str, Any]]) -> bytes:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted name."""
+    """Return nested values by dotted name."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}

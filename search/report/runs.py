@@ -1,6 +1,6 @@
-"""The runs and files that a report's options name: how they are called, and what reading them may find wrong.
+"""This module names the runs and files that a report's options give, and words the mistakes in them.
 
-Free of torch.
+It is free of torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +12,13 @@ from tools.files.atomic import read_document
 from tools.mistake import Mistake, quoted
 
 USUAL_FILES = ("weights.safetensors", "evaluations.jsonl", "truth.jsonl")
-"""Files that are called by the folder in which they lie."""
+"""Files with these names are called by their folder's name."""
 
 
 def labelled(words: Sequence[str], *options: str) -> dict[str, Path]:
-    """The paths that options name, by label: the one of NAME=PATH, or the end in which the paths differ.
+    """Return the paths that options name, by label.
+
+    A label is the NAME of NAME=PATH, or else the shortest end of the path that no other path has.
 
     Raises:
         Mistake: if two have one label, or a word is neither a path nor NAME=PATH.
@@ -33,7 +35,7 @@ def labelled(words: Sequence[str], *options: str) -> dict[str, Path]:
 
 
 def mistake_of(options: Sequence[str], problem: str) -> Mistake:
-    """A mistake in one of several options."""
+    """Return a mistake in one of several options."""
     if len(options) == 1:
         return Mistake(options[0], problem)
     return Mistake("", f"{', '.join(f'`{option}`' for option in options)}: {problem}")
@@ -56,7 +58,10 @@ def faults_of(option: str, path: Path) -> Iterator[None]:
 
 
 def finished_results(path: Path, *, option: str, script: str, key: str) -> Mapping[str, Any]:
-    """The results.json of a finished run of a script, which is known by a key that only its results have."""
+    """Return the results.json of a finished run of a script.
+
+    Only the results of this script have `key`.
+    """
     file = path / "results.json"
     if not file.exists():
         raise Mistake(option, f"'{path}' is no finished run of {script}: it has no results.json")
@@ -67,14 +72,14 @@ def finished_results(path: Path, *, option: str, script: str, key: str) -> Mappi
 
 
 def _of_run(option: str, path: Path, problem: str) -> Mistake:
-    """A problem with a run, which is named unless the problem names it."""
+    """Return a mistake about a run, and name the run unless the problem already names it."""
     return Mistake(
         option, problem if str(path) in problem else f"'{path}' is not whole, or was changed: {problem}"
     )
 
 
 def _label_and_path(word: str, options: Sequence[str]) -> tuple[str, Path]:
-    """The label that a word gives, if it does, and the path."""
+    """Return the label that a word gives, or an empty one, and the path."""
     label, given, path = word.partition("=")
     if not given or Path(word).exists():
         label, path = "", word
@@ -84,7 +89,7 @@ def _label_and_path(word: str, options: Sequence[str]) -> tuple[str, Path]:
 
 
 def _shortest_end(path: Path, paths: Sequence[Path]) -> str:
-    """The fewest last parts of a path in which no other of the paths ends."""
+    """Return the shortest end of a path that no other of the paths has."""
     parts = _parts(path)
     for count in range(1, len(parts) + 1):
         end = parts[-count:]
@@ -94,6 +99,6 @@ def _shortest_end(path: Path, paths: Sequence[Path]) -> str:
 
 
 def _parts(path: Path) -> tuple[str, ...]:
-    """A path's parts from the root on, without a file's usual name where its folder says more."""
+    """Return a path's parts from the root on, without a usual file name."""
     parts = path.absolute().resolve().parts[1:] if ".." in path.parts else path.absolute().parts[1:]
     return parts[:-1] if parts[-1:] and parts[-1] in USUAL_FILES else parts

@@ -1,4 +1,4 @@
-"""What searches for architectures have to say in a report."""
+"""This module describes searches for architectures in a report."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ LIMIT_WORDS = {
     "latency_ms": "{:g} ms",
     "activations_mib": "{:g} MiB",
 }
-"""How limits are written."""
+"""Limits are written in these forms."""
 SHOWN = 5
-"""Networks of each search that are listed."""
+"""The report lists at most this many networks of each search."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BestNetwork:
-    """One of the networks that a search found best."""
+    """A `BestNetwork` is one of the networks that a search found best."""
 
     architecture: Architecture
     name: str
@@ -40,7 +40,7 @@ class BestNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureSearch:
-    """A finished run of search_architecture.py."""
+    """An `ArchitectureSearch` is a finished run of search_architecture.py."""
 
     name: str
     method: str
@@ -48,17 +48,20 @@ class ArchitectureSearch:
     limits: Mapping[str, float]
     evaluations: int
     validation_images: int
-    """Images that each network was scored on; 0 where it is not known."""
+    """The number of images on which each network was scored; 0 if it is not known."""
     best: Sequence[BestNetwork]
-    """The best first."""
+    """The best networks, best first."""
     scores: Sequence[float]
-    """All scores, in their order."""
+    """All scores, in the order in which the search gave them."""
     costs_and_scores: Sequence[tuple[float, float]]
     """Million MACs and score of each network whose MACs are known."""
 
 
 def search_section(words: Sequence[str], truth: NetworkTable | None) -> tuple[Section | None, list[str]]:
-    """The best that searches found, with what the truth says of it; a sentence on each."""
+    """Return the section on the best networks of searches, and a sentence on each search.
+
+    The section gives the truth of each network that the truth has.
+    """
     searches, rows, lines = list[ArchitectureSearch](), list[TableRow](), list[str]()
     for name, path in labelled(words, "search").items():
         with faults_of("search", path):
@@ -78,7 +81,7 @@ def search_section(words: Sequence[str], truth: NetworkTable | None) -> tuple[Se
 
 
 def read_search(name: str, path: Path) -> ArchitectureSearch:
-    """What a finished run of search_architecture.py found."""
+    """Read a finished run of search_architecture.py."""
     results = finished_results(path, option="search", script="search_architecture.py", key="front")
     best = [
         BestNetwork(
@@ -107,7 +110,7 @@ def read_search(name: str, path: Path) -> ArchitectureSearch:
 
 
 def sentence(search: ArchitectureSearch, truth: NetworkTable | None) -> str:
-    """What a search found, and where its best network stands in the truth within the search's limits."""
+    """Say what a search found, and how its best network ranks in the truth within the search's limits."""
     limits = [LIMIT_WORDS[name].format(most) for name, most in search.limits.items() if name in LIMIT_WORDS]
     limit = f" of at most {' and '.join(limits)}" if limits else ""
     best, images = search.best[0], search.validation_images
@@ -125,7 +128,7 @@ def sentence(search: ArchitectureSearch, truth: NetworkTable | None) -> str:
 
 
 def _in_truth(within: Standing, limits: Mapping[str, float], truth: NetworkTable) -> str:
-    """Where a network stands in the truth, among those within limits."""
+    """Say where a network stands in the truth, among the networks within limits."""
     among = f"the {within.among:,} networks that the truth has"
     if counted := [name for name in ("MACs", "params") if name.lower() in limits]:
         among += f" within limits on {' and '.join(counted)}"
@@ -146,7 +149,7 @@ def _standing(
     truth: NetworkTable | None,
     limits: Mapping[str, float] | None = None,
 ) -> Standing | None:
-    """What the truth says of a network, where it is of the search's space."""
+    """Return where a network stands in the truth, if both have the same space."""
     if truth is None or search.space != truth.space.name:
         return None
     return standing(truth, network.architecture, limits)
@@ -164,12 +167,12 @@ def _row(search: ArchitectureSearch, network: BestNetwork, truth: NetworkTable |
 
 
 def _worth(value: float, truth: NetworkTable) -> str:
-    """A number of the truth: a loss as it is, an accuracy in percent."""
+    """Return a number of the truth in words: a loss as it is, an accuracy in percent."""
     return f"{value:.4g}" if truth.lower else percent(value)
 
 
 def _drawings(searches: Sequence[ArchitectureSearch]) -> Drawings:
-    """All scores over their costs, and how the best came about."""
+    """Draw all scores over their costs, and the best score over the number of networks scored."""
     points = {search.name: search.costs_and_scores for search in searches if search.costs_and_scores}
     courses = {search.name: _course(search.scores) for search in searches}
     with house_style():
@@ -188,7 +191,7 @@ def _drawings(searches: Sequence[ArchitectureSearch]) -> Drawings:
 
 
 def _course(scores: Sequence[float]) -> list[tuple[float, float]]:
-    """Where the best score so far rises, with the first and the last."""
+    """Return the points at which the best score so far rises, with the first and the last point."""
     best = best_so_far(scores)
     steps = [at for at in range(len(best)) if at in (0, len(best) - 1) or best[at] > best[at - 1]]
     return [(at + 1, best[at]) for at in steps]

@@ -1,4 +1,4 @@
-"""Scores of networks against their truth, as numbers: what report.json says of a ranking."""
+"""This module compares scores of networks with their truth, and computes the numbers of report.json."""
 
 import dataclasses
 import itertools
@@ -32,58 +32,58 @@ from tools.seeding import numpy_stream
 
 PARTS = {"tenth": 0.1, "quarter": 0.25, "half": 0.5}
 FEWEST_IN_PART = 5
-"""Networks that a part must have for a tau in it."""
+"""A part must have at least this many networks for a tau within it."""
 SURE = 0.05
-"""What has a p value below this, adjusted for the number of comparisons, is told apart."""
+"""A difference is told apart if its p value, adjusted for the number of comparisons, is below this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredNetworks:
-    """Networks with their truth and all their scores, by the scores' names."""
+    """These are networks with their truth and all their scores, by the scores' names."""
 
     networks: Sequence[Architecture]
     truth: Numbers
-    """A row for each repeat; higher is better."""
+    """The truth has a row for each repeat; higher is better."""
     macs: Numbers
     scores: Mapping[str, Numbers]
-    """Those that the report is about, then the baselines; higher is better."""
+    """The scores that the report is about, followed by the baselines; higher is better."""
     subjects: Sequence[str]
     """The names of the scores that the report is about."""
     negated: frozenset[str] = frozenset()
-    """Those of the subjects, and "truth", of which lower is better where they come from."""
+    """The subjects, and perhaps "truth", for which lower is better in their files."""
 
     @property
     def mean(self) -> Numbers:
-        """The truth: the mean over its repeats."""
+        """Return the mean of the truth over its repeats."""
         mean: Numbers = self.truth.mean(axis=0)
         return mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How well one score orders the networks; None stands where there is no such number."""
+    """A `Score` says how well one score orders the networks; None means that there is no such number."""
 
     tau: Tau
     tau_p_holm: float | None
     """The p value of tau, adjusted for the number of subjects; a baseline has none."""
     tau_by_repeat: Sequence[float]
-    """Tau against each repeat of the truth alone."""
+    """The tau against each single repeat of the truth."""
     spearman: float | None
     weighted_tau: float | None
     partial_tau_given_macs: float | None
     tau_in_true_best: Mapping[str, float | None]
-    """Tau in each of PARTS, the best by the truth."""
+    """The tau within the best networks by the truth, for each of PARTS."""
     tau_in_predicted_best: Mapping[str, float | None]
-    """Tau in each of PARTS, the best by this score."""
+    """The tau within the best networks by this score, for each of PARTS."""
     precision_at: Mapping[int, float]
-    """By k: which part of the k best by score is among the k best in truth."""
+    """The share of the k best by score that is among the k best in truth, for each k."""
     best_rank_at: Mapping[int, int]
-    """By k: the true rank of the best of the k best by score."""
+    """The true rank of the best network among the k best by score, for each k."""
     regret_at: Mapping[int, float]
-    """By k: how far that one is behind the best there is."""
+    """The truth that is lost with this network instead of the best network of all, for each k."""
 
     def as_data(self) -> dict[str, Any]:
-        """The same for files."""
+        """Return the numbers in the form of report.json."""
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name in ("precision_at", "best_rank_at", "regret_at"):
             data[name] = {str(k): value for k, value in data[name].items()}
@@ -94,71 +94,71 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How much higher the tau of one score is than that of another."""
+    """A `Comparison` is the tau of one score minus the tau of another, with its p value."""
 
     one: str
     other: str
     difference: Difference
     comparisons: int
-    """How many there are in the ranking."""
+    """The number of comparisons in the ranking."""
     p_holm: float
     """The p value, adjusted for that number."""
 
     @property
     def verdict(self) -> str:
-        """Whether one is "above", "below" or "not told from" the other."""
+        """Return whether the first score is "above", "below" or "not told from" the other."""
         if self.p_holm >= SURE:
             return "not told from"
         return "above" if self.difference.value > 0 else "below"
 
     def turned(self) -> "Comparison":
-        """The same, of the other less the one."""
+        """Return the same comparison with the two scores exchanged."""
         value, low, high = (-self.difference.value, -self.difference.high, -self.difference.low)
         difference = self.difference._replace(value=value, low=low, high=high)
         return dataclasses.replace(self, one=self.other, other=self.one, difference=difference)
 
     def as_data(self) -> dict[str, Any]:
-        """The same for files."""
+        """Return the numbers in the form of report.json."""
         data = {"one": self.one, "other": self.other, **self.difference._asdict()}
         return {**data, "comparisons": self.comparisons, "p_holm": self.p_holm}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """All that is reported of a ranking; None stands where there is no such number."""
+    """A `Ranking` holds the numbers that a report gives; None means that there is no such number."""
 
     networks: int
     subjects: Sequence[str]
-    """The names of the scores that the report is about; the others are baselines."""
+    """The names of the scores that the report is about; the other scores are baselines."""
     repeats: int
-    """Trainings of each network in the truth."""
+    """The number of trainings that each network has in the truth."""
     null_deviation: float
     edge_of_chance: float
-    """A tau beyond which chance goes in 5 of 100 rankings."""
+    """A random order has a tau beyond this in 5 of 100 rankings."""
     repeat_tau: float | None
     noise_ceiling: float | None
     lower_is_better: Sequence[str]
-    """The names of what was negated."""
+    """The names of the scores that were negated."""
     sizes: Sequence[int]
-    """The k at which the best few are looked at."""
+    """The values of k for which the k best networks are examined."""
     scores: Mapping[str, Score]
-    """By name, as far as they tell networks apart."""
+    """The scores by name, without those that give all networks the same number."""
     orders_nothing: Sequence[str]
-    """The names of the scores that are the same of all networks."""
+    """The names of the scores that give all networks the same number."""
     comparisons: Sequence[Comparison]
 
     @property
     def needed(self) -> int:
-        """How many networks there must be before any of the comparisons can tell two scores apart."""
+        """Return the smallest number of networks with which a comparison can tell two scores apart."""
         return fewest(SURE / max(1, len(self.comparisons)), paired=True)
 
     @property
     def telling_subjects(self) -> list[str]:
-        """Those of the subjects that tell networks apart."""
+        """Return the subjects that give networks different numbers."""
         return [name for name in self.subjects if name in self.scores]
 
     def comparison(self, one: str, other: str) -> Comparison:
-        """The comparison of two scores, as one less the other."""
+        """Return the tau of `one` minus the tau of `other`."""
         for comparison in self.comparisons:
             if (comparison.one, comparison.other) == (one, other):
                 return comparison
@@ -167,7 +167,7 @@ class Ranking:
         raise AssertionError(f"{one} and {other} were not compared")
 
     def as_data(self) -> dict[str, Any]:
-        """The same for files, by the names that report.json has."""
+        """Return the numbers in the form, and with the names, of report.json."""
         return {
             "networks": self.networks,
             "asked": list(self.subjects),
@@ -193,7 +193,7 @@ def with_baselines(
     seed: int,
     negated: Iterable[str] = (),
 ) -> ScoredNetworks:
-    """The scores that a report is about, with the baselines beside them."""
+    """Return the networks with the scores that a report is about, and with the baselines."""
     macs = np.array([space.macs(network) for network in networks], float)
     choices = np.array([network.choices for network in networks])
     baselines = {
@@ -214,7 +214,7 @@ def with_baselines(
 
 
 def rank(scored: ScoredNetworks, *, resamples: int, seed: int) -> Ranking:
-    """Every score against the truth, and the scores against each other."""
+    """Compare every score with the truth, and the scores with each other."""
     n = len(scored.networks)
     telling = {name: scores for name, scores in scored.scores.items() if np.ptp(scores) > 0}
     names = list(telling)
@@ -250,7 +250,7 @@ def rank(scored: ScoredNetworks, *, resamples: int, seed: int) -> Ranking:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values adjusted for being the smallest of several, by Holm's steps."""
+    """Adjust p values for the number of comparisons, by Holm's procedure."""
     count, highest = len(p_values), 0.0
     adjusted = [0.0] * count
     for place, index in enumerate(sorted(range(count), key=lambda index: p_values[index])):
@@ -298,7 +298,7 @@ def _score(
 
 
 def _taus_within(scores: Numbers, true: Numbers, *, of: str) -> dict[str, float | None]:
-    """Tau in each of PARTS that has enough networks."""
+    """Return the tau within each of PARTS that has enough networks."""
     return {
         name: _or_none(tau_within(scores, true, part, of=of)) if part * len(true) >= FEWEST_IN_PART else None
         for name, part in PARTS.items()
@@ -306,12 +306,12 @@ def _taus_within(scores: Numbers, true: Numbers, *, of: str) -> dict[str, float 
 
 
 def _or_none(value: float) -> float | None:
-    """JSON knows no NaN: null stands for it."""
+    """Return None for NaN, because JSON has no NaN."""
     return None if math.isnan(value) else value
 
 
 def _is_compared(one: str, other: str, subjects: Sequence[str]) -> bool:
-    """Whether a pair is worth a test: two subjects, or one and a baseline."""
+    """Return whether two scores are compared: two subjects, or a subject and a baseline other than chance."""
     return (one in subjects or other in subjects) and "chance" not in (one, other)
 
 

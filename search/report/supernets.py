@@ -1,4 +1,4 @@
-"""What a report asks of a supernet: scores, what recalibration does, its course, its modules' likeness."""
+"""This module scores networks with a supernet for a report, and compares the supernet's modules."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,38 +28,39 @@ from tools.run.meters import read_metrics
 from tools.similarity import off_diagonal_mean
 
 SHIFT_BATCH = 250
-"""Images on which modules are compared at once; what does not fill a batch is left out, but for the first."""
+"""Modules are compared on this many images at once. An incomplete last batch is left out, unless it is the
+only one."""
 
 Scores = dict[Architecture, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetAnswers:
-    """What a report asked of one supernet, and what is known of its training."""
+    """A `SupernetAnswers` holds what a report asks of one supernet, and what is known of its training."""
 
     space: Space
     config: SupernetConfig | None
-    """How it was trained, where its weights say so."""
+    """The config of its training, if its weights say it."""
     steps: int | None
-    """The length of its training, where its run is there; so the next two."""
+    """The length of its training. This and the next two are known only if its run is there."""
     training_seconds: float | None
     saved_bytes_per_step: float | None
-    """What autograd kept at the peak of a training step."""
+    """The bytes that autograd kept at the peak of a training step."""
     scores: Scores
     uncalibrated: Scores
     """Scores of the first few networks with the BatchNorm statistics that training left."""
     course: Sequence[tuple[int, Scores]]
-    """Scores of a few networks by the weights of each step that was kept."""
+    """Scores of a few networks with the weights of each kept step."""
     shift: Shift | None
     likeness_course: Sequence[tuple[int, float]]
     """The mean cosine between modules of a layer, by step of the training."""
     maps: Sequence[Tensor]
-    """What each module of the first layer makes of one image, as the mean over channels."""
+    """The output of each module of the first layer for one image, as the mean over channels."""
     measured: Measured | None
     scored_on: int
-    """Validation images."""
+    """The number of validation images."""
     apart: bool
-    """Whether these are known to be apart from those of the training."""
+    """Whether these images are known to be apart from those of the training."""
 
 
 def ask_supernet(
@@ -70,7 +71,10 @@ def ask_supernet(
     run: Run,
     accelerator: Accelerator,
 ) -> SupernetAnswers:
-    """Score what is not scored yet, in a folder of the report's run, and compare the modules."""
+    """Score the networks that have no score yet, and compare the modules.
+
+    The scores are kept in a folder of the report's run.
+    """
     folder = run.path / "scores" / name
     net = _loaded(path, config, accelerator)
     images = _images(path, net, config.scoring, config, accelerator)
@@ -136,7 +140,7 @@ def _images(
 
 
 def _without_calibration(validation_images: int, batch: int) -> ScoringOptions:
-    """Scoring with the BatchNorm statistics that training left."""
+    """Return options that score with the BatchNorm statistics that training left."""
     return ScoringOptions(statistics="supernet", validation_images=validation_images, batch=batch)
 
 
@@ -144,7 +148,10 @@ def _without_calibration(validation_images: int, batch: int) -> ScoringOptions:
 def _compared_modules(
     path: Path, net: Supernet, config: RankReportConfig, accelerator: Accelerator
 ) -> tuple[Shift | None, list[Tensor]]:
-    """The shift of every layer, and one image's maps; of supernets with one split on the same images."""
+    """Return the shift of every layer, and the first layer's maps of one image.
+
+    Supernets with the same split are compared on the same images.
+    """
     if not config.shift_images:
         return None, []
     images = _images(path, net, _without_calibration(config.shift_images, SHIFT_BATCH), config, accelerator)
@@ -162,18 +169,18 @@ def _compared_modules(
 
 
 def _results(home: Path) -> dict[str, Any]:
-    """What the supernet's training wrote at its end, where its run is there."""
+    """Return the results of the supernet's training, or nothing if its run is not there."""
     file = home / "results.json"
     return read_document(file, "results", 1) if file.exists() else {}
 
 
 def _likeness_course(file: Path) -> list[tuple[int, float]]:
-    """What the supernet's training wrote of its modules' likeness, where its run is there."""
+    """Return the similarity of the supernet's modules by step, or nothing if its run is not there."""
     lines = read_metrics(file) if file.exists() else []
     return [(line["step"], _likeness(line["outputs"])) for line in lines]
 
 
 def _likeness(matrices: Sequence[Sequence[Sequence[float]]]) -> float:
-    """The mean over layers of the cosines between different modules, as shift.jsonl has them."""
+    """Return the mean over layers of the cosines between different modules, from a line of shift.jsonl."""
     layers = [float(off_diagonal_mean(torch.tensor(matrix, dtype=torch.float64))) for matrix in matrices]
     return sum(layers) / len(layers)

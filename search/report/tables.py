@@ -1,4 +1,4 @@
-"""Tables of architectures and numbers: the truth, or scores that something else gave."""
+"""This module reads tables of architectures and numbers: the truth, or scores from elsewhere."""
 
 import csv
 import json
@@ -18,63 +18,63 @@ from tools.files.jsonl import read_lines
 from tools.mistake import Mistake
 
 FILES = ("truth.jsonl", "evaluations.jsonl")
-"""What holds the numbers in a run's folder."""
+"""These files hold the numbers in a run's folder."""
 VALUES = ("test_acc", "accuracies", "accuracy", "mean_acc", "acc", "score")
-"""What numbers are called, the most telling first."""
+"""These are the known names of a column of numbers; the first that fits is taken."""
 WHO = ("choices", "architecture", "arch")
-"""What the column of the architecture is called."""
+"""These are the known names of the column of architectures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkTable:
-    """Numbers of different networks, by canonical architecture."""
+    """A `NetworkTable` holds numbers of different networks, by canonical architecture."""
 
     space: Space
     """The space of the networks."""
     values: Mapping[Architecture, tuple[float, ...]]
-    """More than one number where a network was measured more than once."""
+    """The numbers of each network; there are several if it was measured several times."""
     rows: int
-    """Architectures in the file."""
+    """The number of architectures in the file."""
     column: str
-    """What the numbers are called there."""
+    """The name that the numbers have in the file."""
     lower: bool = False
-    """The lower a number is, the better."""
+    """Whether a lower number is better."""
 
     @property
     def merged(self) -> int:
-        """How many architectures were networks that others were already."""
+        """Return how many architectures are the same network as an earlier one."""
         return self.rows - len(self.values)
 
     def repeats(self, networks: Iterable[Architecture]) -> Numbers:
-        """A row for each repeat, as many as all networks have."""
+        """Return a row for each repeat that all these networks have."""
         rows = [self.values[network] for network in networks]
         least = min(map(len, rows))
         return np.array([row[:least] for row in rows]).T
 
     def most_repeats(self, networks: Iterable[Architecture]) -> int:
-        """How many repeats some network has."""
+        """Return the largest number of repeats that one of these networks has."""
         return max(len(self.values[network]) for network in networks)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """Where a network stands among others in a table."""
+    """A `Standing` says where a network stands among others in a table."""
 
     value: float
     rank: int
     among: int
-    """The networks that are ranked."""
+    """The number of networks that are ranked."""
     best: float
     mean: float
     error: float
-    """The standard error of such a value, as trainings of one network differ; nan with one of each."""
+    """The standard error of such a value between trainings of one network; NaN if each has one training."""
 
 
 def read_table(path: Path, space: Space, *, option: str, lower: bool = False) -> NetworkTable:
-    """Read a file, or that of a run's folder; torn lines of .jsonl are passed over.
+    """Read a file, or the table in a run's folder; torn lines of .jsonl are skipped.
 
-    Architectures that are one network count once; what differs between them counts as another repeat. Where
-    lower is better, numbers may also be called "loss".
+    Architectures that are the same network count once, and different numbers of theirs count as repeats.
+    Where lower is better, the column may also be called "loss".
 
     Raises:
         Mistake: about `option`, which names the path, if no table can be read there.
@@ -101,7 +101,7 @@ def read_table(path: Path, space: Space, *, option: str, lower: bool = False) ->
 
 
 def table_file(path: Path, option: str) -> Path:
-    """The file with the numbers: the one that is named, or that of a run's folder."""
+    """Return the file with the numbers: the named file, or the table in a run's folder."""
     if path.is_dir():
         for name in FILES:
             if (path / name).exists():
@@ -115,7 +115,10 @@ def table_file(path: Path, option: str) -> Path:
 def standing(
     table: NetworkTable, architecture: Architecture, limits: Mapping[str, float] | None = None
 ) -> Standing | None:
-    """What a table says of a network among those within limits on `macs` and `params`; None if nothing."""
+    """Return where a network stands in a table, among those within limits on `macs` and `params`.
+
+    The result is None if the table does not have the network.
+    """
     space, means = table.space, {who: float(np.mean(values)) for who, values in table.values.items()}
     who = space.canonical(architecture)
     if who not in means:
@@ -139,7 +142,7 @@ def standing(
 
 
 def _error_of_mean(table: NetworkTable, repeats: int) -> float:
-    """The standard error of the mean of so many trainings of a network; nan where no network has two."""
+    """Return the standard error of the mean of `repeats` trainings; NaN if no network has two."""
     trainings = [values for values in table.values.values() if len(values) > 1]
     if not trainings:
         return math.nan
@@ -149,12 +152,12 @@ def _error_of_mean(table: NetworkTable, repeats: int) -> float:
 
 
 def _median_share(degrees: int) -> float:
-    """The median of a variance's estimates, in units of the variance."""
+    """Return the median of a variance's estimates, in units of the variance."""
     return float(chi2.median(degrees)) / degrees
 
 
 def _entries(file: Path) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """Whom each entry of a file is about, and what it says."""
+    """Return the architecture of each entry of a file, and the entry."""
     if file.suffix == ".json":
         document = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(document, dict) or "format" in document:
@@ -177,7 +180,7 @@ def _entries(file: Path) -> Iterator[tuple[Any, Mapping[str, Any]]]:
 
 
 def _column(entries: list[tuple[Any, Mapping[str, Any]]], values: tuple[str, ...]) -> str:
-    """What the numbers are called: the first known name that all entries have, perhaps with numbers."""
+    """Return the column of the numbers: the first known name that all entries have, perhaps with a number."""
     if len(entries) < 2:
         raise ValueError("a ranking needs two architectures or more")
     for name in values:

@@ -1,4 +1,5 @@
-"""Networks that were trained alone, whole or in blocks: what their runs say, and when two are alike."""
+"""This module reads networks that were trained alone, whole or in blocks, and says when two are
+comparable."""
 
 import math
 import tomllib
@@ -28,16 +29,16 @@ from tools.options.shared import FREE, ExtendOptions, FastOptions, RunOptions
 from tools.run.meters import read_metrics
 
 OTHER_CUTS = FREE | WHERE_TO_CUT | OF_THE_MACHINE | OF_THE_RECORDS
-"""Options in which two trainings in blocks may differ and still say which cuts are better."""
+"""Two trainings in blocks may differ in these options and still say which cuts are better."""
 WHOLE_OR_CUT = OTHER_CUTS | HOW_BLOCKS_LEARN | {"stem"}
-"""The same for a training in blocks and one in one piece."""
+"""A training in blocks and one in one piece may differ in these options and still say what cutting costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Shared(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
-    """The options of a training that are not retrain_model.py's alone.
+    """These are the options of a training that are not retrain_model.py's alone.
 
-    What a run of before lacks of them, it did as their defaults say, or EARLIER.
+    Where an older run does not have an option, its value is the default here, or the one in EARLIER.
     """
 
     local: LocalLosses = field(default_factory=LocalLosses)
@@ -48,65 +49,65 @@ class _Shared(ExtendOptions, FastOptions, NetworkChoice, RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedTraining:
-    """A finished run of retrain_model.py."""
+    """A `FinishedTraining` is a finished run of retrain_model.py."""
 
     name: str
     network: str
     options: Mapping[str, Any]
-    """By dotted name."""
+    """The options by dotted name."""
     accuracy: float
-    """The last step's weights on the test images."""
+    """The accuracy of the last step's weights on the test images."""
     last_two_accuracy: float | None = None
-    """The same of the last two heads together."""
+    """The accuracy of the last two heads together."""
     test_images: int | None = None
     cuts: tuple[int, ...] = ()
     named_heads: tuple[str, ...] = ()
-    """The heads at its cuts as far as they are known, whether its rule trains them or not."""
+    """The heads at its cuts, as far as they are known, whether its rule trains them or not."""
     groups: int = 1
     kept_bytes: Sequence[float] = ()
-    """What each process keeps at once for going backward, of one image."""
+    """The bytes that each process keeps at once for the backward pass of one image."""
     macs: float = 0
     params: float = 0
     steps: int = 0
     seconds: float = 0
     processes: int | None = None
     course: Sequence[tuple[float, float]] = ()
-    """Accuracy in percent on the validation images, by step."""
+    """The accuracy in percent on the validation images, by step."""
     found_by: tuple[str, ...] = ()
-    """The searches that chose its cuts and heads, of those that the report was given."""
+    """The searches of the report that chose these cuts and heads."""
     balanced_by: tuple[str, ...] = ()
-    """Those that chose them when told to make blocks of like length."""
+    """The searches of the report that chose them for blocks of similar length."""
 
     @property
     def stem(self) -> str:
-        """How that of an architecture is counted where it is cut."""
+        """Return how the stem of an architecture is counted where the network is cut."""
         return str(self.options.get("stem", "unit")) if self.options.get("architecture") else "unit"
 
     @property
     def headless(self) -> bool:
-        """Whether its rule trains no heads, whatever is named."""
+        """Return whether its rule trains no heads, whatever heads are named."""
         row = RULES.get(str(self.options.get("rule")))
         return row is not None and row.cuts and not row.trains_heads
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The heads at its cuts, as far as they are trained and known."""
+        """Return the heads at its cuts, as far as they are trained and known."""
         return () if self.headless else self.named_heads
 
     @property
     def error(self) -> float:
-        """The standard error of its accuracy by the choice of test images; nan where it is not known."""
+        """Return the standard error of its accuracy by the choice of test images; NaN if it is not known."""
         images = math.nan if self.test_images is None else self.test_images
         return math.sqrt(self.accuracy * (1 - self.accuracy) / images)
 
     @property
     def kept_mib(self) -> float:
-        """What is kept at once for going backward, of one image, on the process that keeps most."""
+        """Return the MiB kept at once for the backward pass of one image, on the process that keeps most."""
         return float(max(self.kept_bytes, default=math.nan)) / 2**20
 
 
 def read_training(name: str, path: Path, searches: Sequence[CutSearch] = ()) -> FinishedTraining:
-    """What a finished run of retrain_model.py says; `searches` may have chosen its cuts."""
+    """Read a finished run of retrain_model.py, and note which of `searches` chose its cuts."""
     results = finished_results(path, option="trained", script="retrain_model.py", key="test")
     text = (path / "config.toml").read_text(encoding="utf-8")
     last = results["test"]["last"]
@@ -143,7 +144,7 @@ def read_training(name: str, path: Path, searches: Sequence[CutSearch] = ()) -> 
 
 
 def differing(one: FinishedTraining, other: FinishedTraining, apart: Set[str]) -> list[str]:
-    """The options, beside those `apart`, in which two trainings differ."""
+    """Return the options in which two trainings differ, without those in `apart`."""
     return [
         name
         for name in sorted(one.options.keys() | other.options.keys())
@@ -154,7 +155,7 @@ def differing(one: FinishedTraining, other: FinishedTraining, apart: Set[str]) -
 
 
 def differ_in_cuts_alone(one: FinishedTraining, other: FinishedTraining) -> bool:
-    """Whether two differ in where they are cut and by which heads, and in nothing else that matters."""
+    """Return whether two trainings differ in their cuts or heads, and in nothing else that matters."""
     sizes = [
         (training.network, len(training.cuts), len(training.heads), training.groups)
         for training in (one, other)
@@ -164,7 +165,7 @@ def differ_in_cuts_alone(one: FinishedTraining, other: FinishedTraining) -> bool
 
 
 def _is_of(training: FinishedTraining, search: CutSearch, choices: Sequence[ChosenCuts]) -> bool:
-    """Whether a training's cuts and heads are one of a search's choices."""
+    """Return whether a training's cuts and heads are one of a search's choices."""
     return (training.network, training.stem) == (search.network, search.stem) and any(
         training.cuts == chosen.cuts
         and (training.headless or training.heads == chosen.heads)
@@ -177,7 +178,7 @@ def _is_of(training: FinishedTraining, search: CutSearch, choices: Sequence[Chos
 def _options(
     given: Mapping[str, Any], text: str, architecture: ArchitectureFile | None, results: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The options of a run by dotted name, with what one of before does not say."""
+    """Return the options of a run by dotted name, completed where an older run does not say them."""
     usual = with_earlier(_Shared(architecture=given.get("architecture", "")), text, "config.toml")
     options = {**_by_dotted_name(to_toml(usual)), **given}
     if architecture:
@@ -189,7 +190,7 @@ def _options(
 
 
 def _by_dotted_name(text: str) -> dict[str, Any]:
-    """The options in a config.toml."""
+    """Return the options in a config.toml by dotted name."""
     options: dict[str, Any] = {}
     for key, value in tomllib.loads(text).items():
         group = value if isinstance(value, dict) else None

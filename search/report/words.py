@@ -1,4 +1,4 @@
-"""What a ranking's numbers say, in words."""
+"""This module puts a ranking's numbers into words."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -9,11 +9,11 @@ from tools.chance import FEW, fewest
 from tools.options.config import flag
 
 COUNTS = {"MACs": "Counting MACs", "params": "Counting parameters", "depth": "Counting layers"}
-"""Baselines that need neither training nor truth."""
+"""These baselines need neither training nor truth."""
 
 
 class Estimate(Protocol):
-    """A number with its interval."""
+    """An `Estimate` is a number with its interval."""
 
     @property
     def value(self) -> float: ...
@@ -24,7 +24,7 @@ class Estimate(Protocol):
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A statistic as papers write it: without the zero in front."""
+    """Return a statistic as papers write it, without the zero before the point."""
     if value is None:
         return "-"
     text = f"{value:.{digits}f}"
@@ -34,42 +34,43 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def interval(estimate: Estimate, digits: int = 2) -> str:
-    """A value with its interval."""
+    """Return a value with its interval, in words."""
     low, high = number(estimate.low, digits), number(estimate.high, digits)
     return f"{number(estimate.value, digits)} [{low}, {high}]"
 
 
 def chance(comparison: Comparison) -> str:
-    """The p value of a comparison, adjusted for the number of comparisons."""
+    """Return the p value of a comparison, adjusted for the number of comparisons, in words."""
     return f"{p_value(comparison.p_holm)}, {comparisons(comparison.comparisons)}"
 
 
 def p_value(value: float) -> str:
-    """A p value as it is written."""
+    """Return a p value in words."""
     return "p < .001" if value < 0.0005 else f"p = {number(value, 3)}"
 
 
 def comparisons(count: int) -> str:
-    """The number of comparisons in words."""
+    """Return the number of comparisons in words."""
     return f"{count} comparison{'s' * (count > 1)}"
 
 
 def percent(value: float | None) -> str:
-    """An accuracy, whether it is a fraction or in percent already."""
+    """Return an accuracy in percent; a number from 0 to 1 is taken for a fraction."""
     if value is None:
         return "-"
     return f"{100 * value if 0 <= value <= 1 else value:.2f} %"
 
 
 def percent_points(value: float, accuracy: float) -> str:
-    """A difference between accuracies like this one, whether they are fractions or in percent already."""
+    """Return a difference in points; `accuracy` shows whether it is a fraction or in percent already."""
     return f"{100 * value if 0 <= accuracy <= 1 else value:.2f} points"
 
 
 def verdict(ranking: Ranking, strategies: Mapping[str, str], others: Sequence[str] = ()) -> list[str]:
-    """The sentence to remember, then what belongs to it; `strategies` names that of each supernet.
+    """Return the main sentence on a ranking, followed by the sentences that belong to it.
 
-    The sentences on `others`, such as other runs, stand before what is to be known of all these numbers.
+    `strategies` gives the strategy of each supernet. The sentences of `others`, on other runs, come before
+    the remarks that hold for all numbers.
     """
     flat = [
         f"{name} gives all networks the same score: it orders nothing."
@@ -88,7 +89,8 @@ def verdict(ranking: Ranking, strategies: Mapping[str, str], others: Sequence[st
 
 
 def _first(ranking: Ranking, subjects: list[str]) -> str:
-    """The subject of highest tau, and the strongest count that needs no training."""
+    """Return the sentence on the subject with the highest tau, and on the best count that needs no
+    training."""
     best, n, many = subjects[0], ranking.networks, len(subjects) > 1
     score = ranking.scores[best]
     p_holm = score.tau_p_holm
@@ -113,7 +115,7 @@ def _first(ranking: Ranking, subjects: list[str]) -> str:
 
 
 def _against_count(comparison: Comparison, ranking: Ranking, *, whom: str, ranks: str, tau: str) -> str:
-    """The sentence on a score beside a baseline that only counts."""
+    """Return the sentence that compares a score with a baseline that only counts."""
     count, theirs = COUNTS[comparison.other], interval(ranking.scores[comparison.other].tau)
     by = f"difference {interval(comparison.difference)}, {chance(comparison)}"
     match comparison.verdict:
@@ -126,7 +128,7 @@ def _against_count(comparison: Comparison, ranking: Ranking, *, whom: str, ranks
 
 
 def _no_comparison(ranking: Ranking) -> list[str]:
-    """That nothing is compared, and what would be needed for it."""
+    """Say that nothing is compared, and what a comparison would need."""
     if not ranking.comparisons:
         return []
     return [
@@ -137,7 +139,7 @@ def _no_comparison(ranking: Ranking) -> list[str]:
 
 
 def _among(ranking: Ranking, subjects: list[str]) -> list[str]:
-    """Which subjects are below the one with the highest tau, and which are not told from it."""
+    """Say which subjects are below the one with the highest tau, and which are not told from it."""
     best = subjects[0]
     names: dict[str, list[str]] = {"below": [], "not told from": []}
     for name in subjects[1:]:
@@ -154,7 +156,7 @@ def _among(ranking: Ranking, subjects: list[str]) -> list[str]:
 
 
 def _beside(ranking: Ranking, subjects: list[str]) -> list[str]:
-    """All subjects, beside what needs no supernet."""
+    """Compare all subjects with what needs no supernet."""
     clauses = []
     for name in subjects:
         names: dict[str, list[str]] = {"above": [], "not told from": [], "below": []}
@@ -168,7 +170,7 @@ def _beside(ranking: Ranking, subjects: list[str]) -> list[str]:
 
 
 def _claims(ranking: Ranking, strategies: Mapping[str, str]) -> list[str]:
-    """What papers claim of one strategy over others: each supernet against each."""
+    """Test what papers claim of one strategy over others, for each pair of supernets."""
     lines = []
     for row in (STRATEGIES[name] for name in STRATEGIES if STRATEGIES[name].claim):
         pairs = [
@@ -183,7 +185,7 @@ def _claims(ranking: Ranking, strategies: Mapping[str, str]) -> list[str]:
 
 
 def _pairs_told(pairs: Sequence[Comparison]) -> str:
-    """All differences, and how many of them are which way."""
+    """Return all differences, and how many point each way."""
     clauses = [f"{pair.one} less {pair.other} {interval(pair.difference)}, {chance(pair)}" for pair in pairs]
     verdicts = [pair.verdict for pair in pairs]
     names = {"above": "better", "below": "worse", "not told from": "not told apart"}
@@ -196,7 +198,7 @@ def _pairs_told(pairs: Sequence[Comparison]) -> str:
 
 
 def _context(ranking: Ranking) -> list[str]:
-    """How noisy the truth is, and what the numbers mean."""
+    """Say how noisy the truth is, and what the numbers mean."""
     lines = list[str]()
     if ranking.repeat_tau is not None and ranking.repeat_tau > ranking.edge_of_chance:
         lines.append(

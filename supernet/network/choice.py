@@ -1,8 +1,10 @@
 """These options name one network, by its name or as an architecture. Free of torch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from local_learning.networks.catalogue import NETWORKS
 from supernet.options import CLASSIFIER_INITS
 from tools.mistake import Mistake
 from tools.options.config import check_choice, check_range
@@ -12,13 +14,13 @@ from tools.options.config import check_choice, check_range
 class NetworkChoice:
     """These options name a network, or an architecture of a space."""
 
+    NAMES: ClassVar[dict[str, Iterable[str]]] = {"networks": NETWORKS}
     EARLIER: ClassVar[dict[str, Any]] = {
         "classifier_init": lambda config: "timm" if config.architecture else "torch"
     }
 
     network: str = "resnet18"
-    """The network: resnet18/34/50/101/152, resnet32, resnet110, vgg19, vgg6a, mlp, timm/<model name>, or
-    your own."""
+    """The network: {networks}, timm/<model name>, or your own."""
     architecture: str = ""
     """Take the network that this architecture.json describes, such as one that a search found."""
     width: float = 1.0

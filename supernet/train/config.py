@@ -1,5 +1,6 @@
 """These are the options of train_supernet.py. Free of torch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -63,16 +64,16 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
         *("recipe.epochs", "recipe.batch_size", "recipe.lr", "precision", "device", "seed", "run"),
     )
     EARLIER: ClassVar[dict[str, Any]] = {"classifier_init": "timm"}
+    NAMES: ClassVar[dict[str, Iterable[str]]] = {"strategies": STRATEGIES, "objectives": OBJECTIVES}
 
     run: str = "runs/supernet"
     space: str = "nas_bench_macro"
     """The space: lwsl_table1, lwsl_fit, cream, nas_bench_macro, tiny, your own, or its .toml or .json
     file."""
     strategy: str = "spos"
-    """How a batch trains the supernet: spos, fair, greedy, nongreedy, or your own. Single paths are
-    trained by spos, and with strict fairness by fair; greedy and nongreedy train layer by layer (LWSL)."""
+    """How a batch trains the supernet: {strategies}, or your own. {strategies.says}"""
     objective: str = "cross_entropy"
-    """What the supernet is trained for: cross_entropy, or infonce (two views of each image, no labels)."""
+    """What the supernet is trained for: {objectives}, or your own. {objectives.says}"""
     weights: str = ""
     """Start from the weights of another supernet of this space."""
     tail_steps: int = 0
@@ -152,5 +153,5 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
             )
 
     def idle(self) -> dict[str, str]:
-        """Return the options that nobody looks at as the others stand, and who does not."""
+        """Return the options that have no effect beside the other options' values, each with the reason."""
         return within("data", self.data.idle_in_training())

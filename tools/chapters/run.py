@@ -87,7 +87,7 @@ def read_chapters(config: ChaptersConfig) -> tuple[list[Chapter], str]:
     """Return the chapters of the file that the options name, and the line to print at the end.
 
     Raises:
-            ValueError: The file is not as it should be; the message is one line.
+        ValueError: The file is not as it should be; the message is one line.
     """
     name = config.chapters
     if not os.path.exists(name) and (ROOT / name).exists():

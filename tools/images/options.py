@@ -281,7 +281,7 @@ class DataConfig:
         return self.flip and self.known.mirrors
 
     def idle_in_training(self) -> dict[str, str]:
-        """What nobody looks at in a training on these images, and who does not."""
+        """Return the options that have no effect in a training on these images, each with the reason."""
         idle = {"root": "`data.name` shapes"} if self.name == "shapes" else {}
         if self.augment == "none":
             return idle | dict.fromkeys(("crop_pad", "pad_mode", "flip"), "`data.augment` none")

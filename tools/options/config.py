@@ -186,10 +186,10 @@ def check_idle(group: str, options: Any, used: Collection[str], who: str) -> Non
 
 
 def idle_options(config: Any) -> dict[str, str]:
-    """The options that nobody looks at as the others stand, by dotted name, with who does not.
+    """Return the options that have no effect beside the other options' values, each with the reason.
 
-    A config and its groups say so by a method `idle` with names of their own. It is the command line that may
-    not give such an option: files of before may have it, and it does not tell one run from another.
+    Names are dotted. A config and its groups say so by a method `idle` with their own names. Only the command
+    line refuses such an option. Older files may have it, and it does not tell one run from another.
     """
     found = dict(config.idle()) if hasattr(config, "idle") else {}
     for field in dataclasses.fields(config):
@@ -200,12 +200,12 @@ def idle_options(config: Any) -> dict[str, str]:
 
 
 def within(group: str, idle: Mapping[str, str]) -> dict[str, str]:
-    """What is idle in a group, by dotted names."""
+    """Return the idle options of a group by dotted name."""
     return {f"{group}.{name}": who for name, who in idle.items()}
 
 
 def _refuse_idle(config: Any, flags: Sequence[str]) -> None:
-    """Refuse flags that nobody would look at."""
+    """Refuse flags that have no effect."""
     given, now, default = _names_given(flags), flatten(config), flatten(type(config)())
     for name, who in idle_options(config).items():
         if name in given and now[name] != default[name]:
@@ -214,7 +214,7 @@ def _refuse_idle(config: Any, flags: Sequence[str]) -> None:
 
 
 def _names_given(flags: Sequence[str]) -> set[str]:
-    """The dotted names of the options that flags give."""
+    """Return the dotted names of the options that flags give."""
     given = {word[2:].split("=", 1)[0].replace("-", "_") for word in flags if word.startswith("--")}
     return given | {re.sub(r"(^|\.)no_", r"\1", name) for name in given}
 

@@ -8,6 +8,11 @@ A config may leave it to another script to list a group of options that both hav
 only the usual options of the group:
 
     LISTED_BY: ClassVar[dict[str, str]] = {"recipe": "retrain_model.py"}
+
+A text may leave names to a catalogue, so that a new part shows by itself. `{rules}` then stands for the
+names, and `{rules.says}` for what each of the parts is:
+
+    NAMES: ClassVar[dict[str, Iterable[str]]] = {"rules": RULES}
 """
 
 import ast
@@ -18,7 +23,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 import tyro
@@ -204,7 +209,21 @@ def _mirrored(config: Any, cls: type[Any]) -> Any:
 
 def _text(cls: type[Any], name: str) -> str:
     """Return the string under a field in one line, from the class itself or from where it is inherited."""
-    return next((texts[name] for kind in cls.__mro__ if name in (texts := _texts(kind))), "")
+    for kind in cls.__mro__:
+        if name in (texts := _texts(kind)):
+            return _filled(texts[name], vars(kind).get("NAMES", {}))
+    return ""
+
+
+def _filled(text: str, names: Mapping[str, Any]) -> str:
+    """Return a text with the names of parts, and with what the parts are, in place of its markers."""
+    for marker, parts in names.items():
+        text = text.replace(f"{{{marker}}}", ", ".join(parts))
+        if (meanings := f"{{{marker}.says}}") in text:
+            rows = [parts[name] for name in parts]
+            clauses = [f"{row.name}: {row.says}" for row in rows if row.says]
+            text = text.replace(meanings, f"{'; '.join(clauses)}.")
+    return text
 
 
 @functools.cache

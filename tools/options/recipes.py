@@ -128,7 +128,7 @@ class Recipe:
             check_range("recipe.factors", factor, 0)
 
     def idle(self) -> dict[str, str]:
-        """What nobody looks at, as the other options stand, and who does not."""
+        """Return the options that have no effect beside the other options' values, each with the reason."""
         conditions = {
             "epochs": ("a length in `recipe.steps`", self.steps > 0),
             "min_lr": (f"`recipe.schedule` {self.schedule}", self.schedule != "cosine"),

@@ -244,8 +244,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         # This thread has the time, judges, and ends the process. It counts its own turns, and a look counts
-        # at most
-        # two beats, because a rank that was suspended itself must not blame others for the time.
+        # at most two beats, because a rank that was suspended itself must not blame others for the time.
         while not self._closed.wait(BEAT / 4):
             self._unanswered += BEAT / 4
             if self._failure:

@@ -79,5 +79,5 @@ def test_searched_cuts_are_compared_with_others_of_as_many_blocks() -> None:
     ],
     ids=lambda other: other.name,
 )
-def test_what_differs_in_more_than_cuts_is_notcost_of_cutting(other: FinishedTraining) -> None:
+def test_a_training_that_differs_in_more_than_cuts_is_not_compared(other: FinishedTraining) -> None:
     assert searched_beside_others([cut("mine", 0.50, 1, found=True), other]) == []
