@@ -9,7 +9,7 @@ import accelerate.commands.launch  # noqa: F401
 import onnx.reference  # noqa: F401
 import onnxscript  # noqa: F401
 import pytest  # noqa: F401
-import torch.distributed.run  # noqa: F401
+import torch.distributed.run
 import torch.onnx._internal.exporter._core  # noqa: F401
 
 from tests.scripts import SCRIPTS, config_of
