@@ -1,6 +1,7 @@
 """Small networks in double precision, and batches for them."""
 
 import copy
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -18,10 +19,19 @@ SIZE, CLASSES = 16, 5
 
 def small_chain(name: str = "resnet18", width: float = 0.125, seed: int = 0) -> Chain:
     """A chain of a few layers that is quick in double precision."""
+    chain, state = _built(name, width, seed)
+    torch.set_rng_state(state)
+    return copy.deepcopy(chain)
+
+
+@functools.cache
+def _built(name: str, width: float, seed: int) -> tuple[Chain, Tensor]:
+    """The chain, and what torch's generator is at after it: taking a model of timm apart takes a while."""
     torch.manual_seed(seed)
     size = 64 if name.startswith("timm/") else 32 if name == "vgg19" else SIZE
     scaled = {} if name.startswith("timm/") else {"width": width}
-    return build_chain(name, num_classes=CLASSES, image_size=size, **scaled).double()  # type: ignore[arg-type]
+    chain = build_chain(name, num_classes=CLASSES, image_size=size, **scaled).double()  # type: ignore[arg-type]
+    return chain, torch.get_rng_state()
 
 
 def small_net(

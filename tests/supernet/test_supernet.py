@@ -19,8 +19,8 @@ LARGE = ("lwsl_table1", "lwsl_fit", "cream")
 SIZE = 16
 NUMBERS = [
     *[(name, 15) for name in PRESETS if name not in LARGE],
-    *[(name, 4) for name in LARGE],
-    *[pytest.param(name, 15, marks=pytest.mark.slow) for name in LARGE],
+    *[(name, 2) for name in LARGE],
+    *[pytest.param(name, 10, marks=pytest.mark.slow) for name in LARGE],
 ]
 
 
