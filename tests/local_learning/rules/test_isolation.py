@@ -30,7 +30,7 @@ def losses_and_blocks(net: DecoupledNet, part: Part) -> tuple[list[Tensor], list
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_loss_reaches_all_of_its_own_block_and_nothing_else(name: str, head: str) -> None:
     net = small_net(Decoupling((1, 3), (head, head)), name, width=0.0625 if name == "vgg6a" else 0.125)
-    losses, blocks = losses_and_blocks(net, batch(size=64 if "timm" in name else 16))
+    losses, blocks = losses_and_blocks(net, batch(size=64, rows=3) if "timm" in name else batch())
     for index, loss in enumerate(losses):
         for other, parameters in enumerate(blocks):
             gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)

@@ -167,7 +167,7 @@ def test_a_finished_run_says_so_and_other_options_are_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("strategy", "steps"), [("spos", 240), ("fair", 90), ("greedy", 90), ("nongreedy", 90)]
+    ("strategy", "steps"), [("spos", 240), ("fair", 60), ("greedy", 90), ("nongreedy", 90)]
 )
 def test_a_supernet_learns_by_every_strategy(strategy: str, steps: int, tmp_path: Path) -> None:
     options = ["--data.num-classes", "3", "--data.train-size", "1000", "--recipe.steps", str(steps)]
