@@ -179,7 +179,7 @@ def test_a_space_with_an_operation_goes_through_all_scripts(tmp_path: Path) -> N
     best = [*SHORT, "--architecture", str(found / "best.json")]
     made("retrain_model.py", tmp_path / "best", *best, *OWN)
     networks = [*SHORT, "--space", "ownspace", "--networks", "3", "--jobs", "2"]
-    truth = made("make_truth.py", tmp_path / "truth", *networks, *OWN, ranks=2)
+    truth = made("make_truth.py", tmp_path / "truth", *networks, *OWN)
     report = ["--supernet", str(supernet), "--truth", str(truth), *SEARCH[:4], *SEARCH[-4:]]
     report += ["--resamples", "100", "--shift-images", "8"]
     made("rank_report.py", tmp_path / "report", *report, *OWN)

@@ -21,7 +21,7 @@ RANKS = 3
 OPTIONS = [
     *SMALL,
     *("--network", "vgg6a", "--width", "0.25", "--dropout", "0.3", "--decoupling", "uniform:3:aux1"),
-    *("--recipe.steps", "60", "--recipe.checkpoint-every", "10", "--recipe.lr", "0.02"),
+    *("--recipe.steps", "40", "--recipe.checkpoint-every", "8", "--recipe.lr", "0.02"),
     *("--parallel", "blocks"),
 ]
 
@@ -83,21 +83,21 @@ def test_a_process_that_is_killed_under_a_launcher_is_named(whole: Path, tmp_pat
 
 def test_a_hung_process_is_named_and_ended(whole: Path, tmp_path: Path) -> None:
     victim, folder = chance().randrange(RANKS), tmp_path / "run"
-    with begun(folder, "--pipeline.patience", "7") as process:
+    with begun(folder, "--pipeline.patience", "5") as process:
         process.strike(victim, signal.SIGSTOP)
         done = process.finish(timeout=60)  # all end, the hung one too
     assert done.returncode != 0
     (line,) = told(done)
     assert f"rank {victim} (block {victim + 1} of 3" in line
-    assert "has given no sign of life for 7 s" in line
+    assert "has given no sign of life for 5 s" in line
     assert_goes_on(folder, whole)
 
 
 def test_a_stall_within_the_patience_is_survived(whole: Path, tmp_path: Path) -> None:
     victim, folder = chance().randrange(RANKS), tmp_path / "run"
-    with begun(folder, "--pipeline.patience", "7") as process:
+    with begun(folder, "--pipeline.patience", "5") as process:
         process.strike(victim, signal.SIGSTOP)
-        time.sleep(5)
+        time.sleep(3)
         process.strike(victim, signal.SIGCONT)
         done = process.finish()
     assert done.returncode == 0, done.stderr

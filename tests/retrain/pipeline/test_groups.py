@@ -18,7 +18,7 @@ from tools.run.meters import read_metrics
 SCRIPT = "retrain_model.py"
 SHORT = [
     *(*SMALL, "--data.train-size", "160", "--recipe.lr", "0.02", "--precision", "fp64"),
-    *("--recipe.steps", "10", "--recipe.evaluate-every", "4", "--recipe.checkpoint-every", "3"),
+    *("--recipe.steps", "7", "--recipe.evaluate-every", "4", "--recipe.checkpoint-every", "3"),
 ]
 BLOCKS = ["--parallel", "blocks"]
 RESNET = ["--network", "resnet18", "--width", "0.125", "--decoupling", "uniform:2:conv1c2f"]
@@ -62,16 +62,13 @@ def decoupling_file(folder: Path, **content: object) -> str:
 VGG = ["--network", "vgg6a", "--width", "0.125", "--dropout", "0", "--decoupling", "FILE"]
 UNEVEN = {"cuts": [1, 2, 3, 4, 5], "heads": ["linear"] * 5, "groups": [1, 1, 3, 1, 1, 1], "uneven": True}
 MIXED = {"cuts": [2, 4], "heads": ["linear", "predsim"], "groups": [2, 1, 1]}
+PARTS = ["--recipe.clip-norm", "0.1", "--recipe.accumulate", "2"]
 CASES = {
-    "sgd": (4, GROUPS, []),
-    "adamw": (4, GROUPS, ADAMW),
+    "sgd, an average, and rates": (4, GROUPS, ["--recipe.ema", "0.9", "--block-rates", "1", "0.5", "2"]),
+    "adamw, heads apart": (4, GROUPS, [*ADAMW, "--local.no-shared-heads"]),
     "without diversity, heads apart": (4, GROUPS, ["--local.diversity", "0", "--local.no-shared-heads"]),
-    "heads apart": (4, GROUPS, ["--local.no-shared-heads"]),
-    "an average, and rates": (4, GROUPS, ["--recipe.ema", "0.9", "--block-rates", "1", "0.5", "2"]),
-    "rmsprop, clipped": (4, GROUPS, ["--recipe.optimizer", "rmsprop", "--recipe.clip-norm", "0.1"]),
-    "a batch in parts": (4, GROUPS, ["--recipe.accumulate", "2"]),
-    "one block": (2, [*GROUPS, "--decoupling", "uniform:1:infopro"], []),
-    "who sees the images": (4, [*GROUPS, "--decoupling", "uniform:2:infopro"], []),
+    "rmsprop, clipped, a batch in parts": (4, GROUPS, ["--recipe.optimizer", "rmsprop", *PARTS]),
+    "one block, which sees the images": (2, [*GROUPS, "--decoupling", "uniform:1:infopro"], []),
     "uneven groups": (7, VGG, UNEVEN),
     "blocks without groups": (4, VGG, MIXED),
 }
@@ -141,7 +138,7 @@ def test_who_does_what_is_said(tmp_path: Path) -> None:
         "group 1 of block 2 and block 3 on process 2; group 2 of block 2 on process 3\n"
     ) in done.stdout
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    line = next(line for line in lines if line["step"] == 10)
+    line = next(line for line in lines if line["step"] == 7)
     assert line["sent_mib/2"] == line["sent_mib/3"] == 0
     # The labels are sent once.
     assert 0 < line["sent_mib/1"] < line["sent_mib/0"] < 1.01 * line["sent_mib/1"]

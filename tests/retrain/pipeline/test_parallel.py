@@ -68,18 +68,21 @@ def sedona_heads(folder: Path) -> str:
 
 
 CASES = {
-    "dgl": (2, VGG, "uniform:2:mlp_sr", []),
+    "dgl, mixup": (2, VGG, "uniform:2:mlp_sr", ["--data.mixup", "0.4"]),
     "dgl, float64": (3, VGG, "uniform:3:mlp_sr", ["--precision", "fp64"]),
     "sedona": (3, RESNET, "", ["--recipe.ema", "0.9", "--block-rates", "1", "0.5", "2"]),
     "sedona, float64": (2, RESNET, "uniform:2:aux2", ["--precision", "fp64", "--recipe.clip-norm", "0.1"]),
-    "predsim": (2, VGG, "uniform:2:predsim", []),
+    "predsim, in parts": (2, VGG, "uniform:2:predsim", ["--recipe.accumulate", "2"]),
     "infopro, which sees the images": (3, VGG, "uniform:3:infopro", []),
     "a transformer": (2, VIT, "uniform:2:linear", ["--recipe.optimizer", "adamw", "--recipe.min-lr", "0"]),
-    "mixup": (2, VGG, "uniform:2:aux1", ["--data.mixup", "0.4"]),
-    "a batch in parts": (2, VGG, "uniform:2:aux1", ["--recipe.accumulate", "2"]),
     "neuron groups": (3, RESNET, "uniform:2:conv1c2f", ["--groups", "2"]),
     "replay": (3, VGG, "uniform:3:aux1", ["--rule", "replay"]),
-    "replay in parts": (2, VGG, "uniform:2:aux1", ["--rule", "replay", "--recipe.accumulate", "2"]),
+    "replay with several blocks, in parts": (
+        2,
+        VGG,
+        "uniform:4:aux1",
+        ["--rule", "replay", "--recipe.accumulate", "2"],
+    ),
     "replay in more parts than the queue holds": (
         2,
         VGG,
@@ -87,8 +90,8 @@ CASES = {
         ["--rule", "replay", "--recipe.accumulate", "4", "--pipeline.queue", "1"],
     ),
     "gluing": (3, VGG, "uniform:3:aux1", ["--rule", "gluing"]),
+    "gluing with several blocks": (2, VGG, "uniform:4:aux1", ["--rule", "gluing"]),
     # Four steps see every image once: later ones take what was stored for them.
-    "gluing with a cache": (2, VGG, "uniform:2:aux1", CACHE),
     "gluing with a cache, float64": (3, VGG, "uniform:3:aux1", [*CACHE, "--precision", "fp64"]),
     "gluing with a cache, h-steps now and then": (
         3,
@@ -102,10 +105,7 @@ CASES = {
         "uniform:4:aux1",
         [*CACHE, *SHORT_EPOCHS, "--gluing.h-every", "2", "--recipe.accumulate", "2"],
     ),
-    "several blocks on a process": (2, VGG, "uniform:3:aux1", []),
-    "replay with several blocks": (2, VGG, "uniform:4:aux1", ["--rule", "replay"]),
-    "gluing with several blocks": (2, VGG, "uniform:4:aux1", ["--rule", "gluing"]),
-    "bf16": (2, RESNET, "uniform:2:aux1", ["--precision", "bf16"]),
+    "bf16, several blocks on a process": (2, RESNET, "uniform:3:aux1", ["--precision", "bf16"]),
 }
 
 
