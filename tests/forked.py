@@ -56,6 +56,11 @@ class Script:
         assert pid is not None
         return pid
 
+    @property
+    def said(self) -> str:
+        """What it has printed up to now."""
+        return self._files[0].read_text()
+
     def poll(self) -> int | None:
         """Return None while a rank runs, and then the exit code of the rank that ended worst."""
         codes = [process.exitcode for process in self.ranks]

@@ -17,6 +17,7 @@ OWN = "your_own"
 TINY = {
     **dict(zip(SMALL[::2], SMALL[1::2], strict=True)),
     **{"--recipe.lr": "0.02", "--recipe.steps": "4", "--recipe.evaluate-every": "2", "--search.steps": "2"},
+    **{"--search.inner-steps": "1"},
     **{"--search.snapshots": "2", "--search.validation-batch": "16", "--networks": "6", "--resamples": "100"},
     **{"--records.probes": "0", "--records.calibration-images": "64", "--records.calibration-batch": "32"},
     **{"--records.shift-images": "8", "--shift-images": "8", "--population": "4", "--generations": "1"},

@@ -87,13 +87,13 @@ def test_groups_apart_are_groups_together(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [["--recipe.ema", "0.9"], ADAMW], ids=["sgd and an average", "adamw"])
-def test_killed_and_continued_on_any_number_of_processes(options: list[str], tmp_path: Path) -> None:
+def test_killed_and_continued_on_another_number_of_processes(options: list[str], tmp_path: Path) -> None:
     words = [*GROUPS, *options]
     whole, killed = train(tmp_path / "whole", *words), tmp_path / "killed"
     run_up_to("step-00000006.json", SCRIPT, *SHORT, *words, *BLOCKS, "--run", str(killed), ranks=4)
     parts = {path.name for path in (killed / "checkpoints").glob("step-00000003.part*")}
     assert parts == {"step-00000003.part-0.pt", "step-00000003.part-2.pt"}
-    for ranks in (4, 3, 1):
+    for ranks in (3, 1):
         folder = shutil.copytree(killed, tmp_path / f"on-{ranks}")
         assert_same(whole, train(folder, *words, ranks=ranks))
 

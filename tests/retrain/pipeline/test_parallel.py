@@ -162,7 +162,7 @@ def test_nothing_is_sent_back_and_bf16_halves_the_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rule", ["greedy", "replay", "gluing with a cache"])
-def test_killed_and_continued_on_any_number_of_processes(rule: str, tmp_path: Path) -> None:
+def test_killed_and_continued_on_another_number_of_processes(rule: str, tmp_path: Path) -> None:
     words = [*VGG, "--decoupling", "uniform:3:aux1", *RULES[rule], "--recipe.ema", "0.9"]
     whole, killed = train(tmp_path / "whole", *words), tmp_path / "killed"
     run_up_to("step-00000006.json", SCRIPT, *SHORT, *words, *BLOCKS, "--run", str(killed), ranks=3)
@@ -171,7 +171,7 @@ def test_killed_and_continued_on_any_number_of_processes(rule: str, tmp_path: Pa
         *(f"step-00000003.part-{rank}.pt" for rank in range(3)),
         "step-00000003.pt",
     ]
-    for ranks in (3, 2, 1):
+    for ranks in (2, 1):
         folder = shutil.copytree(killed, tmp_path / f"on-{ranks}")
         assert_same(whole, train(folder, *words, ranks=ranks))
         assert not list((folder / "checkpoints").glob("step-00000003*"))  # of the older one nothing is left

@@ -5,12 +5,12 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.forked import run
+from tests.forked import Script, run
+from tests.script import wait_until
 from tools.chapters.run import ChaptersConfig, is_done, made_from, read_chapters
 from tools.mistake import Mistake
 from tools.options.config import message_of
@@ -33,11 +33,11 @@ def chapter(title: str, *commands: str, processes: int = 1) -> str:
 
 def words(folder: Path, file: Path, *options: str) -> list[str]:
     place = ["--chapters", str(file), "--run", str(folder / "run"), "--device", "cpu"]
-    return [sys.executable, "demo.py", *place, *options]
+    return ["demo.py", *place, *options]
 
 
-def demo(folder: Path, file: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-    return run(*words(folder, file, *options)[1:])
+def demo(folder: Path, file: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return run(*words(folder, file, *options))
 
 
 @pytest.mark.slow
@@ -84,23 +84,18 @@ def test_a_failure_ends_the_others_and_names_its_cause(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_goes_on_where_it_was(tmp_path: Path, signum: int) -> None:
+def test_interrupted_it_goes_on_where_it_was(tmp_path: Path, signum: signal.Signals) -> None:
     file = written(
         tmp_path,
         chapter("Short", f"{TRAINING} --recipe.steps 2 --run {{run}}/short"),
         chapter("Long", f"{TRAINING} --recipe.steps 600 --recipe.log-every 10 --run {{run}}/long"),
     )
-    process = subprocess.Popen(
-        words(tmp_path, file), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "step 20/" in line:
-            break
-    process.send_signal(signum)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + signum
-    assert "the same command continues" in said
+    with Script(*words(tmp_path, file)) as process:
+        wait_until(lambda: "step 20/" in process.said, process)
+        process.strike(0, signum)
+        stopped = process.finish(120)
+    assert stopped.returncode == 128 + signum
+    assert "the same command continues" in stopped.stderr
     steps = [int(path.stem.split("-")[1]) for path in (tmp_path / "run/long/checkpoints").glob("step-*.json")]
     assert 20 <= max(steps) < 600
     done = demo(tmp_path, file)

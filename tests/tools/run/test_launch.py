@@ -1,14 +1,13 @@
 """What a launcher was asked for and does not come about is said."""
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
+from tests.forked import run
 from tests.script import SMALL
 from tools.run.launch import unheard
 
@@ -65,10 +64,10 @@ def test_the_launchers_precision_is_noticed_where_ours_is_another() -> None:
 
 @pytest.mark.slow
 def test_a_script_says_both_at_its_start(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    line = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     line += ["--mixed_precision", "bf16", *USUAL, "retrain_model.py", *SMALL, "--network", "mlp"]
     line += ["--recipe.steps", "1", "--run", str(tmp_path / "run")]
-    done = subprocess.run(line, capture_output=True, text=True)
+    done = run(*line)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     assert said[0].startswith("note: one process does all the work")
