@@ -145,7 +145,7 @@ class Run:
             other = f"another script or version: {message_of(error)}"
             whose = f"{maker}, and this is {_script()}" if maker else other
             raise Mistake("run", f"'{self.path}' was made by {whose}", "name a new folder") from None
-        new = unlisted(type(config)) | flatten(config)
+        new = flatten(config)
         # What counts about plugins is their content, not where they lie.
         free = {*free, "plugins", *(idle_options(before).keys() & idle_options(config).keys())}
         differing = [name for name in new if name not in free and old[name] != new[name]]

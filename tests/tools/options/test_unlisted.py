@@ -132,10 +132,9 @@ def test_a_run_of_before_goes_on(tmp_path: Path) -> None:
             run.close()
 
     opened(BEFORE)
+    opened(BEFORE.replace("size = 3", "size = 5"))
     opened(BEFORE.replace("size = 3", "size = 5"), "--group.size", "5")
     opened(to_toml(parsed("--count", "2", "--group.place", "here")))
     for text in (BEFORE, to_toml(parsed("--count", "2", "--group.place", "here"))):
         with pytest.raises(ValueError, match=r"group\.size`? \(was 3, is 4\)"):
             opened(text, "--group.size", "4")
-    with pytest.raises(ValueError, match=r"group\.size`? \(was 5, is 3\)"):
-        opened(BEFORE.replace("size = 3", "size = 5"))
