@@ -166,9 +166,8 @@ class Limits:
         if not self.limits:
             return sample(self.space, rng)
         tries = 1 if len(self.limits) == 1 else TRIES
-        if (
-            "_few" in vars(self) and len(self._few) <= MOST_LISTED
-        ):  # draws failed before, and the strings are listed
+        # Where draws failed before, the strings are listed.
+        if "_few" in vars(self) and len(self._few) <= MOST_LISTED:
             tries = 0
         limit, sampler = self._scarcest
         for _ in range(tries):

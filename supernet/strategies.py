@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.engine import SupernetEngine
+from supernet.layerwise import GreedyStrategy
 from supernet.objectives import CrossEntropyObjective, Objective
 from supernet.options import STRATEGIES, LayerwiseOptions, PathOptions
 from supernet.sampling import sample, stream
@@ -31,11 +32,12 @@ def make_strategy(
     """Make the strategy of this name: spos, fair, greedy, nongreedy, or a registered one.
 
     Without an objective it is cross-entropy, and without an engine plain PyTorch. New weights of decoders
-    come from torch's global generator. The strategy's row says whether it gets `layerwise` as its options, or
-    `paths`.
+    come from torch's global generator. A strategy gets `layerwise` as its options if its row says so, or if
+    it derives from GreedyStrategy; every other one gets `paths`.
     """
     STRATEGIES.check("strategy", name)
     row = STRATEGIES[name]
+    by_layer = row.by_layer or (isinstance(row.maker, type) and issubclass(row.maker, GreedyStrategy))
     strategy = call(
         row.maker,
         net,
@@ -43,7 +45,7 @@ def make_strategy(
         seed=seed,
         objective=objective or CrossEntropyObjective(num_classes=net.space.num_classes),
         engine=engine or SupernetEngine(),
-        options=(layerwise or LayerwiseOptions()) if row.by_layer else (paths or PathOptions()),
+        options=(layerwise or LayerwiseOptions()) if by_layer else (paths or PathOptions()),
     )
     if not isinstance(strategy, Strategy) or not strategy.optimizers:
         raise Mistake(f"`strategy` {name}", "must make a Strategy that has an optimiser or more")

@@ -1,8 +1,8 @@
 """This module lets a process that has imported torch start its Python programs as forks of itself.
 
 `subprocess.Popen` and the forkserver of multiprocessing would start a new Python instead, and wait for its
-imports. A fork differs in nothing else. Its arguments, environment, open files and session are those that the
-caller asks for.
+imports. A fork has the arguments, environment, open files and session that the caller asks for. Functions
+registered with `atexit` do not run at its end.
 """
 
 import multiprocessing.util
@@ -18,13 +18,16 @@ from typing import Any, cast
 
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
+_BY_EXEC = multiprocessing.util.spawnv_passfds
+
 
 def begin_by_forks() -> None:
     """Make this process fork itself where it would start a new Python."""
     subprocess.Popen = Popen  # type: ignore[misc]
     subprocess_handler.Popen = Popen  # type: ignore[attr-defined]
-    if "RANK" not in os.environ:  # a rank's fork would take itself for that rank
-        multiprocessing.util.spawnv_passfds = cast(Any, _fork_server)
+    # A rank's fork would take itself for that rank.
+    is_rank = "RANK" in os.environ
+    multiprocessing.util.spawnv_passfds = _BY_EXEC if is_rank else cast(Any, _fork_server)
 
 
 def be_program(words: Sequence[str]) -> None:
@@ -78,6 +81,8 @@ class Popen(subprocess.Popen[Any]):
 
 def _fork_server(path: bytes, words: Sequence[Any], descriptors: Sequence[int]) -> int:
     """Start a server of forks or a tracker of resources, as `spawnv_passfds` does."""
+    if "--multiprocessing-fork" in words:  # a process that is asked to be a new Python
+        return _BY_EXEC(path, words, descriptors)
     if pid := os.fork():
         return pid
 

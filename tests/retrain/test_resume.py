@@ -68,10 +68,11 @@ def assert_continues(folder: Path, whole: Path, ranks: int) -> None:
 def test_three_kills_at_random_moments_change_nothing(whole: tuple[Path, int], tmp_path: Path) -> None:
     expected, ranks = whole
     folder, random = tmp_path / "run", chance()
-    for low, high in ((0, 0), (1, 10), (15, 25), (30, 40)):  # the first while it is still setting up
+    for low, high in ((0, 0), (1, 10), (13, 20), (25, 30)):  # the first while it is still setting up
         with Script(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks) as process:
             wait_for_step(folder, random.randint(low, high), process)
-            time.sleep(random.random() * (0.1 if high else 0.5))
+            time.sleep(random.random() * (0.05 if high else 0.2))
+            assert process.poll() is None, "it has ended"
     assert_continues(folder, expected, ranks)
 
 

@@ -97,7 +97,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], _Result]) -> _Result 
         except (ValueError, RunFailed) as error:
             failure = error
         except OSError as error:
-            failure = RunFailed(f"{error.filename}: {error.strerror}", everyone=True)
+            failure = RunFailed(_of_system(error), everyone=True)
     failures = [_plain(failure)]
     if accelerator.num_processes > 1:
         broadcast_object_list(failures)
@@ -130,13 +130,18 @@ def on_every(action: Callable[[], _Result], control: torch.distributed.ProcessGr
     except (ValueError, RunFailed) as error:
         outcome = (None, message_of(error))
     except OSError as error:
-        outcome = (None, f"{error.filename}: {error.strerror}")
+        outcome = (None, _of_system(error))
     outcomes: list[Any] = [None] * torch.distributed.get_world_size(control)
     torch.distributed.all_gather_object(outcomes, outcome, group=control)
     for rank, (_, failure) in enumerate(outcomes):
         if failure:
             raise RunFailed(f"rank {rank}: {failure}", everyone=True)
     return [result for result, _ in outcomes]
+
+
+def _of_system(error: OSError) -> str:
+    """Return the system's complaint, with the file that it is about; a broken pipe has none."""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
 
 
 def _plain(failure: Exception | None) -> Exception | None:

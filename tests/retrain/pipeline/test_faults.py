@@ -98,6 +98,8 @@ def test_a_stall_within_the_patience_is_survived(whole: Path, tmp_path: Path) ->
     with begun(folder, "--pipeline.patience", "5") as process:
         process.strike(victim, signal.SIGSTOP)
         time.sleep(3)
+        assert process.poll() is None
+        assert not (folder / "results.json").exists()
         process.strike(victim, signal.SIGCONT)
         done = process.finish()
     assert done.returncode == 0, done.stderr

@@ -68,7 +68,8 @@ CASES = {
     "adamw, heads apart": (4, GROUPS, [*ADAMW, "--local.no-shared-heads"]),
     "without diversity, heads apart": (4, GROUPS, ["--local.diversity", "0", "--local.no-shared-heads"]),
     "rmsprop, clipped, a batch in parts": (4, GROUPS, ["--recipe.optimizer", "rmsprop", *PARTS]),
-    "one block, which sees the images": (2, [*GROUPS, "--decoupling", "uniform:1:infopro"], []),
+    "one block": (2, [*GROUPS, "--decoupling", "uniform:1:infopro"], []),
+    "who sees the images": (4, [*GROUPS, "--decoupling", "uniform:2:infopro"], []),
     "uneven groups": (7, VGG, UNEVEN),
     "blocks without groups": (4, VGG, MIXED),
 }
@@ -86,14 +87,20 @@ def test_groups_apart_are_groups_together(case: str, tmp_path: Path) -> None:
     assert_same(one, several)
 
 
-@pytest.mark.parametrize("options", [["--recipe.ema", "0.9"], ADAMW], ids=["sgd and an average", "adamw"])
-def test_killed_and_continued_on_another_number_of_processes(options: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "others"),
+    [(["--recipe.ema", "0.9"], (3, 1)), (ADAMW, (4, 1))],
+    ids=["sgd and an average", "adamw"],
+)
+def test_killed_and_continued_on_any_number_of_processes(
+    options: list[str], others: tuple[int, ...], tmp_path: Path
+) -> None:
     words = [*GROUPS, *options]
     whole, killed = train(tmp_path / "whole", *words), tmp_path / "killed"
     run_up_to("step-00000006.json", SCRIPT, *SHORT, *words, *BLOCKS, "--run", str(killed), ranks=4)
     parts = {path.name for path in (killed / "checkpoints").glob("step-00000003.part*")}
     assert parts == {"step-00000003.part-0.pt", "step-00000003.part-2.pt"}
-    for ranks in (3, 1):
+    for ranks in others:
         folder = shutil.copytree(killed, tmp_path / f"on-{ranks}")
         assert_same(whole, train(folder, *words, ranks=ranks))
 

@@ -24,7 +24,7 @@ BASE = [
     *("--heads", "aux1", "linear", "--recipe.evaluate-every", "1", "--recipe.checkpoint-every", "2"),
     *("--recipe.steps", "4", "--recipe.lr", "0.02", "--search.steps", "4", "--search.inner-steps", "2"),
     *("--search.snapshots", "3", "--search.validation-batch", "40", "--search.evaluate-every", "2"),
-    *("--search.checkpoint-every", "3", "--search.log-every", "2"),
+    *("--search.checkpoint-every", "1", "--search.log-every", "2"),
 ]
 VGG = [*BASE, "--network", "vgg6a", "--width", "0.125", "--dropout", "0.2"]
 RECORDS = ("--recipe.checkpoint-every", "--recipe.log-every")
@@ -71,7 +71,7 @@ def assert_same_search(one: Path, other: Path) -> None:
         assert lines[0] == lines[1]
 
 
-IN_PRETRAINING, IN_THE_SEARCH, A_SNAPSHOT = "step-00000002.json", "step-00000003.json", "000001-0.safetensors"
+IN_PRETRAINING, IN_THE_SEARCH, A_SNAPSHOT = "step-00000004.json", "step-00000003.json", "000001-0.safetensors"
 
 
 @pytest.mark.parametrize(

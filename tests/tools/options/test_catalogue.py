@@ -119,9 +119,8 @@ def test_what_a_part_does_not_look_at_is_refused(name: str, given: Options, idle
 
 def test_what_a_users_part_says_binds_no_other_part() -> None:
     heads = made()
-    heads.register("mine", reads=("kind", "depth.layer", "depth.chs"))(
-        print
-    )  # a common one, a misspelled one
+    # One that others read too, one that is misspelled, and one that is its own.
+    heads.register("mine", reads=("kind", "depth.layer", "depth.chs"))(print)
     for name in heads:
         heads.check_idle("kind", name, Options(kind=name))
     with pytest.raises(Mistake, match=r"^depth\.chs: kind plain does not look at it"):

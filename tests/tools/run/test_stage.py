@@ -35,15 +35,16 @@ def test_a_torch_error_while_the_run_is_opened_is_explained(
 @pytest.mark.slow
 def test_a_process_that_dies_while_the_run_is_opened_is_missed_in_words(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
-    with lock.open("a") as held, Script(SCRIPT, *WORDS, "--run", str(tmp_path), ranks=2) as process:
+    with lock.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        first = psutil.Process(process.ranks[0].pid)
-        wait_until(lambda: str(lock) in [file.path for file in first.open_files()], process)
-        process.strike(1, signal.SIGKILL)
-        process.ranks[1].join()
-        fcntl.flock(held, fcntl.LOCK_UN)
-        done = process.finish(timeout=60)
-        assert process.ranks[0].exitcode == 1, done
+        with Script(SCRIPT, *WORDS, "--run", str(tmp_path), ranks=2) as process:
+            first = psutil.Process(process.ranks[0].pid)
+            wait_until(lambda: str(lock) in [file.path for file in first.open_files()], process)
+            process.strike(1, signal.SIGKILL)
+            process.ranks[1].join()
+            fcntl.flock(held, fcntl.LOCK_UN)
+            done = process.finish(timeout=60)
+            assert process.ranks[0].exitcode == 1, done
     assert "lost contact with another process" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -35,12 +35,12 @@ class Ranks(Script):
 
     def ends(self) -> list[int | None]:
         """How the ranks ended."""
-        self.said = self.finish(timeout=60).stderr
+        self.complaints = self.finish(timeout=60).stderr
         return [process.exitcode for process in self.ranks]
 
     def lines(self) -> list[str]:
         """The lines on stderr, but for what torch says of a store that ends while it is asked."""
-        return OF_A_LOST_STORE.sub("", self.said).splitlines()
+        return OF_A_LOST_STORE.sub("", self.complaints).splitlines()
 
 
 @pytest.fixture(scope="module")
