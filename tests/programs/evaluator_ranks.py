@@ -146,11 +146,11 @@ def main() -> None:
 
 
 def compare_with_naive(name: str, rank: int) -> None:
-    """A hundred scores by both ranks against each network alone; each rank looks at every other one."""
+    """Scores by both ranks against each network alone; each rank looks at every other one."""
     space = preset(name, num_classes=10, image_size=16)
     net = varied_net(space)
     calibration = unlabelled(images_of(space, 6, 6))
-    population = drawn(space, 100)
+    population = drawn(space, 30)
     images = images_of(space, 12, seed=2)
     validation = labelled(net, calibration, images, population[:3])
     scores = SubnetEvaluator(net, calibration, validation)(population)
