@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from search.report.config import RankReportConfig
 from tests.scripts import HOUSE, SCRIPTS, config_of
 from tools.options.config import parse
 
@@ -24,5 +25,6 @@ def test_a_recipe_opens_with_its_command_and_is_whole(path: Path, monkeypatch: p
     kind = config_of(next(script for script in SCRIPTS if f" {script} " in first))
     generated = tomllib.loads(path.read_text(encoding="utf-8")).get("data", {}).get("name") == "shapes"
     where = [] if generated else ["--data.root", "DIR"]
+    where += ["--supernet", "DIR"] if kind is RankReportConfig else []  # without one it looks at no images
     config = parse(kind, ["--config", str(path), *where], prog="x", description="")
     assert config.data.root == ("" if generated else "DIR")

@@ -130,7 +130,7 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
 def test_commands_have_options_that_exist(page: Path) -> None:
     unknown = []
     for script, flags in commands(page):
-        known = {option.flag for option in options(config_of(script))} | {"--config", "--help"}
+        known = {option.flag for option in options(config_of(script))} | {"--config", "--help", "--help-all"}
         positive = [re.sub(r"--(.*\.)?no-", r"--\1", flag) for flag in flags]
         unknown += [(script, flag) for flag in positive if flag not in known]
     assert not unknown

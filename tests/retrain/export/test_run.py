@@ -265,13 +265,13 @@ def test_heads_are_kept_as_exits(blocks: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_neuron_groups(tmp_path: Path) -> None:
-    options = ["--network", "vgg6a", "--width", "0.125", "--decoupling", "uniform:3:linear", "--groups", "2"]
+    options = ["--network", "vgg6a", "--width", "0.125", "--decoupling", "uniform:5:linear", "--groups", "2"]
     folder = train(tmp_path / "run", *options)
     out = tmp_path / "exported"
     formats = ["--formats", "state", "onnx", "torch_export"]
     export("--run-of", str(folder), *formats, "--exits", "--out", str(out))
     note = json.loads((out / "export.json").read_text())
-    assert note["outputs"] == [f"block_{k}_group_{g}" for k in (1, 2, 3) for g in (1, 2)] + ["logits"]
+    assert note["outputs"] == [f"block_{k}_group_{g}" for k in range(1, 6) for g in (1, 2)] + ["logits"]
     chain = build_chain("vgg6a", num_classes=10, image_size=16, width=0.125)
     net = decouple(chain, load_decoupling(folder / "decoupling.json"), 10, 16)
     net.with_names().load_state_dict(safetensors.torch.load_file(out / "state.safetensors"), strict=True)
