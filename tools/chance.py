@@ -64,7 +64,8 @@ def by_order(
     for value, null in zip(values, _taus_by_order(lists, true, draws, seed), strict=True):
         p_value, edge = _against(value, null, level)
         low, high = (math.tanh(scale(value) + side * scale(edge)) / within for side in (-1, 1))
-        results.append(Tested(value, max(low, -1.0), min(high, 1.0), p_value))
+        # To rounding, an interval without width may miss the value that it is of.
+        results.append(Tested(value, min(max(low, -1.0), value), max(min(high, 1.0), value), p_value))
     return results
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -38,6 +38,7 @@ def share_as_far(value: float, others: Sequence[float]) -> float:
 
 @settings(deadline=None)
 @given(lists(9), st.sampled_from([0.5, 0.8, 0.9, 0.95, 0.99]))
+@example(([0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [0, 1, 1, 1, 2]), 0.5)  # its interval has no width
 def test_an_interval_leaves_0_out_exactly_where_p_is_small(each: Lists, level: float) -> None:
     one, other, truth = each
     for found in (
