@@ -55,7 +55,7 @@ def finish(process: Running, timeout: float = 500) -> subprocess.CompletedProces
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
-def ranks_of(process: Script) -> list[psutil.Process]:
+def ranks_of(process: Running) -> list[psutil.Process]:
     """Return the processes that a launcher has started, in the order of their ranks."""
     return sorted(psutil.Process(process.pid).children(), key=lambda rank: rank.pid)
 

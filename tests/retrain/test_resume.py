@@ -102,10 +102,11 @@ def test_a_run_whose_launcher_is_killed_stops_by_itself_and_goes_on(
     if ranks == 1:
         pytest.skip("one rank is tested as two are")
     folder = tmp_path / "run"
-    process = start(command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks))
+    line = command(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks)
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for_step(folder, 10, process)
     orphans = ranks_of(process)
-    process.strike(0, signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
     assert_continues(folder, expected, ranks)  # once the orphans let go of the run
     assert not any(orphan.is_running() for orphan in orphans)
     finish(process)

@@ -113,10 +113,11 @@ def test_two_kills_and_a_signal_at_random_moments_change_nothing(whole: Path, tm
     folder, random = tmp_path / "run", chance()
     options = [*MANY, "--jobs", "2", "--run", str(folder)]
     for low, high, end in ((0, 4, Script.kill), (5, 8, Script.kill), (9, 12, terminate)):
-        process, wanted = start(command(SCRIPT, *options)), random.randint(low, high)
-        wait_until(lambda wanted=wanted: finished(folder) >= wanted, process)  # type: ignore[misc]
-        time.sleep(random.random() / 2)
-        end(process)
+        wanted = random.randint(low, high)
+        with start(command(SCRIPT, *options)) as process:
+            wait_until(lambda wanted=wanted: finished(folder) >= wanted, process)  # type: ignore[misc]
+            time.sleep(random.random() / 2)
+            end(process)
     done = run(SCRIPT, *options)
     assert done.returncode == 0, done.stderr
     assert "trainings are finished" in done.stdout
