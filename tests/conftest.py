@@ -1,11 +1,17 @@
 import gc
 
+import pytest
 import torch
 
-torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Begin each test with one thread, whatever the last one set: others would wait for busy cores."""
+    torch.set_num_threads(1)
 
 
 def pytest_collection_finish() -> None:
     """Leave what was imported out of later searches for garbage: there is much of it, and it stays."""
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
