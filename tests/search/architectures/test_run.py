@@ -321,7 +321,7 @@ def test_measured_costs_can_be_limited(supernet: Path, tmp_path: Path) -> None:
             row[choice] for row, choice in zip(table["seconds"], entry["choices"], strict=True)
         )
         assert entry["latency_ms"] == pytest.approx(1e3 * exact, abs=1e-3)
-        assert entry["latency_ms"] <= (least + most) / 2
+        assert 1e3 * exact <= (least + most) / 2 + 1e-9  # what is written down is rounded
         assert entry["activations_mib"] <= 0.2
     assert json.loads((folder / "results.json").read_text())["latency_of"]["device"] == table["device"]
     bare = tmp_path / "bare.safetensors"
