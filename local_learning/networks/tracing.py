@@ -1,7 +1,7 @@
 """A model is traced into a graph, module by module, with its shapes known.
 
 Plain torch.fx stops at Python that looks at a shape, and bakes in whatever depends on the mode. Here every
-step of the trace also runs on fake tensors. Spatial sizes are plain numbers, because a graph holds for one
+step of the trace also runs on tensors that have a shape and no numbers. Spatial sizes are plain numbers, because a graph holds for one
 image size; only the batch stays symbolic. Modules are calls in the graph unless they have to be looked
 into. So nearly everything that a mode changes stays inside modules and follows train() and eval(). Flags
 that are read outside of them (functional dropout in a model's own forward) become reads of
@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 # No size of a real model is by chance a multiple of this prime. So a number shows whether it comes from the
-# batch. Fake tensors cost nothing, and any batch size runs through the graph afterwards.
+# batch. Such tensors cost nothing, and any batch size runs through the graph afterwards.
 _BATCH = 61
 
 
@@ -38,7 +37,7 @@ class Trace:
     boundary: fx.Node
     """The call between the trunk and the classifier. Its one argument is the trunk's output."""
     values: dict[fx.Node, Any]
-    """What each node gave on fake images, a tensor or a number."""
+    """What each node gave, a number or a tensor that has only a shape."""
     paths: dict[fx.Node, tuple[str, ...]]
     """The names of the modules in which each node runs and, last, the node's own name there."""
     constants: dict[str, Tensor] = field(default_factory=dict)
@@ -108,7 +107,6 @@ class _Tracer(fx.Tracer):
     def __init__(self, image_shape: tuple[int, ...], inside: Collection[str]) -> None:
         functions = tuple(get_notrace_functions())  # type: ignore[no-untyped-call]
         super().__init__(autowrap_functions=functions)
-        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.image_shape = image_shape
         self.inside = {f"model.{name}" for name in inside}
         self.values: dict[fx.Node, Any] = {}
@@ -162,15 +160,15 @@ class _Tracer(fx.Tracer):
         return proxy
 
     def _run(self, node: fx.Node) -> Any:
-        """Return the node's value on fake tensors; modules run as they are, untraced."""
+        """Return the node's value, with shapes alone; modules run as they are, untraced."""
         args, kwargs = self._plain(node.args), self._plain(node.kwargs)
         self._running = True
         try:
-            with self.fake, torch.no_grad():
+            with torch.device("meta"), torch.no_grad():
                 if node.op == "placeholder":
                     return torch.empty(self.image_shape)
                 if node.op == "get_attr":
-                    return _attribute(self.root, str(node.target))
+                    return _shape_alone(_attribute(self.root, str(node.target)))
                 if node.op == "call_module":
                     return self.root.get_submodule(str(node.target))(*args, **kwargs)
                 if node.op == "call_method":
@@ -193,7 +191,7 @@ class _Tracer(fx.Tracer):
             return [self._plain(value) for value in argument]
         if isinstance(argument, tuple):
             return tuple(self._plain(value) for value in argument)
-        return argument
+        return _shape_alone(argument)
 
 
 class _Proxy(fx.Proxy):
@@ -252,9 +250,11 @@ def _is_known(value: Any) -> bool:
 def _attempt(
     model: nn.Module, image_shape: tuple[int, ...], inside: Collection[str], *, training: bool
 ) -> tuple[_Tracer, fx.Graph | None]:
-    # A copy of the modules (not of the tensors) is traced: what a forward caches in its modules is fake here.
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    root = _Trunk(copy.deepcopy(model, tensors)).train(training)
+    # A copy is traced, because a forward may cache tensors in its modules, and those have no numbers here.
+    shapes: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        shapes[id(tensor)] = _shape_alone(tensor)
+    root = _Trunk(copy.deepcopy(model, shapes)).train(training)
     tracer = _Tracer((_BATCH, *image_shape), inside)
     try:
         with torch.random.fork_rng([]):
@@ -305,6 +305,14 @@ def _attribute(root: nn.Module, name: str) -> Any:
     for atom in name.split("."):
         value = getattr(value, atom)
     return value
+
+
+def _shape_alone(value: Any) -> Any:
+    """Return a tensor of this shape that holds no numbers, or whatever else `value` is as it is."""
+    if not isinstance(value, Tensor) or value.device.type == "meta":
+        return value
+    empty = torch.empty_like(value, device="meta")
+    return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
 
 
 def _one_line(error: Exception | None) -> str:
