@@ -286,7 +286,12 @@ def test_compiled_blocks_learn_as_others_do(made: Made, tmp_path: Path) -> None:
     path = tmp_path / "decoupling.json"
     save_decoupling(path, Decoupling((1,), ("linear",)))  # the last block is the classifier alone
     options = [*BASE, "--network", "mlp", "--width", "0.1", "--decoupling", str(path)]
-    compiled, plain = made(*options, "--compile"), made(*options)
+    plain, compiled = made(*options), tmp_path / "run"
+    # With inductor itself, tests of whole networks are compiled.
+    program = ["tests/programs/compiled.py", "aot_eager", SCRIPT, *options, "--compile"]
+    done = run(*program, "--run", str(compiled))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("compiled 2 of 2\n")
     for line, expected in zip(training_lines(compiled), training_lines(plain), strict=True):
         for name in ("loss", "loss/1"):
             assert line[name] == pytest.approx(expected[name], rel=1e-3)
