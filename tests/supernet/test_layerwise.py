@@ -1,8 +1,9 @@
 """LWSL's two algorithms, line by line, and what may and may not change in a layer's turn."""
 
 import copy
+import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -107,12 +108,13 @@ def algorithm_1(
         for j in modules:  # line 8
             y = net.candidate(i, j)(x)
             loss = loss_of(decoder(i, j)(y))
-            for parameter in w[j]:  # line 14
-                parameter.grad = _derivative(loss, parameter)
-            for parameter in decoder(i, j).parameters():  # line 16
-                _accumulate(parameter, _derivative(loss, parameter))
-            for parameter in stem:
-                _accumulate(parameter, _derivative(loss, parameter) / len(modules))
+            of_module, of_decoder, of_stem = _derivatives(loss, w[j], decoder(i, j).parameters(), stem)
+            for parameter, derivative in of_module:  # line 14
+                parameter.grad = derivative
+            for parameter, derivative in of_decoder:  # line 16
+                _accumulate(parameter, derivative)
+            for parameter, derivative in of_stem:
+                _accumulate(parameter, derivative / len(modules))
         assert isinstance(x_next, Tensor)
         x = x_next.detach()
 
@@ -142,19 +144,25 @@ def algorithm_2(
             else:
                 theta = decoder(n, j)
             loss = loss_of(theta(y))
-            for parameter in net.candidate(i, j).parameters():  # line 18
-                parameter.grad = _derivative(loss, parameter)
-            for parameter in theta.parameters():  # line 20, of which the text says that it accumulates
-                _accumulate(parameter, _derivative(loss, parameter))
-            if i == 0 and x.requires_grad:
-                for parameter in net.stem.parameters():
-                    _accumulate(parameter, _derivative(loss, parameter) / len(modules))
+            stem = net.stem.parameters() if i == 0 and x.requires_grad else ()
+            of_module, of_decoder, of_stem = _derivatives(
+                loss, net.candidate(i, j).parameters(), theta.parameters(), stem
+            )
+            for parameter, derivative in of_module:  # line 18
+                parameter.grad = derivative
+            for parameter, derivative in of_decoder:  # line 20, of which the text says that it accumulates
+                _accumulate(parameter, derivative)
+            for parameter, derivative in of_stem:
+                _accumulate(parameter, derivative / len(modules))
         assert isinstance(x_next, Tensor)
         x = x_next.detach()
 
 
-def _derivative(loss: Tensor, parameter: nn.Parameter) -> Tensor:
-    return torch.autograd.grad(loss, parameter, retain_graph=True)[0]
+def _derivatives(loss: Tensor, *groups: Iterable[nn.Parameter]) -> list[list[tuple[nn.Parameter, Tensor]]]:
+    """The parameters of each group, each with the loss's derivative by it."""
+    listed = [list(group) for group in groups]
+    found = iter(torch.autograd.grad(loss, list(itertools.chain(*listed)), retain_graph=True))
+    return [[(parameter, next(found)) for parameter in group] for group in listed]
 
 
 def _accumulate(parameter: nn.Parameter, derivative: Tensor) -> None:
