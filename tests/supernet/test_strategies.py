@@ -17,6 +17,7 @@ from supernet.strategies import make_strategy
 from supernet.strategy import Strategy
 from supernet.supernet import Supernet
 from tests.supernet.nets import (
+    LOCAL,
     adam,
     batch,
     changed,
@@ -85,21 +86,30 @@ def assert_same_state(one: object, other: object) -> None:
         assert one == other
 
 
-@pytest.mark.parametrize("optimizer", [adam, sgd])
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("name", STRATEGIES)
+# Each strategy with each objective, and with each optimizer.
+@pytest.mark.parametrize(
+    ("name", "objective", "optimizer"),
+    [
+        (name, *both)
+        for name in STRATEGIES
+        for both in (
+            ("cross_entropy", adam if name in LOCAL else sgd),
+            ("infonce", sgd if name in LOCAL else adam),
+        )
+    ],
+)
 def test_a_resumed_training_is_the_uninterrupted_one(name: str, objective: str, optimizer: Any) -> None:
     straight = built(name, objective, optimizer)
-    for step in range(3):
+    for step in range(2):
         straight.step(*batch(step, size=16), step)
     saved = through_a_file(straight.state_dict())
-    for step in range(3, 6):
+    for step in range(2, 4):
         losses = straight.step(*batch(step, size=16), step)
     resumed = built(name, objective, optimizer, seed=1)
     assert changed(snapshot(straight), snapshot(resumed))
     resumed.step(*batch(20, size=16), 20)  # what it did before must not matter
     resumed.load_state_dict(saved)
-    for step in range(3, 6):
+    for step in range(2, 4):
         again = resumed.step(*batch(step, size=16), step)
     assert_same_state(again, losses)
     assert not changed(snapshot(straight), snapshot(resumed))
@@ -152,7 +162,7 @@ def test_accelerate_in_full_precision_is_plain_pytorch(name: str) -> None:
 def test_bfloat16_gives_nearly_the_losses_of_single_precision(name: str, objective: str) -> None:
     engine = AccelerateSupernetEngine(Accelerator(cpu=True, mixed_precision="bf16"))
     maker = OBJECTIVES[objective]
-    images, targets = batch(rows=16, size=16)
+    images, targets = batch(rows=8, size=16)
     found = []
     for each in (engine, None):
         net = small_net(small_space(16)).float()
