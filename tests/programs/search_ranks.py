@@ -32,7 +32,7 @@ def episode(rank: int) -> Episode:
 def inner_of(config: DecouplingSearchConfig, updates: int) -> Inner:
     """Weights after some updates, which are the two snapshots."""
     torch.manual_seed(0)
-    chain = build_chain("resnet18", num_classes=5, image_size=16, width=0.0625)
+    chain = build_chain("vgg6a", num_classes=5, image_size=16, width=0.125)
     net = RelaxedNet(chain.double(), config.heads, 5, 16).double()
     inner = Inner(net, config, 100)
     for step in range(updates):
@@ -41,6 +41,7 @@ def inner_of(config: DecouplingSearchConfig, updates: int) -> Inner:
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
     assert accelerator.num_processes == 2

@@ -27,6 +27,7 @@ BASE = [
     *("--search.checkpoint-every", "1", "--search.log-every", "2"),
 ]
 VGG = [*BASE, "--network", "vgg6a", "--width", "0.125", "--dropout", "0.2"]
+FEW = ["--recipe.steps", "2", "--search.steps", "2"]
 RECORDS = ("--recipe.checkpoint-every", "--recipe.log-every")
 """Of the pretraining alone."""
 
@@ -46,10 +47,14 @@ def searched(folder: Path, *options: str, ranks: int = 1) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[1, 2])
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    return searched(folder, *VGG, ranks=request.param), request.param
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return searched(tmp_path_factory.mktemp("whole") / "run", *VGG)
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return searched(tmp_path_factory.mktemp("whole") / "run", *VGG, ranks=2)
 
 
 def assert_same_search(one: Path, other: Path) -> None:
@@ -74,28 +79,31 @@ def assert_same_search(one: Path, other: Path) -> None:
 IN_PRETRAINING, IN_THE_SEARCH, A_SNAPSHOT = "step-00000004.json", "step-00000003.json", "000001-0.safetensors"
 
 
-@pytest.mark.parametrize(
-    ("whole", "deadly"),
-    [
-        *(
-            (1, name)
-            for name in (IN_PRETRAINING, IN_THE_SEARCH, "relaxation.json", "results.json", A_SNAPSHOT)
-        ),
-        *((2, name) for name in (IN_PRETRAINING, IN_THE_SEARCH, "relaxation.json")),
-    ],
-    indirect=["whole"],
-)
-def test_killed_and_continued_equals_uninterrupted(
-    whole: tuple[Path, int], deadly: str, tmp_path: Path
-) -> None:
-    expected, ranks = whole
-    folder = tmp_path / "run"
-    run_up_to(deadly, SCRIPT, *VGG, "--run", str(folder), ranks=ranks)
-    assert_same_search(searched(folder, *VGG, ranks=ranks), expected)
+def test_killed_moved_and_continued_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
+    """It is killed again and again, each time further on."""
+    folder, other = tmp_path / "run", tmp_path / "other"
+    for deadly in (A_SNAPSHOT, IN_PRETRAINING):
+        run_up_to(deadly, SCRIPT, *VGG, "--run", str(folder))
+    done = run(SCRIPT, *VGG, "--search.pretrained-run", str(folder), "--run", str(other))
+    assert done.returncode == 2
+    assert "has come to step" in done.stderr, "an unfinished pretraining is no start"
+    assert "of 4" in done.stderr
+    run_up_to(IN_THE_SEARCH, SCRIPT, *VGG, "--run", str(folder))
+    folder.rename(tmp_path / "there")
+    for deadly in ("relaxation.json", "results.json"):
+        run_up_to(deadly, SCRIPT, *VGG, "--run", str(tmp_path / "there"))
+    assert_same_search(searched(tmp_path / "there", *VGG), whole)
 
 
-def test_what_a_search_leaves(whole: tuple[Path, int]) -> None:
-    folder, _ = whole
+def test_two_ranks_killed_and_continued_equal_uninterrupted_ones(of_two_ranks: Path, tmp_path: Path) -> None:
+    for deadly in (IN_PRETRAINING, IN_THE_SEARCH, "relaxation.json"):
+        run_up_to(deadly, SCRIPT, *VGG, "--run", str(tmp_path / "run"), ranks=2)
+    assert_same_search(searched(tmp_path / "run", *VGG, ranks=2), of_two_ranks)
+
+
+@pytest.mark.parametrize("fixture", ["whole", "of_two_ranks"])
+def test_what_a_search_leaves(fixture: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(fixture)
     relaxation = load_relaxation(folder / "relaxation.json")
     assert relaxation.head_kinds == ("aux1", "linear")
     assert len(relaxation.alpha) == len(relaxation.beta) == 4
@@ -122,21 +130,19 @@ def test_what_a_search_leaves(whole: tuple[Path, int]) -> None:
     assert not (folder / "snapshots").exists(), "weights are of no use after a search"
 
 
-def test_a_finished_search_says_so_and_other_options_are_refused(whole: tuple[Path, int]) -> None:
-    folder, ranks = whole
-    again = run(SCRIPT, *VGG, "--run", str(folder), ranks=ranks)
-    assert again.returncode == 0
-    assert "is finished" in again.stdout
-    other = run(SCRIPT, *VGG, "--run", str(folder), "--search.lr", "0.5")
+def test_a_finished_search_says_so_and_other_options_are_refused(whole: Path, of_two_ranks: Path) -> None:
+    for folder, ranks in ((whole, 1), (of_two_ranks, 2)):
+        again = run(SCRIPT, *VGG, "--run", str(folder), ranks=ranks)
+        assert again.returncode == 0
+        assert "is finished" in again.stdout
+    other = run(SCRIPT, *VGG, "--run", str(whole), "--search.lr", "0.5")
     assert other.returncode == 2
     assert "--search.lr (was 0.01, is 0.5)" in other.stderr
 
 
-@pytest.mark.parametrize("whole", [1], indirect=True)
-def test_its_decoupling_trains(whole: tuple[Path, int], tmp_path: Path) -> None:
-    folder, _ = whole
+def test_its_decoupling_trains(whole: Path, tmp_path: Path) -> None:
     options = [*SMALL, "--network", "vgg6a", "--width", "0.125", "--recipe.steps", "3"]
-    where = ["--decoupling", str(folder / "decoupling-3.json"), "--run", str(tmp_path / "run")]
+    where = ["--decoupling", str(whole / "decoupling-3.json"), "--run", str(tmp_path / "run")]
     done = run("retrain_model.py", *options, *where)
     assert done.returncode == 0, done.stderr
 
@@ -158,7 +164,7 @@ def test_pretraining_on_two_ranks_gives_the_numbers_of_one(tmp_path: Path) -> No
     options = [*BASE, "--network", "resnet18", "--width", "0.0625", "--precision", "fp64"]
     lines = []
     for ranks in (1, 2):
-        folder = searched(tmp_path / f"on{ranks}", *options, "--search.steps", "1", ranks=ranks)
+        folder = searched(tmp_path / f"on{ranks}", *options, *FEW, "--search.steps", "1", ranks=ranks)
         lines.append(read_metrics(folder / "pretraining" / "metrics.jsonl"))
     for one, other in zip(*lines, strict=True):
         assert one.keys() == other.keys()
@@ -166,14 +172,12 @@ def test_pretraining_on_two_ranks_gives_the_numbers_of_one(tmp_path: Path) -> No
             assert one[name] == pytest.approx(other[name], rel=1e-8), name
 
 
-@pytest.mark.parametrize("whole", [1], indirect=True)
-def test_a_search_can_start_from_anothers_pretraining(whole: tuple[Path, int], tmp_path: Path) -> None:
-    folder, ranks = whole
-    options = [*VGG, "--search.pretrained-run", str(folder)]
-    again = searched(tmp_path / "again", *options, ranks=ranks)
-    assert (again / "relaxation.json").read_text() == (folder / "relaxation.json").read_text()
+def test_a_search_can_start_from_anothers_pretraining(whole: Path, tmp_path: Path) -> None:
+    options = [*VGG, "--search.pretrained-run", str(whole)]
+    again = searched(tmp_path / "again", *options)
+    assert (again / "relaxation.json").read_text() == (whole / "relaxation.json").read_text()
     assert json.loads((again / "results.json").read_text())["pretraining_steps"] == 0, "it made none"
-    other = [*BASE, "--network", "vgg6a", "--width", "0.25", "--search.pretrained-run", str(folder)]
+    other = [*BASE, "--network", "vgg6a", "--width", "0.25", "--search.pretrained-run", str(whole)]
     refused = run(SCRIPT, *other, "--run", str(tmp_path / "other"))
     assert refused.returncode == 2
     assert "was pretrained with other options: --width (0.125 there)" in refused.stderr
@@ -189,9 +193,9 @@ def test_an_architecture_can_start_from_its_own_pretraining_and_from_no_other(tm
     for name, who in (("one", "2101"), ("same", "2101"), ("other", "2001")):
         files.append(tmp_path / f"{name}.json")
         save_architecture(files[-1], Architecture.parse(who), space)
-    folder = searched(tmp_path / "first", *BASE, "--architecture", str(files[0]))
+    folder = searched(tmp_path / "first", *BASE, *FEW, "--architecture", str(files[0]))
     files[0].unlink()  # the run has a copy of its own
-    given = [*BASE, "--search.pretrained-run", str(folder)]
+    given = [*BASE, *FEW, "--search.pretrained-run", str(folder)]
     again = searched(tmp_path / "again", *given, "--architecture", str(files[1]))
     assert (again / "relaxation.json").read_text() == (folder / "relaxation.json").read_text()
     for options in (["--architecture", str(files[2])], VGG[len(BASE) :]):
@@ -221,48 +225,38 @@ def test_repeats_are_searches_of_their_own_and_their_mean_counts(tmp_path: Path)
     assert_same_search(again / "repeat-2", whole / "repeat-2")
 
 
-def test_an_unfinished_pretraining_is_no_start(tmp_path: Path) -> None:
-    run_up_to(IN_PRETRAINING, SCRIPT, *VGG, "--run", str(tmp_path / "begun"))
-    done = run(
-        SCRIPT, *VGG, "--search.pretrained-run", str(tmp_path / "begun"), "--run", str(tmp_path / "run")
-    )
-    assert done.returncode == 2
-    assert "has come to step" in done.stderr
-    assert "of 4" in done.stderr
-
-
-@pytest.mark.parametrize("whole", [1], indirect=True)
-def test_a_run_can_be_moved(whole: tuple[Path, int], tmp_path: Path) -> None:
-    expected, ranks = whole
-    run_up_to(IN_THE_SEARCH, SCRIPT, *VGG, "--run", str(tmp_path / "here"), ranks=ranks)
-    (tmp_path / "here").rename(tmp_path / "there")
-    assert_same_search(searched(tmp_path / "there", *VGG, ranks=ranks), expected)
-
-
 @pytest.mark.parametrize(
     "options",
     [
         ["--search.compat", "sedona-2021"],
         ["--search.no-pretraining", "--search.memory", "oldest"],
         ["--search.memory", "oldest", "--search.snapshots", "0", "--search.inner-lr", "0.01"],
-        ["--search.snapshots", "1", "--search.statistics", "batch"],
-        ["--search.keep-snapshots-on", "disk", "--search.controls", "2", "--precision", "fp64"],
+        [
+            *(
+                "--search.snapshots",
+                "1",
+                "--search.statistics",
+                "batch",
+                "--search.keep-snapshots-on",
+                "disk",
+            ),
+            *("--search.controls", "2", "--precision", "fp64"),
+        ],
     ],
 )
 def test_other_ways_to_search(options: list[str], tmp_path: Path) -> None:
     plain = without(VGG, *RECORDS) if "--search.no-pretraining" in options else VGG
-    folder = searched(tmp_path / "run", *plain, *options)
+    folder = searched(tmp_path / "run", *plain, *FEW, *options)
     assert load_relaxation(folder / "relaxation.json").alpha[0][0] != 0
     if "--search.controls" in options:
         assert len(list((folder / "controls").iterdir())) == 8
 
 
-@pytest.mark.parametrize("network", ["timm/vit_tiny_patch16_224", "timm/mobilenetv3_small_050", "resnet18"])
+@pytest.mark.parametrize("network", ["timm/vit_tiny_patch16_224", "timm/mobilenetv3_small_050"])
 def test_other_networks(network: str, tmp_path: Path) -> None:
-    width = [] if network.startswith("timm/") else ["--width", "0.0625"]
-    few = ["--recipe.steps", "2", "--search.steps", "2", "--search.inner-steps", "1"]
-    size = ["--data.image-size", "32"] if width == [] else []
-    searched(tmp_path / "run", *BASE, "--network", network, *width, *few, *size)
+    few = ["--recipe.steps", "1", "--search.steps", "1", "--search.inner-steps", "1"]
+    few += ["--recipe.batch-size", "4", "--search.validation-batch", "4", "--data.train-size", "40"]
+    searched(tmp_path / "run", *BASE, "--network", network, *few, "--data.image-size", "32")
 
 
 @pytest.mark.parametrize(
