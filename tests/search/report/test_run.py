@@ -5,6 +5,7 @@ import html
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from tools.run.folder import MADE_BY, Run
 SCRIPT = "rank_report.py"
 SPACE = preset("tiny", num_classes=10, image_size=16)
 PLACE = ["--device", "cpu", "--threads", "1"]
-BASE = [*PLACE, "--networks", "70", "--scoring.calibration-images", "64", "--scoring.calibration-batch", "32"]
+BASE = [*PLACE, "--networks", "40", "--scoring.calibration-images", "64", "--scoring.calibration-batch", "32"]
 BASE += ["--shift-images", "40", "--resamples", "200"]
 
 pytestmark = pytest.mark.slow
@@ -43,8 +44,8 @@ pytestmark = pytest.mark.slow
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two supernets that can tell some classes apart, one with snapshots; and a truth."""
     folder = tmp_path_factory.mktemp("home")
-    line = [*SMALL, "--space", "tiny", "--recipe.steps", "40", "--recipe.lr", "0.05", "--records.probes", "0"]
-    line += ["--records.shift-images", "40", "--recipe.evaluate-every", "20", "--records.snapshots"]
+    line = [*SMALL, "--space", "tiny", "--recipe.steps", "30", "--recipe.lr", "0.05", "--records.probes", "0"]
+    line += ["--records.shift-images", "40", "--recipe.evaluate-every", "15", "--records.snapshots"]
     for strategy in ("spos", "nongreedy"):
         done = run("train_supernet.py", *line, "--strategy", strategy, "--run", str(folder / strategy))
         assert done.returncode == 0, done.stderr
@@ -86,6 +87,21 @@ def whole(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report(home, folder, *options, supernets=("spos", "nongreedy"))
 
 
+@pytest.fixture(scope="module")
+def of_one(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report on one supernet, without its snapshots; it must be left as it is."""
+    return report(home, tmp_path_factory.mktemp("of_one") / "ranking", "--snapshots", "0")
+
+
+@pytest.fixture(scope="module")
+def searched(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("searched") / "found"
+    line = ["--supernet", str(home / "spos"), *PLACE, "--population", "6", "--generations", "1"]
+    line += ["--scoring.calibration-images", "64", "--scoring.calibration-batch", "32"]
+    assert run("search_architecture.py", *line, "--run", str(folder)).returncode == 0
+    return folder
+
+
 def test_scores_are_those_of_each_network_alone(home: Path, whole: Path) -> None:
     text = supernet_notes(home / "nongreedy")["config"]
     config = from_toml(SupernetConfig, text, source="notes")
@@ -108,15 +124,15 @@ def test_scores_are_those_of_each_network_alone(home: Path, whole: Path) -> None
         return hits / len(held)
 
     scores = scores_of(whole, "nongreedy")
-    assert len(scores) == 70
-    for who in list(scores)[::9]:
+    assert len(scores) == 40
+    for who in list(scores)[::8]:
         assert scores[who] == alone(home / "nongreedy", who)
     plain = scores_of(whole, "nongreedy/uncalibrated")
     assert len(plain) == 6
     for who in list(plain)[::2]:
         assert plain[who] == alone(home / "nongreedy", who, calibrates=False)
     kept = snapshots(home / "nongreedy")
-    assert [step for step, _ in kept] == [20, 40]
+    assert [step for step, _ in kept] == [15, 30]
     for step, weights in kept:
         course = scores_of(whole, f"nongreedy/step-{step:08d}")
         assert len(course) == 8
@@ -132,7 +148,7 @@ def test_numbers_are_those_of_the_files(home: Path, whole: Path) -> None:
             for row in csv.DictReader(opened)
         }
     found = numbers(whole)
-    drawn = stream(0, "networks").sample(sorted(map(Architecture.parse, truth), key=lambda a: a.choices), 70)
+    drawn = stream(0, "networks").sample(sorted(map(Architecture.parse, truth), key=lambda a: a.choices), 40)
     repeats = np.array([truth[str(who)] for who in drawn]).T
     for name in ("spos", "nongreedy"):
         scores = scores_of(whole, name)
@@ -185,8 +201,10 @@ def test_killed_and_continued_and_on_two_ranks_it_is_the_same(
         assert (place / "networks.csv").read_bytes() == (whole / "networks.csv").read_bytes()
 
 
-def test_another_supernet_can_be_added_and_other_images_are_refused(home: Path, tmp_path: Path) -> None:
-    folder = report(home, tmp_path / "ranking", "--snapshots", "0")
+def test_another_supernet_can_be_added_and_other_images_are_refused(
+    home: Path, of_one: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(of_one, tmp_path / "ranking")
     before = (folder / "scores/spos/evaluations.jsonl").read_bytes()
     report(home, folder, "--snapshots", "0", supernets=("spos", "nongreedy"))
     assert (folder / "scores/spos/evaluations.jsonl").read_bytes() == before
@@ -242,16 +260,13 @@ def test_scores_from_files_and_their_direction(home: Path, whole: Path, tmp_path
     )
     assert done.returncode == 0, done.stderr
     found = numbers(tmp_path / "run")
-    assert found["networks"] == 70
+    assert found["networks"] == 40
     expected = numbers(whole)["scores"]["spos"]["tau"]["value"]
     for name in ("good", "loss.csv"):
         assert found["scores"][name]["tau"]["value"] == pytest.approx(expected)
 
 
-def test_other_runs_are_told_of(home: Path, tmp_path: Path) -> None:
-    search = ["--supernet", str(home / "spos"), *PLACE, "--population", "6", "--generations", "1"]
-    search += ["--scoring.calibration-images", "64", "--scoring.calibration-batch", "32"]
-    assert run("search_architecture.py", *search, "--run", str(tmp_path / "found")).returncode == 0
+def test_other_runs_are_told_of(home: Path, of_one: Path, searched: Path, tmp_path: Path) -> None:
     training = [*SMALL, "--recipe.steps", "3", "--network", "resnet18", "--width", "0.125"]
     for name, options in (("whole", []), ("halves", ["--decoupling", "uniform:2:aux1"])):
         assert run("retrain_model.py", *training, *options, "--run", str(tmp_path / name)).returncode == 0
@@ -280,7 +295,7 @@ def test_other_runs_are_told_of(home: Path, tmp_path: Path) -> None:
     ]
     (truth / "truth.jsonl").write_text("\n".join(map(json.dumps, lines)))
     folder = report(
-        home, tmp_path / "ranking", "--snapshots", "0", "--search", str(tmp_path / "found"),
+        home, shutil.copytree(of_one, tmp_path / "ranking"), "--snapshots", "0", "--search", str(searched),
         "--trained", str(tmp_path / "whole"), str(tmp_path / "halves"), str(truth), "--cuts", str(cuts),
     )  # fmt: skip
     page = (folder / "report.html").read_text()
@@ -291,7 +306,7 @@ def test_other_runs_are_told_of(home: Path, tmp_path: Path) -> None:
         "which cut is better?",
     ):
         assert words in page
-    found = json.loads((tmp_path / "found/results.json").read_text())
+    found = json.loads((searched / "results.json").read_text())
     assert found["best"][0]["architecture"] in page
     assert f" points, over {found['validation_images']} validation images), " in page
     assert "A score by spos of " in page
@@ -300,7 +315,7 @@ def test_other_runs_are_told_of(home: Path, tmp_path: Path) -> None:
     assert "cuts orders the 4 decouplings in 2 blocks with tau" in page
     assert "; 4 are too few to tell that from chance." in page
     folded = dict(re.findall(r"<summary>(.*?)</summary><pre[^>]*>(.*?)</pre></details>", page, re.DOTALL))
-    told = {"this report": folder, "search found": tmp_path / "found"}
+    told = {"this report": folder, "search found": searched}
     told |= {f"trained {name}": tmp_path / name for name in ("whole", "halves")}
     supernet = from_toml(SupernetConfig, html.unescape(folded.pop("options of supernet spos")), source="page")
     assert supernet == from_toml(SupernetConfig, (home / "spos" / "config.toml").read_text(), source="file")
@@ -323,11 +338,8 @@ def test_other_runs_are_told_of(home: Path, tmp_path: Path) -> None:
     assert log_p[0] == pytest.approx(expected, abs=0.006)
 
 
-def test_searches_alone_with_a_truth(home: Path, tmp_path: Path) -> None:
-    search = ["--supernet", str(home / "spos"), *PLACE, "--population", "6", "--generations", "1"]
-    search += ["--scoring.calibration-images", "64", "--scoring.calibration-batch", "32"]
-    assert run("search_architecture.py", *search, "--run", str(tmp_path / "found")).returncode == 0
-    line = [*PLACE, "--search", str(tmp_path / "found"), "--truth", str(home / "truth.csv")]
+def test_searches_alone_with_a_truth(home: Path, searched: Path, tmp_path: Path) -> None:
+    line = [*PLACE, "--search", str(searched), "--truth", str(home / "truth.csv")]
     for options, order in (([], 1), (["--truth-is-loss"], -1)):
         folder = tmp_path / f"report{order}"
         done = run(
@@ -419,8 +431,7 @@ def test_spaces_must_agree(home: Path, tmp_path: Path) -> None:
     assert "one report compares supernets of one space" in done.stderr
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
 def test_the_report_opens_in_a_browser(width: int, dark: bool, whole: Path) -> None:
     page = whole / "report.html"
     assert page.stat().st_size < 3e6
