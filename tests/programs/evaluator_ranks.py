@@ -108,7 +108,7 @@ def main() -> None:
     space = preset("tiny", num_classes=10, image_size=16)
     net = varied_net(space).train()
     calibration = unlabelled(images_of(space, 8, 5))
-    population = drawn(space, 40)
+    population = drawn(space, 20)
     validation = labelled(net, calibration, images_of(space, 16, 7, seed=2), population[:3])
     groups = {
         "many": population,
@@ -150,7 +150,7 @@ def compare_with_naive(name: str, rank: int) -> None:
     space = preset(name, num_classes=10, image_size=16)
     net = varied_net(space)
     calibration = unlabelled(images_of(space, 6, 6))
-    population = drawn(space, 30)
+    population = drawn(space, 10)
     images = images_of(space, 12, seed=2)
     validation = labelled(net, calibration, images, population[:3])
     scores = SubnetEvaluator(net, calibration, validation)(population)
