@@ -98,8 +98,8 @@ def test_a_network_may_have_no_cuts_a_cut_everywhere_or_one_after_its_last_layer
     structure_figure(path, 16, Decoupling((), ()))
     assert numbers(path, r"cut-(\d+)") == []
     assert "16 layers in 1 block" in texts(path)
-    structure_figure(path, 50, Decoupling.uniform(50, 50, "infopro_contrast"), signals=signals(50))
-    assert numbers(path, r"cut-(\d+)") == list(range(1, 50))
+    structure_figure(path, 20, Decoupling.uniform(20, 20, "infopro_contrast"), signals=signals(20))
+    assert numbers(path, r"cut-(\d+)") == list(range(1, 20))
     closed = Decoupling.uniform(3, 3, "conv1c2f", groups=2)
     structure_figure(path, 3, closed)
     assert numbers(path, r"cut-(\d+)") == [1, 2, 3]
@@ -111,8 +111,7 @@ def test_a_network_may_have_no_cuts_a_cut_everywhere_or_one_after_its_last_layer
     assert numbers(path, r"signal-(\d+)") == list(range(1, 16))
 
 
-@pytest.mark.parametrize("num_layers", [2, 16, 50, 110])
-@pytest.mark.parametrize("every", [1, 3, 200])
+@pytest.mark.parametrize(("num_layers", "every"), [(110, 1), (50, 3), (16, 200), (2, 1)])
 def test_nothing_of_a_structure_is_outside_of_the_picture(
     num_layers: int, every: int, tmp_path: Path
 ) -> None:
@@ -136,8 +135,8 @@ def test_the_same_data_make_the_same_file_whatever_the_user_set(suffix: str, tmp
     def draw(folder: str) -> list[bytes]:
         (tmp_path / folder).mkdir()
         paths = [tmp_path / folder / f"{name}.{suffix}" for name in ("preferences", "structure")]
-        preference_figure(paths[0], signals(16), decouplings(16), title=LONG, **full(16))
-        structure_figure(paths[1], 16, decouplings(16)[8], signals=signals(16))
+        preference_figure(paths[0], signals(2), decouplings(2), title=LONG, **full(2))
+        structure_figure(paths[1], 2, decouplings(2)[2], signals=signals(2))
         assert sorted((tmp_path / folder).iterdir()) == paths
         return [path.read_bytes() for path in paths]
 
