@@ -23,7 +23,8 @@ from tools.run.folder import Run
 
 NET = "--network vgg6a --width 0.125"
 PLACE = ["--device", "cpu", "--threads", "1"]
-SHORT = "--recipe.steps 2 --recipe.lr 0.02 --recipe.evaluate-every 1"
+SHORT = "--recipe.steps 2 --recipe.lr 0.02 --recipe.evaluate-every 1 --recipe.batch-size 8"
+SHORT += " --data.train-size 80 --data.test-size 40"
 REPORT = "--space tiny --truth {here}/truth.csv --scores {here}/scores.csv"
 RUNS = {
     "a network": ("retrain_model.py", NET),
