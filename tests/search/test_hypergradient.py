@@ -143,23 +143,18 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-CASES = {
-    "resnet18": (("aux1", "aux3"), (1, 5)),
-    "vgg19": (("aux1", "aux2", "aux4"), (2,)),
-    "vgg6a": (("mlp_sr", "conv1c2f"), (1, 5)),
-    "deep": (("linear", "conv1c2f"), (1, 5)),
-    "timm/vit_tiny_patch16_224": (("aux1", "linear"), (2,)),
-}
+CASES = [
+    ("resnet18", ("aux1", "aux3"), 2),
+    ("vgg19", ("linear", "aux1"), 2),
+    ("vgg6a", ("aux1", "aux2", "aux4"), 1),
+    ("vgg6a", ("mlp_sr", "conv1c2f"), 5),
+    ("deep", ("linear", "conv1c2f"), 1),
+    ("deep", ("linear", "conv1c2f"), 3),
+    pytest.param("timm/vit_tiny_patch16_224", ("aux1", "linear"), 2, marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "kinds", "steps"),
-    [
-        pytest.param(name, kinds, steps, marks=[pytest.mark.slow] if name.startswith("timm/") else [])
-        for name, (kinds, counts) in CASES.items()
-        for steps in counts
-    ],
-)
+@pytest.mark.parametrize(("name", "kinds", "steps"), CASES)
 def test_equals_autograd_through_the_unrolled_steps(name: str, kinds: tuple[str, ...], steps: int) -> None:
     net = relaxed(name, kinds)
     inner, validation, start = batches(name, steps), batch(99, SIZES.get(name, 16)), momenta(net)
@@ -174,10 +169,10 @@ def test_equals_autograd_through_the_unrolled_steps(name: str, kinds: tuple[str,
         assert torch.allclose(found.parameters[weight], value, rtol=1e-9, atol=1e-11), weight
 
 
-@pytest.mark.parametrize("name", ["resnet18", "deep"])
+@pytest.mark.parametrize("name", ["vgg6a", "deep"])
 def test_equals_finite_differences(name: str) -> None:
     net = relaxed(name, ("linear", "conv1c2f"))
-    inner, validation = batches(name, 3), batch(99, SIZES.get(name, 16))
+    inner, validation = batches(name, 2), batch(99, SIZES.get(name, 16))
     # Running statistics are not differentiated; these depend on alpha and beta all the same.
     through: dict[str, Any] = {"statistics": "batch"}
     found = hypergradient(net, inner, validation, **RATES, **through)
@@ -194,20 +189,20 @@ def test_equals_finite_differences(name: str) -> None:
         assert float(abs(slope - (gradient * direction).sum()) / abs(slope)) < 1e-5
 
 
-@pytest.mark.parametrize("options", [{"keep_graphs": 1}, {"keep_graphs": 4}])
-def test_kept_graphs_change_nothing(options: dict[str, Any]) -> None:
-    net = relaxed("resnet18")
-    inner, validation = batches("resnet18", 4), batch(99, 16)
+def test_kept_graphs_change_nothing() -> None:
+    net = relaxed("vgg6a")
+    inner, validation = batches("vgg6a", 4), batch(99, 16)
     expected = hypergradient(net, inner, validation, **RATES)
-    found = hypergradient(net, inner, validation, **RATES, **options)
-    assert error(found.alpha, expected.alpha) < 1e-12
-    assert error(found.beta, expected.beta) < 1e-12
+    for kept in (1, 4):
+        found = hypergradient(net, inner, validation, **RATES, keep_graphs=kept)
+        assert error(found.alpha, expected.alpha) < 1e-12
+        assert error(found.beta, expected.beta) < 1e-12
 
 
 @pytest.mark.parametrize("statistics", ["running", "batch"])
 def test_a_larger_validation_batch(statistics: str) -> None:
-    net = relaxed("resnet18")
-    inner, validation = batches("resnet18", 2), batch(99, 16, rows=16)
+    net = relaxed("vgg6a")
+    inner, validation = batches("vgg6a", 2), batch(99, 16, rows=16)
     expected = unrolled(net, inner, validation, **RATES, statistics=statistics)
     found = hypergradient(net, inner, validation, **RATES, statistics=statistics)
     assert error(found.alpha, expected[0]) < 1e-9
@@ -215,8 +210,8 @@ def test_a_larger_validation_batch(statistics: str) -> None:
 
 
 def test_validation_with_the_batchs_own_statistics() -> None:
-    net = relaxed("resnet18")
-    inner, validation = batches("resnet18", 2), batch(99, 16)
+    net = relaxed("vgg6a")
+    inner, validation = batches("vgg6a", 2), batch(99, 16)
     expected = unrolled(net, inner, validation, **RATES, statistics="batch")
     found = hypergradient(net, inner, validation, **RATES, statistics="batch")
     assert error(found.alpha, expected[0]) < 1e-9
@@ -226,9 +221,9 @@ def test_validation_with_the_batchs_own_statistics() -> None:
 
 def test_dropout_is_the_same_when_a_step_is_made_again() -> None:
     torch.manual_seed(0)
-    chain = build_chain("vgg19", num_classes=CLASSES, image_size=32, width=0.125, dropout=0.5)
-    net = RelaxedNet(chain.double(), ("linear", "aux1"), CLASSES, 32).double()
-    inner, validation = batches("vgg19", 3), batch(99, 32)
+    chain = build_chain("vgg6a", num_classes=CLASSES, image_size=16, width=0.125, dropout=0.5)
+    net = RelaxedNet(chain.double(), ("linear", "aux1"), CLASSES, 16).double()
+    inner, validation = batches("vgg6a", 3), batch(99, 16)
     torch.manual_seed(3)
     expected = unrolled(net, inner, validation, **RATES)
     torch.manual_seed(3)
@@ -242,11 +237,11 @@ def test_dropout_is_the_same_when_a_step_is_made_again() -> None:
 
 
 def test_the_net_is_left_as_it_was() -> None:
-    net = relaxed("resnet18").eval()
+    net = relaxed("vgg6a").eval()
     net.layers[0].train()
     state = copy.deepcopy(net.state_dict())
     modes = [module.training for module in net.modules()]
-    inner, validation = batches("resnet18", 2), batch(99, 16)
+    inner, validation = batches("vgg6a", 2), batch(99, 16)
     found = hypergradient(net, inner, validation, **RATES)
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
     assert modes == [module.training for module in net.modules()]
@@ -273,7 +268,7 @@ def test_decided_signals_neither_overflow_nor_lose_digits(size: float) -> None:
     with torch.no_grad():
         net.alpha[:, 0] = size * (1 - 2 * (torch.arange(23) % 2))
         net.alpha[:, 1] = 0
-    inner, validation = batches("deep", 3), batch(99, 4)
+    inner, validation = batches("deep", 2), batch(99, 4)
     found = hypergradient(net, inner, validation, **RATES)
     assert bool(found.alpha.isfinite().all())
     if size < 10:  # beyond, the products that the other way divides by are next to nothing
@@ -286,8 +281,8 @@ def test_decided_signals_neither_overflow_nor_lose_digits(size: float) -> None:
 
 
 def test_what_must_be_zero_is_zero() -> None:
-    net = relaxed("resnet18")
-    inner, validation = batches("resnet18", 1), batch(99, 16)
+    net = relaxed("vgg6a")
+    inner, validation = batches("vgg6a", 1), batch(99, 16)
     found = hypergradient(net, inner, validation, **RATES)
     assert float(found.alpha.sum(1).abs().max()) < 1e-14 * float(found.alpha.abs().max()) + 1e-16
     assert float(found.beta.sum(1).abs().max()) < 1e-13 * float(found.beta.abs().max()) + 1e-16
@@ -298,8 +293,8 @@ def test_what_must_be_zero_is_zero() -> None:
 
 
 def test_the_released_objective_is_the_last_training_loss() -> None:
-    net = relaxed("resnet18", logit_scaling=True)
-    inner = batches("resnet18", 3)
+    net = relaxed("vgg6a", logit_scaling=True)
+    inner = batches("vgg6a", 3)
     found = hypergradient(net, inner, batch(99, 16), **RATES, objective="training")
     losses = []
     for sign in (1, -1):
@@ -315,9 +310,9 @@ def test_the_released_objective_is_the_last_training_loss() -> None:
 
 
 def test_frozen_lower_layers() -> None:
-    net = relaxed("resnet18")
+    net = relaxed("vgg6a")
     net.layers[0].requires_grad_(False)
-    inner, validation = batches("resnet18", 2), batch(99, 16)
+    inner, validation = batches("vgg6a", 2), batch(99, 16)
     expected = unrolled(net, inner, validation, **RATES)
     found = hypergradient(net, inner, validation, **RATES)
     assert error(found.alpha, expected[0]) < 1e-9
@@ -325,4 +320,4 @@ def test_frozen_lower_layers() -> None:
 
 def test_without_batches_there_is_nothing_to_differentiate() -> None:
     with pytest.raises(ValueError, match="at least one inner step"):
-        hypergradient(relaxed("resnet18"), [], batch(99, 16), **RATES)
+        hypergradient(relaxed("vgg6a"), [], batch(99, 16), **RATES)
