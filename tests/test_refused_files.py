@@ -9,7 +9,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from supernet.presets import preset
 from supernet.supernet import Supernet
 from supernet.train.config import SupernetConfig
 from tests.forked import run
+from tests.forking import be_program
 from tools.images.options import DataConfig
 from tools.options.config import to_toml
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 DATA = "--data.image-size 16 --data.train-size 200 --data.test-size 40"
 HERE = "--device cpu --threads 1"
@@ -472,7 +476,24 @@ def _write_weights(folder: Path) -> None:
         safetensors.torch.save_file(tensors, folder / f"{name}.safetensors", notes)
 
 
-def refused(case: Case, house: Path, tmp_path: Path) -> str:
+Ended = tuple[int | str | None, str]
+Here = Callable[..., Ended]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
+    """Runs a script in this process; returns its code and what it has written as errors."""
+
+    def ended(*words: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", [])
+        with pytest.raises(SystemExit) as end:
+            be_program(words)
+        return end.value.code, capfd.readouterr().err
+
+    return ended
+
+
+def refused(case: Case, house: Path, tmp_path: Path, here: Here) -> str:
     """The line that the script ends with."""
     path = house / case.path
     rest = [str(house / word) if word in ("good", "table.csv") else word for word in case.rest.split()]
@@ -481,26 +502,26 @@ def refused(case: Case, house: Path, tmp_path: Path) -> str:
         rest += ["--run", str(tmp_path / "run")]
     if case.script == "export_model.py" and case.option != "--out":
         rest += ["--out", str(tmp_path / "run")]
-    done = run(case.script, case.option, str(path), *rest)
-    assert done.returncode == 2, done
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith(f"{case.script}: ")
-    assert len(done.stderr) < 500 + len(str(path)), done.stderr
+    code, said = here(case.script, case.option, str(path), *rest)
+    assert code == 2, said
+    assert said.count("\n") == 1, said
+    assert said.startswith(f"{case.script}: ")
+    assert len(said) < 500 + len(str(path)), said
     left = {each.name for each in tmp_path.glob("run/**/*") if each.is_file()}
     assert left <= LEFT
-    return done.stderr
+    return said
 
 
 @pytest.mark.parametrize("case", list(cases()), ids=str)
-def test_what_is_not_right_is_one_line(case: Case, house: Path, tmp_path: Path) -> None:
-    said = refused(case, house, tmp_path)
+def test_what_is_not_right_is_one_line(case: Case, house: Path, tmp_path: Path, here: Here) -> None:
+    said = refused(case, house, tmp_path, here)
     assert case.option in said or case.path in said
     assert re.search(case.says, said, flags=re.IGNORECASE), said
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 @pytest.mark.parametrize("option", [*DOCUMENTS, *OTHERS, *WEIGHTS])
-def test_what_cannot_be_read_is_one_line(option: str, house: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_one_line(option: str, house: Path, tmp_path: Path, here: Here) -> None:
     suffix, rest = ".json", ""
     if option in DOCUMENTS:
         rest = DOCUMENTS[option][1]
@@ -511,12 +532,12 @@ def test_what_cannot_be_read_is_one_line(option: str, house: Path, tmp_path: Pat
     file = house / f"closed{suffix}"
     file.touch()
     file.chmod(0)
-    assert file.name in refused(Case(option, file.name, rest, ""), house, tmp_path)
+    assert file.name in refused(Case(option, file.name, rest, ""), house, tmp_path, here)
 
 
-def test_a_mistake_is_mended_in_place(house: Path, tmp_path: Path) -> None:
+def test_a_mistake_is_mended_in_place(house: Path, tmp_path: Path, here: Here) -> None:
     case = Case("search_architecture.py --compare", "gone", SCORE, "")
-    refused(case, house, tmp_path)
+    refused(case, house, tmp_path, here)
     where = ["--supernet", str(house / "good"), "--run", str(tmp_path / "run")]
     done = run(case.script, *SCORE.replace("--supernet good ", "").split(), *where)
     assert done.returncode == 0, done.stderr
