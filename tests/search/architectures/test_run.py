@@ -364,7 +364,7 @@ def test_a_signal_ends_a_search_in_good_order(supernet: Path, tmp_path: Path) ->
     options = ["--method", "random", "--generations", "10"]
     line = script.command(SCRIPT, *BASE, "--supernet", str(supernet), *options, "--run", str(folder))
     process = script.start(line)
-    script.wait_for_step(folder, 3, process)
+    script.wait_for_step(folder, 2, process)
     process.strike(0, signal.SIGTERM)
     done = script.finish(process)
     assert done.returncode == 128 + signal.SIGTERM, done
