@@ -161,10 +161,10 @@ def test_no_more_than_one_in_twenty_is_called_real_by_chance(n: int, rounded: bo
     rng, count = np.random.default_rng(n), 400
     noise = 3 * math.sqrt(0.05 * 0.95 / count)
     drawn = [unlike(rng, n, 0.5, rounded=rounded) for _ in range(count)]
-    told = [compare(*each, resamples=120, seed=seed).p_value < 0.05 for seed, each in enumerate(drawn)]
+    told = [compare(*each, resamples=300, seed=seed).p_value < 0.05 for seed, each in enumerate(drawn)]
     assert np.mean(told) <= 0.05 + noise
     mixed = [(one, rng.permutation(truth)) for one, _, truth in drawn]
-    told = [kendall_tau(*each, resamples=120, seed=seed).p_value < 0.05 for seed, each in enumerate(mixed)]
+    told = [kendall_tau(*each, resamples=300, seed=seed).p_value < 0.05 for seed, each in enumerate(mixed)]
     assert np.mean(told) <= 0.05 + noise
     assert n < 12 or np.mean(told) >= 0.05 - noise
 
@@ -187,6 +187,6 @@ def test_intervals_of_few_networks_cover_at_least_at_their_rate(n: int, rho: flo
     true = 2 / math.pi * math.asin(rho)
     for seed in range(count):
         truth, noise = rng.normal(size=(2, n))
-        found = kendall_tau(rho * truth + math.sqrt(1 - rho**2) * noise, truth, resamples=120, seed=seed)
+        found = kendall_tau(rho * truth + math.sqrt(1 - rho**2) * noise, truth, resamples=300, seed=seed)
         hits += found.low <= true <= found.high
     assert hits / count >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / count)
