@@ -18,6 +18,34 @@ from tools.run.meters import read_metrics
 
 SCRIPT = "retrain_model.py"
 MLP = [*SMALL, "--network", "mlp", "--width", "0.2"]
+OWN = """
+from torch import nn
+
+from local_learning.build import register_network
+
+
+class Rows(nn.LSTM):
+    def forward(self, images):
+        return super().forward(images.flatten(2).mT)[0].mT.unflatten(2, images.shape[2:])
+
+
+def with_classifier(layer, num_classes):
+    return nn.Sequential(
+        layer, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+    )
+
+
+@register_network("short")
+def short(num_classes, in_chs):
+    conv = nn.Conv2d(in_chs, 8, 3, 2, padding=1, bias=False)
+    return with_classifier(nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU()), num_classes)
+
+
+@register_network("recurrent")
+def recurrent(num_classes, in_chs):
+    return with_classifier(Rows(in_chs, 8, batch_first=True), num_classes)
+"""
+"""Networks of one layer."""
 
 pytestmark = pytest.mark.slow
 
@@ -126,8 +154,8 @@ def test_numbers_that_are_none_stop_the_run(tmp_path: Path, rate: str, says: str
 
 
 def test_a_network_whose_macs_cannot_be_counted_is_trained_all_the_same(tmp_path: Path) -> None:
-    options = [*SMALL, "--network", "timm/sequencer2d_s", "--data.image-size", "32", "--recipe.steps", "1"]
-    options += ["--data.train-size", "40", "--data.test-size", "10", "--recipe.batch-size", "4"]
+    (tmp_path / "own.py").write_text(OWN)
+    options = [*SMALL, "--network", "recurrent", "--plugins", str(tmp_path / "own.py"), "--recipe.steps", "1"]
     done = run(SCRIPT, *options, "--run", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert "MACs unknown" in done.stdout
@@ -164,7 +192,7 @@ def test_timm_weights_start_a_run_under_timms_own_names(tmp_path: Path) -> None:
     model = timm.create_model("resnet10t", num_classes=10)
     torch.save(model.state_dict(), tmp_path / "resnet10t.pth")
     options = [*SMALL, "--network", "timm/resnet10t", "--data.image-size", "32", "--recipe.steps", "1"]
-    options += ["--recipe.lr", "1e-30", "--recipe.min-lr", "0"]
+    options += ["--recipe.lr", "1e-30", "--recipe.min-lr", "0", "--data.train-size", "64"]
     folder = tmp_path / "run"
     done = run(SCRIPT, *options, "--weights", str(tmp_path / "resnet10t.pth"), "--run", str(folder))
     assert done.returncode == 0, done.stderr
@@ -173,17 +201,27 @@ def test_timm_weights_start_a_run_under_timms_own_names(tmp_path: Path) -> None:
         torch.testing.assert_close(found[name], value.detach(), rtol=0, atol=1e-20, msg=name)
 
 
-@pytest.mark.parametrize(("options", "ranks"), [(["--compile"], 1), (["--precision", "bf16"], 2)])
-def test_options_that_change_the_arithmetic_still_learn(
-    tmp_path: Path, options: list[str], ranks: int
-) -> None:
+def test_a_compiled_network_learns_as_it_does_uncompiled(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    options = [*SMALL, "--network", "short", "--plugins", str(tmp_path / "own.py"), "--recipe.steps", "20"]
+    found = []
+    for name, compiled in (("plain", []), ("compiled", ["--compile"])):
+        done = run(SCRIPT, *options, *compiled, "--run", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+        found.append(losses(tmp_path / name))
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+def test_bf16_still_learns_on_two_ranks(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    options = [*SMALL, "--network", "resnet18", "--width", "0.125", *options]
-    options += ["--recipe.steps", "60", "--recipe.lr", "0.02"]
-    done = run(SCRIPT, *options, "--run", str(folder), ranks=ranks)
+    options = [*SMALL, "--network", "resnet18", "--width", "0.125", "--precision", "bf16"]
+    done = run(SCRIPT, *options, "--recipe.steps", "20", "--run", str(folder), ranks=2)
     assert done.returncode == 0, done.stderr
-    losses = [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
-    assert losses[-1] < losses[0]
+    assert losses(folder)[-1] < losses(folder)[0]
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
 
 
 def test_what_reports_compare_trainings_by_are_options_of_a_training() -> None:
