@@ -30,13 +30,16 @@ def test_every_command_of_the_chapters_is_one(path: Path, monkeypatch: pytest.Mo
 def test_the_demo_tells_its_story(tmp_path: Path) -> None:
     text = (HOUSE / "configs/demo/chapters.toml").read_text().replace("{here}", "configs/demo")
     assert text.count("--recipe.steps") == 2
-    text = re.sub(r"--recipe.steps \d+", "--recipe.steps 10 --data.train-size 500", text)
+    text = re.sub(r"--recipe.steps \d+", "--recipe.steps 6 --data.train-size 300", text)
+    images = "--data.test-size 100"
+    scored = "--{0}.validation-images 60 --{0}.calibration-images 64"
     for config, options in {
-        "search": "--generations 1 --population 4",
-        "cuts": "--recipe.steps 6 --recipe.evaluate-every 2 --search.steps 4 --search.snapshots 2 "
-        "--data.train-size 800",
-        "retrain": "--recipe.steps 8 --recipe.evaluate-every 4 --data.train-size 800",
-        "report": "--networks 12 --resamples 200",
+        "supernet": f"{images} {scored.format('records')}",
+        "search": f"--generations 1 --population 4 {scored.format('scoring')}",
+        "cuts": f"{images} --data.train-size 300 --recipe.steps 4 --recipe.evaluate-every 2 "
+        "--search.steps 2 --search.snapshots 2 --search.inner-steps 1 --search.validation-batch 32",
+        "retrain": f"{images} --data.train-size 300 --recipe.steps 4 --recipe.evaluate-every 2",
+        "report": f"--networks 8 --resamples 100 --shift-images 32 {scored.format('scoring')}",
     }.items():
         text = text.replace(f"configs/demo/{config}.toml", f"configs/demo/{config}.toml {options}")
     (tmp_path / "chapters.toml").write_text(text)

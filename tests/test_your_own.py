@@ -16,9 +16,10 @@ from tests.scripts import SCRIPTS, config_of, options
 OWN = "your_own"
 TINY = {
     **dict(zip(SMALL[::2], SMALL[1::2], strict=True)),
+    **{"--data.train-size": "320", "--width": "0.125"},
     **{"--recipe.lr": "0.02", "--recipe.steps": "4", "--recipe.evaluate-every": "2", "--search.steps": "2"},
     **{"--search.inner-steps": "1"},
-    **{"--search.snapshots": "2", "--search.validation-batch": "16", "--networks": "6", "--resamples": "100"},
+    **{"--search.snapshots": "2", "--search.validation-batch": "16", "--networks": "4", "--resamples": "100"},
     **{"--records.probes": "0", "--records.calibration-images": "64", "--records.calibration-batch": "32"},
     **{"--records.shift-images": "8", "--shift-images": "8", "--population": "4", "--generations": "1"},
     **{"--breeding.parents": "2", "--scoring.calibration-images": "64", "--scoring.calibration-batch": "32"},
@@ -62,8 +63,10 @@ def made_small(words: list[str]) -> list[str]:
     }
     if "--space" not in words and words[0] == "make_truth.py":
         del small["--networks"]
+    if "--width" not in words:
+        small.pop("--width", None)
     if words[0] == "make_truth.py":
-        small["--recipe.steps"] = "20"  # so that not all are at chance, which is no truth to rank by
+        small["--recipe.steps"] = "10"  # so that not all are at chance, which is no truth to rank by
     kept = [word for group in groups if group[0] not in small for word in group]
     return [words[0], *kept, *(word for pair in small.items() for word in pair)]
 
