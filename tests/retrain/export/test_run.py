@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -26,6 +25,7 @@ from supernet.presets import preset
 from supernet.space import Architecture
 from supernet.supernet import build_architecture
 from tests.forked import run
+from tests.retrain.conftest import Alone
 from tests.retrain.export.exporting import save, shapes_images, train_a_little
 from tests.retrain.export.test_timm_folder import own
 from tests.script import SMALL
@@ -33,18 +33,10 @@ from tools.cost import count_macs, count_params
 from tools.images.options import DataConfig
 
 SCRIPT = "export_model.py"
-ALONE = """
-import importlib.util, sys
-from pathlib import Path
-sys.path[:] = [each for each in sys.path if not (Path(each) / "retrain").is_dir()]
-sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in str(each).lower()]
-assert importlib.util.find_spec("retrain") is None and importlib.util.find_spec("supernet") is None
-import numpy, torch
-torch.set_num_threads(1)
+WITH_IMAGES = """
+import sys, numpy, torch
 images = torch.from_numpy(numpy.load("images.npy")).contiguous(memory_format=torch.channels_last)
 """
-"""The beginning of a program in a process that cannot see Cleave."""
-
 WITH_TIMM = """
 import timm
 sys.path.insert(0, "timm")
@@ -63,13 +55,10 @@ numpy.save("found.npy", numpy.stack([each.detach().numpy() for each in found]))
 """
 
 
-def alone(program: str, folder: Path, images: Tensor) -> Any:
+def found_by(alone: Alone, program: str, folder: Path, images: Tensor) -> Any:
     """What a program in the exported folder, without Cleave, makes of images."""
     np.save(folder / "images.npy", images.contiguous().numpy())
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ALONE + program], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    alone(WITH_IMAGES + program, folder)
     return torch.from_numpy(np.load(folder / "found.npy"))
 
 
@@ -141,7 +130,7 @@ def assert_moved(net: nn.Module) -> None:
 
 
 @pytest.mark.slow
-def test_all_formats_of_an_architecture(tiny: Path, exported: tuple[Path, str]) -> None:
+def test_all_formats_of_an_architecture(tiny: Path, exported: tuple[Path, str], alone: Alone) -> None:
     space, architecture = preset("tiny", num_classes=10, image_size=16), Architecture((2, 3, 0, 1))
     out, said = exported
     net = build_architecture(space, architecture).eval()
@@ -152,8 +141,8 @@ def test_all_formats_of_an_architecture(tiny: Path, exported: tuple[Path, str]) 
     images = shapes_images(40, 16)
     with torch.no_grad():
         wanted = net(images)
-    assert torch.equal(alone(WITH_TIMM, out, images), wanted)
-    torch.testing.assert_close(alone(WITH_TORCH, out, images)[0], wanted, rtol=1e-6, atol=1e-6)
+    assert torch.equal(found_by(alone, WITH_TIMM, out, images), wanted)
+    torch.testing.assert_close(found_by(alone, WITH_TORCH, out, images)[0], wanted, rtol=1e-6, atol=1e-6)
     for count in (1, 40):
         torch.testing.assert_close(by_onnx(out, images[:count])[0], wanted[:count], rtol=1e-4, atol=1e-5)
     (images_in,) = onnx.load(out / "network.onnx").graph.input
@@ -201,10 +190,9 @@ with torch.no_grad():
 (found,) = session.run(None, {"images": images.numpy()})
 torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-5)
 """
-    house = str(Path.cwd())
-    begin = f"import sys\nsys.path.insert(0, {house!r})\n"
-    line = [sys.executable, "-W", "ignore", "-c", begin + "\n".join(programs) + check]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    begin = f"import os\nos.chdir({str(tmp_path)!r})\n"
+    (tmp_path / "programs.py").write_text(begin + "\n".join(programs) + check)
+    done = run(str(tmp_path / "programs.py"))
     assert done.returncode == 0, done.stderr
 
 
@@ -225,7 +213,7 @@ def test_an_exported_state_can_be_exported(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_heads_are_dropped(blocks: Path, tmp_path: Path) -> None:
+def test_heads_are_dropped(blocks: Path, tmp_path: Path, alone: Alone) -> None:
     out = tmp_path / "exported"
     export("--run-of", str(blocks), "--formats", "state", "torch_export", "--out", str(out))
     net = own_net(blocks, "best.safetensors")
@@ -235,13 +223,15 @@ def test_heads_are_dropped(blocks: Path, tmp_path: Path) -> None:
     images = shapes_images(40, 16)
     with torch.no_grad():
         assert torch.equal(chain(images), net(images))
-        torch.testing.assert_close(alone(WITH_TORCH, out, images)[0], net(images), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            found_by(alone, WITH_TORCH, out, images)[0], net(images), rtol=1e-6, atol=1e-6
+        )
     note = json.loads((out / "export.json").read_text())
     assert (note["outputs"], note["macs"]) == (["logits"], count_macs(chain, (3, 16, 16)))
 
 
 @pytest.mark.slow
-def test_heads_are_kept_as_exits(blocks: Path, tmp_path: Path) -> None:
+def test_heads_are_kept_as_exits(blocks: Path, tmp_path: Path, alone: Alone) -> None:
     out = tmp_path / "exported"
     export(
         *("--run-of", str(blocks), "--which", "last", "--exits", "--out", str(out)),
@@ -257,14 +247,14 @@ def test_heads_are_kept_as_exits(blocks: Path, tmp_path: Path) -> None:
     assert note["params"] == count_params(net)
     graph = onnx.load(out / "network.onnx").graph
     assert [each.name for each in graph.output] == note["outputs"]
-    for found in (alone(WITH_TORCH, out, images), by_onnx(out, images)):
+    for found in (found_by(alone, WITH_TORCH, out, images), by_onnx(out, images)):
         for theirs, ours in zip(found, wanted, strict=True):
             torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
     net.with_names().load_state_dict(safetensors.torch.load_file(out / "state.safetensors"), strict=True)
 
 
 @pytest.mark.slow
-def test_neuron_groups(tmp_path: Path) -> None:
+def test_neuron_groups(tmp_path: Path, alone: Alone) -> None:
     options = ["--network", "vgg6a", "--width", "0.125", "--decoupling", "uniform:5:linear", "--groups", "2"]
     folder = train(tmp_path / "run", *options)
     out = tmp_path / "exported"
@@ -278,7 +268,7 @@ def test_neuron_groups(tmp_path: Path) -> None:
     images = shapes_images(40, 16)
     with torch.no_grad():
         wanted = [logits for of_block in net.eval().all_logits(images) for logits in of_block]
-    for found in (alone(WITH_TORCH, out, images), by_onnx(out, images)):
+    for found in (found_by(alone, WITH_TORCH, out, images), by_onnx(out, images)):
         for theirs, ours in zip(found, wanted, strict=True):
             torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
     trunk = tmp_path / "trunk"

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from supernet.network.documents import save_architecture
 from supernet.presets import preset
 from supernet.space import Architecture
 from tests.forked import run
-from tests.retrain.export.test_run import ALONE
+from tests.retrain.conftest import Alone
 from tools.images.datasets import load_data
 from tools.images.images import ArrayImages
 from tools.images.options import DataConfig
@@ -126,24 +124,17 @@ def program() -> str:
     return str(found)
 
 
-def by_program(text: str, folder: Path) -> float:
-    """What a program prints in a folder, in a process that cannot see Cleave."""
-    np.save(folder / "images.npy", np.zeros((1, 3, 32, 32), np.float32))
-    line = [sys.executable, "-W", "ignore", "-c", ALONE + text]
-    done = subprocess.run(line, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout)
-
-
 @pytest.mark.slow
-def test_the_program_of_the_documentation_gives_the_accuracy_that_was_tested(place: Path) -> None:
-    assert by_program(program(), place) == found_in_test(place)
+def test_the_program_of_the_documentation_gives_the_accuracy_that_was_tested(
+    place: Path, alone: Alone
+) -> None:
+    assert float(alone(program(), place)) == found_in_test(place)
     squashed = re.sub(r"(?m)^    scaled = .*$", '    scaled = [fed["crop"]] * 2', program())
-    assert by_program(squashed, place) != found_in_test(place)
+    assert float(alone(squashed, place)) != found_in_test(place)
 
 
 @pytest.mark.slow
-def test_the_program_gives_it_for_images_that_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_the_program_gives_it_for_images_that_are_taken_as_they_are(tmp_path: Path, alone: Alone) -> None:
     sizes = ["--data.train-size", "300", "--data.test-size", "60"]
     done = run(
         "retrain_model.py",
@@ -165,7 +156,7 @@ def test_the_program_gives_it_for_images_that_are_taken_as_they_are(tmp_path: Pa
         folder = tmp_path / "photos/test" / data.class_names[label]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
-    assert by_program(program(), tmp_path) == found_in_test(tmp_path)
+    assert float(alone(program(), tmp_path)) == found_in_test(tmp_path)
     images = ["--images", str(tmp_path / "photos")]
     lines = predicted(tmp_path / "run.jsonl", "--run-of", str(tmp_path / "run"), *images)
     assert accuracy(lines) == found_in_test(tmp_path)
