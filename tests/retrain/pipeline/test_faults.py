@@ -47,8 +47,8 @@ def begun(folder: Path, *options: str) -> Iterator[Script]:
         yield process
 
 
-def assert_goes_on(folder: Path, whole: Path, *options: str) -> None:
-    done = run(SCRIPT, *OPTIONS, *options, "--run", str(folder), ranks=RANKS)
+def assert_goes_on(folder: Path, whole: Path, ranks: int = 1) -> None:
+    done = run(SCRIPT, *OPTIONS, "--run", str(folder), ranks=ranks)
     assert done.returncode == 0, done.stderr
     assert_same(folder, whole)
 
@@ -81,30 +81,28 @@ def test_a_process_that_is_killed_under_a_launcher_is_named(whole: Path, tmp_pat
     assert_goes_on(folder, whole)
 
 
-def test_a_hung_process_is_named_and_ended(whole: Path, tmp_path: Path) -> None:
-    victim, folder = chance().randrange(RANKS), tmp_path / "run"
-    with begun(folder, "--pipeline.patience", "5") as process:
+def test_a_hung_process_is_named_and_a_stall_within_the_patience_is_survived(
+    whole: Path, tmp_path: Path
+) -> None:
+    victim, hung, stalled = chance().randrange(RANKS), tmp_path / "hung", tmp_path / "stalled"
+    with begun(hung, "--pipeline.patience", "5") as process:
         process.strike(victim, signal.SIGSTOP)
+        with begun(stalled, "--pipeline.patience", "5") as other:  # while those of the first run wait
+            other.strike(victim, signal.SIGSTOP)
+            time.sleep(3)
+            assert other.poll() is None
+            assert not (stalled / "results.json").exists()
+            other.strike(victim, signal.SIGCONT)
+            survived = other.finish()
         done = process.finish(timeout=60)  # all end, the hung one too
     assert done.returncode != 0
     (line,) = told(done)
     assert f"rank {victim} (block {victim + 1} of 3" in line
     assert "has given no sign of life for 5 s" in line
-    assert_goes_on(folder, whole)
-
-
-def test_a_stall_within_the_patience_is_survived(whole: Path, tmp_path: Path) -> None:
-    victim, folder = chance().randrange(RANKS), tmp_path / "run"
-    with begun(folder, "--pipeline.patience", "5") as process:
-        process.strike(victim, signal.SIGSTOP)
-        time.sleep(3)
-        assert process.poll() is None
-        assert not (folder / "results.json").exists()
-        process.strike(victim, signal.SIGCONT)
-        done = process.finish()
-    assert done.returncode == 0, done.stderr
-    assert not told(done)
-    assert_same(folder, whole)
+    assert_goes_on(hung, whole)
+    assert survived.returncode == 0, survived.stderr
+    assert not told(survived)
+    assert_same(stalled, whole)
 
 
 def test_a_disk_that_is_full_for_one_process(whole: Path, tmp_path: Path) -> None:
@@ -130,7 +128,7 @@ def test_a_signal_stops_all_at_one_step(whole: Path, tmp_path: Path) -> None:
     assert done.returncode != 0
     (line,) = told(done)
     assert re.search(r"stopped by SIGINT after step \d+; the last checkpoint is step \d+", line)
-    assert_goes_on(folder, whole)
+    assert_goes_on(folder, whole, ranks=RANKS)
 
 
 def test_a_loss_that_is_no_number_ends_all(tmp_path: Path) -> None:

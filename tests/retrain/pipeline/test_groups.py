@@ -1,8 +1,10 @@
 """Neuron groups on processes of their own train to the weights of one process that has them all."""
 
 import json
-import shutil
 import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from tools.run.meters import read_metrics
 SCRIPT = "retrain_model.py"
 SHORT = [
     *(*SMALL, "--data.train-size", "160", "--recipe.lr", "0.02", "--precision", "fp64"),
-    *("--recipe.steps", "7", "--recipe.evaluate-every", "4", "--recipe.checkpoint-every", "3"),
+    *("--recipe.steps", "4", "--recipe.evaluate-every", "3", "--recipe.checkpoint-every", "100"),
 ]
 BLOCKS = ["--parallel", "blocks"]
 RESNET = ["--network", "resnet18", "--width", "0.125", "--decoupling", "uniform:2:conv1c2f"]
@@ -62,12 +64,16 @@ def decoupling_file(folder: Path, **content: object) -> str:
 VGG = ["--network", "vgg6a", "--width", "0.125", "--dropout", "0", "--decoupling", "FILE"]
 UNEVEN = {"cuts": [1, 2, 3, 4, 5], "heads": ["linear"] * 5, "groups": [1, 1, 3, 1, 1, 1], "uneven": True}
 MIXED = {"cuts": [2, 4], "heads": ["linear", "predsim"], "groups": [2, 1, 1]}
-PARTS = ["--recipe.clip-norm", "0.1", "--recipe.accumulate", "2"]
+SGD = ["--recipe.ema", "0.9", "--block-rates", "1", "0.5", "2", "--recipe.accumulate", "2"]
+RMSPROP = ["--recipe.optimizer", "rmsprop", "--recipe.clip-norm", "0.1"]
 CASES = {
-    "sgd, an average, and rates": (4, GROUPS, ["--recipe.ema", "0.9", "--block-rates", "1", "0.5", "2"]),
+    "sgd, an average, rates, a batch in parts": (4, GROUPS, SGD),
     "adamw, heads apart": (4, GROUPS, [*ADAMW, "--local.no-shared-heads"]),
-    "without diversity, heads apart": (4, GROUPS, ["--local.diversity", "0", "--local.no-shared-heads"]),
-    "rmsprop, clipped, a batch in parts": (4, GROUPS, ["--recipe.optimizer", "rmsprop", *PARTS]),
+    "rmsprop, clipped, without diversity, heads apart": (
+        4,
+        GROUPS,
+        [*RMSPROP, "--local.diversity", "0", "--local.no-shared-heads"],
+    ),
     "one block": (2, [*GROUPS, "--decoupling", "uniform:1:infopro"], []),
     "who sees the images": (4, [*GROUPS, "--decoupling", "uniform:2:infopro"], []),
     "uneven groups": (7, VGG, UNEVEN),
@@ -75,12 +81,18 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Trains in one process; equal options are run once."""
+    return cache(lambda *options: train(tmp_path_factory.mktemp("alone") / "run", *options))
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_groups_apart_are_groups_together(case: str, tmp_path: Path) -> None:
+def test_groups_apart_are_groups_together(case: str, alone: Callable[..., Path], tmp_path: Path) -> None:
     ranks, network, options = CASES[case]
     if isinstance(options, dict):
         network, options = [*network[:-1], decoupling_file(tmp_path, **options)], []
-    one = train(tmp_path / "one", *network, *options)
+    one = alone(*network, *options)
     several = train(tmp_path / "several", *network, *options, ranks=ranks)
     stages = load_placement(several / "placement.json").stages
     assert max(stage.groups for stage in stages) > 1
@@ -88,40 +100,44 @@ def test_groups_apart_are_groups_together(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "others"),
-    [(["--recipe.ema", "0.9"], (3, 1)), (ADAMW, (4, 1))],
+    ("options", "second"),
+    [(SGD, 3), ([*ADAMW, "--local.no-shared-heads"], 1)],
     ids=["sgd and an average", "adamw"],
 )
 def test_killed_and_continued_on_any_number_of_processes(
-    options: list[str], others: tuple[int, ...], tmp_path: Path
+    options: list[str], second: int, alone: Callable[..., Path], tmp_path: Path
 ) -> None:
-    words = [*GROUPS, *options]
-    whole, killed = train(tmp_path / "whole", *words), tmp_path / "killed"
-    run_up_to("step-00000006.json", SCRIPT, *SHORT, *words, *BLOCKS, "--run", str(killed), ranks=4)
-    parts = {path.name for path in (killed / "checkpoints").glob("step-00000003.part*")}
-    assert parts == {"step-00000003.part-0.pt", "step-00000003.part-2.pt"}
-    for ranks in others:
-        folder = shutil.copytree(killed, tmp_path / f"on-{ranks}")
-        assert_same(whole, train(folder, *words, ranks=ranks))
+    words, folder = [*GROUPS, *options], tmp_path / "run"
+    often = [*words, "--recipe.checkpoint-every", "1"]
+    run_up_to("step-00000002.json", SCRIPT, *SHORT, *often, *BLOCKS, "--run", str(folder), ranks=4)
+    parts = {path.name for path in (folder / "checkpoints").glob("step-00000001.part*")}
+    assert parts == {"step-00000001.part-0.pt", "step-00000001.part-2.pt"}
+    blocks = BLOCKS if second > 1 else []
+    run_up_to("step-00000003.json", SCRIPT, *SHORT, *often, *blocks, "--run", str(folder), ranks=second)
+    assert_same(alone(*words), train(folder, *often, ranks=4))
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_groups_go_on_from_what_began_together(ranks: int, tmp_path: Path) -> None:
-    words = [*GROUPS, "--recipe.ema", "0.9"]
-    whole, folder = train(tmp_path / "whole", *words), tmp_path / "cut"
-    blocks = BLOCKS if ranks > 1 else []
-    run_up_to("step-00000006.json", SCRIPT, *SHORT, *words, *blocks, "--run", str(folder), ranks=ranks)
-    assert_same(whole, train(folder, *words, ranks=4))
-
-
-def test_a_checkpoint_of_groups_is_one_of_a_single_process(tmp_path: Path) -> None:
+def test_a_checkpoint_of_groups_is_one_of_a_single_process_and_who_does_what_is_said(
+    alone: Callable[..., Path], tmp_path: Path
+) -> None:
     words = [*GROUPS, *ADAMW, "--recipe.ema", "0.9"]
+    done = run(SCRIPT, *SHORT, *words, *BLOCKS, "--run", str(tmp_path / "run"), ranks=4)
+    assert done.returncode == 0, done.stderr
     states = []
-    for ranks in (1, 4):
-        found = load_checkpoint(train(tmp_path / f"{ranks}", *words, ranks=ranks) / "checkpoints")
+    for folder in (alone(*words), tmp_path / "run"):
+        found = load_checkpoint(folder / "checkpoints")
         assert found is not None
         states.append(found[1]["job"])
     assert_alike(*states)
+    assert (
+        "group 1 of block 1 on process 0; group 2 of block 1 on process 1; "
+        "group 1 of block 2 and block 3 on process 2; group 2 of block 2 on process 3\n"
+    ) in done.stdout
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    line = next(line for line in lines if line["step"] == 4)
+    assert line["sent_mib/2"] == line["sent_mib/3"] == 0
+    # The labels are sent once.
+    assert 0 < line["sent_mib/1"] < line["sent_mib/0"] < 1.01 * line["sent_mib/1"]
 
 
 def assert_alike(one: Any, other: Any) -> None:
@@ -137,45 +153,42 @@ def assert_alike(one: Any, other: Any) -> None:
         assert one == other
 
 
-def test_who_does_what_is_said(tmp_path: Path) -> None:
-    options = [*SHORT, *GROUPS, *BLOCKS, "--run", str(tmp_path / "run")]
-    done = run(SCRIPT, *options, ranks=4)
-    assert (
-        "group 1 of block 1 on process 0; group 2 of block 1 on process 1; "
-        "group 1 of block 2 and block 3 on process 2; group 2 of block 2 on process 3\n"
-    ) in done.stdout
-    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    line = next(line for line in lines if line["step"] == 7)
-    assert line["sent_mib/2"] == line["sent_mib/3"] == 0
-    # The labels are sent once.
-    assert 0 < line["sent_mib/1"] < line["sent_mib/0"] < 1.01 * line["sent_mib/1"]
-
-
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        (["--local.diversity-gradient", "released"], "--local.diversity-gradient"),
-        (["--network", "timm/mobilenetv2_050", "--data.image-size", "32"], "in one neuron group alone"),
-    ],
-)
-def test_what_cannot_be_apart_is_refused(options: list[str], complaint: str, tmp_path: Path) -> None:
-    network = [*GROUPS, *options] if "--network" not in options else [*options, *GROUPS[4:]]
-    done = run(SCRIPT, *SHORT, *network, *BLOCKS, "--run", str(tmp_path / "run"), ranks=4)
+def test_what_cannot_be_apart_is_refused(tmp_path: Path) -> None:
+    options = [*GROUPS, "--local.diversity-gradient", "released", *BLOCKS]
+    done = run(SCRIPT, *SHORT, *options, "--run", str(tmp_path / "run"), ranks=4)
     assert done.returncode == 2
-    assert complaint in done.stderr
+    assert "--local.diversity-gradient" in done.stderr
     assert "3 processes" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_group_that_is_gone_is_named(kind: signal.Signals, tmp_path: Path) -> None:
-    victim, folder = chance().randrange(4), tmp_path / "run"
-    options = [*SHORT, *GROUPS, *BLOCKS, "--recipe.steps", "6000", "--pipeline.patience", "6"]
-    with Script(SCRIPT, *options, "--run", str(folder), ranks=4) as process:
-        wait_until(lambda: bool(list(folder.glob("checkpoints/*.json"))), process)
-        process.strike(victim, kind)
-        done = process.finish(timeout=60)  # all end, one that hangs too
-    assert done.returncode != 0
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith(f"{SCRIPT}: ")]
-    own = ("group 1 of block 1", "group 2 of block 1", "group 1 of block 2 and block 3", "group 2 of block 2")
-    assert f"rank {victim} ({own[victim]} of 3" in line
+def test_a_group_that_is_gone_is_named(tmp_path: Path) -> None:
+    victim, patience = chance().randrange(4), ["--pipeline.patience", "5"]
+    options = [
+        *SHORT,
+        *GROUPS,
+        *BLOCKS,
+        "--recipe.steps",
+        "6000",
+        "--recipe.checkpoint-every",
+        "3",
+        *patience,
+    ]
+    with ExitStack() as stack:
+        begun = []
+        # While the others wait for the one that hangs, one of another run is killed.
+        for kind in (signal.SIGSTOP, signal.SIGKILL):
+            folder = tmp_path / kind.name
+            process = stack.enter_context(Script(SCRIPT, *options, "--run", str(folder), ranks=4))
+            wait_until(lambda folder=folder: any(folder.glob("checkpoints/*.json")), process)  # type: ignore[misc]
+            process.strike(victim, kind)
+            begun.append(process)
+        ended = [process.finish(timeout=60) for process in begun]  # all end, one that hangs too
+    for done in ended:
+        assert done.returncode != 0
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith(f"{SCRIPT}: ")]
+        own = (
+            *("group 1 of block 1", "group 2 of block 1"),
+            *("group 1 of block 2 and block 3", "group 2 of block 2"),
+        )
+        assert f"rank {victim} ({own[victim]} of 3" in line

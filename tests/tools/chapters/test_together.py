@@ -36,6 +36,18 @@ def children() -> list[psutil.Process]:
     return [each for each in found if "time.sleep(0.05)" in each.cmdline()[-1]]
 
 
+def kill_when(met: Callable[[], object], signum: int) -> None:
+    """Send this process a signal as soon as a condition is met."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 60
+        while not met() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signum)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def test_lines_are_handed_on_with_names_and_variables(capsys: pytest.CaptureFixture[str]) -> None:
     program = "import os; print('one'); print(os.environ['MINE'])"
     run(python(program, "a: ", MINE="x"), python(program, "b: ", MINE="y"))
@@ -73,7 +85,7 @@ def test_a_pipe_that_another_holds_open_is_not_waited_for(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_reaches_all_and_is_told(signum: int) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, as it should be
-    threading.Timer(1.0, os.kill, (os.getpid(), signum)).start()
+    kill_when(lambda: len(children()) == 2, signum)
     with pytest.raises(Interrupted) as caught:
         run(python(FOREVER), python(FOREVER))
     assert signal.signal(signal.SIGHUP, before) == signal.SIG_DFL

@@ -14,10 +14,10 @@ from tools.options.recipes import Recipe
 from tools.run.lengthen import check_longer
 
 SHORT = [*SMALL, "--data.train-size", "160", "--recipe.checkpoint-every", "100"]
-STEP = ["--recipe.schedule", "step", "--recipe.evaluate-every", "6"]
+STEP = ["--recipe.schedule", "step", "--recipe.evaluate-every", "2"]
 RECORDS = ["--records.probes", "0", "--records.shift-images", "0", "--records.latency-batch", "0"]
-BEGUN = ["--recipe.steps", "12", "--recipe.milestones", ".5", "--recipe.factors", ".1"]
-WHOLE = ["--recipe.steps", "24", "--recipe.milestones", ".25", ".75", "--recipe.factors", ".1", ".01"]
+BEGUN = ["--recipe.steps", "4", "--recipe.milestones", ".5", "--recipe.factors", ".1"]
+WHOLE = ["--recipe.steps", "8", "--recipe.milestones", ".25", ".75", "--recipe.factors", ".1", ".01"]
 
 
 def step(*milestones: float, factors: tuple[float, ...] = (0.1, 0.01), warmup: float = 0.0) -> Recipe:
@@ -84,7 +84,7 @@ def test_a_lengthened_run_is_the_longer_one(script: str, network: list[str], tmp
     folder = tmp_path / "parts"
     shutil.copytree(folder, tmp_path / "bare")
     refused = run(script, *base, str(folder), *WHOLE)
-    assert (refused.returncode, "--recipe.steps (was 12, is 24)" in refused.stderr) == (2, True)
+    assert (refused.returncode, "--recipe.steps (was 4, is 8)" in refused.stderr) == (2, True)
     for _ in range(2):  # the second time there is nothing left to do
         done = run(script, *base, str(folder), *WHOLE, "--extend")
         assert done.returncode == 0, done.stderr
@@ -92,9 +92,9 @@ def test_a_lengthened_run_is_the_longer_one(script: str, network: list[str], tmp
     for name in ("weights.safetensors", "best.safetensors"):
         longer, whole = weights(folder, name), weights(tmp_path / "whole", name)
         assert all(torch.equal(longer[key], whole[key]) for key in whole)
-    assert json.loads((folder / "results-12.json").read_text())["steps"] == 12
-    assert json.loads((folder / "results.json").read_text())["steps"] == 24
+    assert json.loads((folder / "results-4.json").read_text())["steps"] == 4
+    assert json.loads((folder / "results.json").read_text())["steps"] == 8
     shutil.rmtree(tmp_path / "bare" / "checkpoints")
     done = run(script, *base, str(tmp_path / "bare"), *WHOLE, "--extend")
-    assert "--extend: the checkpoint of step 12 is not in" in done.stderr
+    assert "--extend: the checkpoint of step 4 is not in" in done.stderr
     assert (tmp_path / "bare" / "results.json").exists()
