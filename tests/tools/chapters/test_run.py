@@ -92,14 +92,14 @@ def test_interrupted_it_goes_on_where_it_was(tmp_path: Path) -> None:
     reached = 0
     for signum in (signal.SIGINT, signal.SIGTERM):
         with Script(*words(tmp_path, file)) as process:
-            wait_until(lambda: "/600" in process.said, process)  # noqa: B023
+            wait_until(lambda: "/600" in process.said, process)
             process.strike(0, signum)
             stopped = process.finish(120)
         assert stopped.returncode == 128 + signum
         assert "the same command continues" in stopped.stderr
         saved = (tmp_path / "run/long/checkpoints").glob("step-*.json")
         before, reached = reached, max(int(path.stem.split("-")[1]) for path in saved)
-        assert before + 10 <= reached < 600
+        assert before < reached < 600
     done = demo(tmp_path, file)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[1/2] Short: done before" in done.stdout

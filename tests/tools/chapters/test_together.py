@@ -1,5 +1,6 @@
 """Processes at the same time: their words, their failures, and that nobody is left behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -18,11 +20,16 @@ from tools.failures import Interrupted, RunFailed
 from tools.run.signals import waiting_signals
 
 FOREVER = "import time\nwhile True: time.sleep(0.05)"
-DEAF = f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\n{FOREVER}"
 
 
 def python(program: str, name: str = "", **variables: str) -> Command:
     return Command([sys.executable, "-c", program], "script.py", name, variables)
+
+
+def deaf(signum: str, ready: Path) -> Command:
+    """A process that makes a file once it ignores a signal."""
+    ignore = f"import signal\nsignal.signal(signal.{signum}, signal.SIG_IGN)"
+    return python(f"{ignore}\nopen({str(ready)!r}, 'w').close()\n{FOREVER}")
 
 
 def run(*commands: Command) -> None:
@@ -32,8 +39,12 @@ def run(*commands: Command) -> None:
 
 def children() -> list[psutil.Process]:
     """Those that this test began; a test's process may have others."""
-    found: list[psutil.Process] = psutil.Process().children(recursive=True)
-    return [each for each in found if "time.sleep(0.05)" in each.cmdline()[-1]]
+    found = []
+    for each in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error, IndexError):  # one that has ended has no command line
+            if "time.sleep(0.05)" in each.cmdline()[-1]:
+                found.append(each)
+    return found
 
 
 def kill_when(met: Callable[[], object], signum: int) -> None:
@@ -62,11 +73,12 @@ def test_a_failure_names_what_the_script_said_and_ends_the_others() -> None:
     assert not children()
 
 
-def test_one_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(together, "PATIENCE_S", 0.5)
-    failing = "import time; time.sleep(1); raise SystemExit(3)"
+    ready = tmp_path / "ready"
+    failing = f"import os\nwhile not os.path.exists({str(ready)!r}): pass\nraise SystemExit(3)"
     with pytest.raises(RunFailed, match="ended with"):
-        run(python(DEAF), python(failing))
+        run(deaf("SIGTERM", ready), python(failing))
     assert not children()
 
 
@@ -93,12 +105,17 @@ def test_a_signal_reaches_all_and_is_told(signum: int) -> None:
     assert not children()
 
 
-def test_asked_twice_nobody_is_left_behind() -> None:
-    for seconds in (1.0, 1.5):
-        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
-    deaf = DEAF.replace("SIGTERM", "SIGINT")
+def test_asked_twice_nobody_is_left_behind(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+
+    def asked_again() -> bool:
+        time.sleep(0.5)  # two signals at once would be one
+        return True
+
+    kill_when(ready.exists, signal.SIGINT)
+    kill_when(lambda: ready.exists() and asked_again(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        run(python(deaf))
+        run(deaf("SIGINT", ready))
     assert not children()
 
 

@@ -63,8 +63,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, i
         }
         for name, signum in struck.items():
             for rank in range(RANKS):
-                begun[name, rank].wait_for_step(60)  # some pulses later
+                begun[name, rank].wait_for_step(30)  # some pulses later
                 begun[name, rank].strike(rank, signum)
+        yield begun
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[Path, Script]]]:
+    """Two runs under a launcher, in which rank 0 is killed, or rank 1 stopped."""
+    with ExitStack() as stack:
+        begun: list[tuple[Path, Script]] = []
+        for signum in (signal.SIGKILL, signal.SIGSTOP):
+            folder = tmp_path_factory.mktemp(signum.name)
+            line = script.command(PROGRAM, "--folder", str(folder), ranks=2)
+            begun.append((folder, stack.enter_context(script.start(line))))
+        for rank, ((folder, process), signum) in enumerate(
+            zip(begun, (signal.SIGKILL, signal.SIGSTOP), strict=True)
+        ):
+            script.wait_until(lambda folder=folder: step_of(folder, 1) >= 30, process)  # type: ignore[misc]
+            os.kill(int((folder / f"pid-{rank}").read_text()), signum)
         yield begun
 
 
@@ -80,6 +97,40 @@ def assert_named(line: str, rank: int, cause: str, ranks: int = RANKS) -> None:
     assert cause in told
     assert "last in step " in told
     assert told.endswith("; the last checkpoint is step 10. The same command continues from there.")
+
+
+@pytest.mark.usefixtures("runs", "launched")
+def test_stalls_and_runs_that_stop_as_a_whole_go_on(tmp_path: Path) -> None:
+    """The other tests' runs need not be here, but come to their ends meanwhile."""
+    with ExitStack() as stack:
+        stalling = [
+            stack.enter_context(Ranks(tmp_path / str(rank), "--steps", "16")) for rank in range(RANKS)
+        ]
+        for rank, run in enumerate(stalling):
+            run.wait_for_step(4)
+            run.strike(rank, signal.SIGSTOP)
+        whole = stack.enter_context(Ranks(tmp_path / "whole", "--patience", "3"))
+        whole.wait_for_step(4)
+        for rank in range(RANKS):
+            whole.strike(rank, signal.SIGSTOP)
+        time.sleep(3)
+        for rank, run in enumerate(stalling):
+            assert step_of(run.folder, rank) < 15
+            run.strike(rank, signal.SIGCONT)
+        for run in stalling:
+            codes = run.ends()
+            assert run.lines() == []
+            assert codes == [0, 0, 0]
+            assert [step_of(run.folder, rank) for rank in range(RANKS)] == [15, 15, 15]
+        time.sleep(2)  # longer than its patience by now
+        for rank in range(RANKS):
+            whole.strike(rank, signal.SIGCONT)
+        time.sleep(3)
+        whole.wait_for_step(step_of(whole.folder, 0) + 4)
+        whole.strike(1, signal.SIGKILL)
+        assert whole.ends() == [1, -signal.SIGKILL, 1]
+        (line,) = whole.lines()  # before, nothing was said
+        assert_named(line, 1, "was killed or crashed")
 
 
 @pytest.mark.parametrize(
@@ -114,54 +165,12 @@ def test_errors_of_its_own_are_told_once_and_nobody_is_blamed(runs: dict[tuple[s
     assert codes == [1, 1, 1]
 
 
-def test_stalls_and_orderly_ends_are_no_failures(tmp_path: Path) -> None:
-    with ExitStack() as stack:
-        runs = [stack.enter_context(Ranks(tmp_path / str(rank), "--steps", "16")) for rank in range(RANKS)]
-        for rank, run in enumerate(runs):
-            run.wait_for_step(4)
-            run.strike(rank, signal.SIGSTOP)
-        time.sleep(3)
-        for rank, run in enumerate(runs):
-            assert step_of(run.folder, rank) < 15
-            run.strike(rank, signal.SIGCONT)
-        for run in runs:
-            codes = run.ends()
-            assert run.lines() == []
-            assert codes == [0, 0, 0]
-            assert [step_of(run.folder, rank) for rank in range(RANKS)] == [15, 15, 15]
-
-
-def test_a_run_that_stops_as_a_whole_goes_on(tmp_path: Path) -> None:
-    with Ranks(tmp_path / "run", "--patience", "3") as run:
-        run.wait_for_step(4)
-        for signum, seconds in ((signal.SIGSTOP, 6), (signal.SIGCONT, 3)):
-            for rank in range(RANKS):
-                run.strike(rank, signum)
-            time.sleep(seconds)
-        before = step_of(run.folder, 0)
-        run.wait_for_step(before + 4)
-        run.strike(1, signal.SIGKILL)
-        assert run.ends() == [1, -signal.SIGKILL, 1]
-        (line,) = run.lines()  # before, nothing was said
-        assert_named(line, 1, "was killed or crashed")
-
-
-def test_a_launcher_that_ends_the_others_does_not_hide_who_died(tmp_path: Path) -> None:
-    started: list[tuple[Path, Script]] = []
-    for name in ("killed", "stopped"):
-        folder = tmp_path / name
-        folder.mkdir()
-        line = script.command(PROGRAM, "--folder", str(folder), ranks=2)
-        started.append((folder, script.start(line)))
+def test_a_launcher_that_ends_the_others_does_not_hide_who_died(launched: list[tuple[Path, Script]]) -> None:
     causes = ("was killed or crashed", "no sign of life for 6 s")
-    for rank, ((folder, process), signum) in enumerate(
-        zip(started, (signal.SIGKILL, signal.SIGSTOP), strict=True)
-    ):
-        script.wait_until(lambda folder=folder: step_of(folder, 1) >= 60, process)  # type: ignore[misc]
-        os.kill(int((folder / f"pid-{rank}").read_text()), signum)
-    ended = [script.finish(process, timeout=60) for _, process in started]  # all, before one fails the test
+    ended = [script.finish(process, timeout=60) for _, process in launched]  # all, before one fails the test
     for rank, (done, cause) in enumerate(zip(ended, causes, strict=True)):
         assert done.returncode == 1
         (said,) = [line for line in done.stderr.splitlines() if line.startswith("watchdog_ranks.py: ")]
         assert_named(said, rank, cause, ranks=2)
-    assert not any(psutil.pid_exists(int(path.read_text())) for path in tmp_path.glob("*/pid-*"))
+    paths = [path for folder, _ in launched for path in folder.glob("pid-*")]
+    assert not any(psutil.pid_exists(int(path.read_text())) for path in paths)
