@@ -63,7 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, i
         }
         for name, signum in struck.items():
             for rank in range(RANKS):
-                begun[name, rank].wait_for_step(30)  # some pulses later
+                begun[name, rank].wait_for_step(60)  # some pulses later
                 begun[name, rank].strike(rank, signum)
         yield begun
 
@@ -80,7 +80,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[Pa
         for rank, ((folder, process), signum) in enumerate(
             zip(begun, (signal.SIGKILL, signal.SIGSTOP), strict=True)
         ):
-            script.wait_until(lambda folder=folder: step_of(folder, 1) >= 30, process)  # type: ignore[misc]
+            script.wait_until(lambda folder=folder: step_of(folder, 1) >= 60, process)  # type: ignore[misc]
             os.kill(int((folder / f"pid-{rank}").read_text()), signum)
         yield begun
 
@@ -122,7 +122,7 @@ def test_stalls_and_runs_that_stop_as_a_whole_go_on(tmp_path: Path) -> None:
             assert run.lines() == []
             assert codes == [0, 0, 0]
             assert [step_of(run.folder, rank) for rank in range(RANKS)] == [15, 15, 15]
-        time.sleep(2)  # longer than its patience by now
+        time.sleep(1)  # longer than its patience by now
         for rank in range(RANKS):
             whole.strike(rank, signal.SIGCONT)
         time.sleep(3)
