@@ -133,7 +133,8 @@ FINE = {rule: [*words, "--precision", "fp64"] for rule, words in RULES.items()}
 FINE["gluing with a cache"] += ["--gluing.penalty", "0.01"]  # rounding does not grow while gaps are small
 
 
-@pytest.mark.parametrize("rule", FINE)
+# Greedy blocks share rows below, and what gluing adds to replay it adds with a cache as well.
+@pytest.mark.parametrize("rule", ["replay", "gluing with a cache"])
 def test_blocks_and_rows_on_four_processes(rule: str, alone: Callable[..., Path], tmp_path: Path) -> None:
     words = [*RESNET, "--decoupling", "uniform:2:aux2", *FINE[rule]]
     assert_same(alone(*words), train(tmp_path / "several", *words, ranks=4), tolerance=1e-9)
