@@ -1,11 +1,11 @@
 """A model is traced into a graph, module by module, with its shapes known.
 
 Plain torch.fx stops at Python that looks at a shape, and bakes in whatever depends on the mode. Here every
-step of the trace also runs on tensors that have a shape and no numbers. Spatial sizes are plain numbers, because a graph holds for one
-image size; only the batch stays symbolic. Modules are calls in the graph unless they have to be looked
-into. So nearly everything that a mode changes stays inside modules and follows train() and eval(). Flags
-that are read outside of them (functional dropout in a model's own forward) become reads of
-`self.training`.
+step of the trace also runs on tensors that have a shape and no numbers. Spatial sizes are plain numbers,
+because a graph holds for one image size; only the batch stays symbolic. Modules are calls in the graph
+unless they have to be looked into. So nearly everything that a mode changes stays inside modules and follows
+train() and eval(). Flags that are read outside of them (functional dropout in a model's own forward) become
+reads of `self.training`.
 """
 
 import copy
