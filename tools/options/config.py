@@ -17,7 +17,7 @@ import re
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -55,17 +55,13 @@ def parse(cls: type[_Config], arguments: Sequence[str], *, prog: str, descriptio
     if asked := {"-h", HELP, HELP_ALL}.intersection(flags):
         print_help(default, prog=prog, description=description, spell=flag, whole=HELP_ALL in asked)
     default = widened(default, _names_given(flags))
-    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            config = tyro.cli(cls, default=default, args=flags, prog=prog)
-    except SystemExit as exit_:
-        if not exit_.code:
-            raise
-        if mistake := _mistake_behind(exit_):
-            mistake.source = mistake.source or path
-            raise mistake from None
-        raise ValueError(_one_line(said.getvalue()) + (f" (with {path})" if path else "")) from None
+        config = _with_values(default, _values_given(default, flags, prog))
+    except Mistake as mistake:
+        mistake.source = mistake.source or path
+        raise
+    except ValueError as error:
+        raise ValueError(f"{error}" + (f" (with {path})" if path else "")) from None
     config = narrowed(config)
     _refuse_idle(config, flags)
     return config
@@ -219,6 +215,48 @@ def _names_given(flags: Sequence[str]) -> set[str]:
     return given | {re.sub(r"(^|\.)no_", r"\1", name) for name in given}
 
 
+def _values_given(config: Any, flags: Sequence[str], prog: str) -> dict[str, Any]:
+    """Return the values that flags give, by dotted name.
+
+    Only the options that are given are described to tyro, because each one takes it time.
+    """
+    values, kinds, names = flatten(config), _kinds(config), _names_given(flags)
+    given = {name.replace(".", "__"): name for name in values if name in names}
+    fields = []
+    for key, name in given.items():
+        described = Annotated[kinds[name], tyro.conf.arg(name=flag(name)[2:])]  # type: ignore[valid-type]
+        fields.append((key, described, dataclasses.field(default=values[name])))
+    # Its help is never shown, so tyro need not look for texts in the source.
+    without_texts = (tyro.conf.HelptextFromCommentsOff,)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            cls = dataclasses.make_dataclass("Given", fields)
+            found: Any = tyro.cli(cls, args=flags, prog=prog, config=without_texts)
+    except SystemExit:
+        raise ValueError(_one_line(said.getvalue())) from None
+    return {name: getattr(found, key) for key, name in given.items()}
+
+
+def _kinds(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the types of a config's values by dotted option name."""
+    kinds: dict[str, Any] = {}
+    for name, kind in _fields(type(config)):
+        value, name = getattr(config, name), f"{prefix}{name}"
+        kinds |= _kinds(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: kind}
+    return kinds
+
+
+def _with_values(config: _Config, values: Mapping[str, Any], prefix: str = "") -> _Config:
+    """Return the config, checked, with other values by dotted option name."""
+    new = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        nested = dataclasses.is_dataclass(value)
+        new[field.name] = _with_values(value, values, f"{name}.") if nested else values.get(name, value)
+    return type(config)(**new)
+
+
 def _split_config_flag(arguments: Sequence[str]) -> tuple[str, list[str]]:
     flags, path = [], ""
     rest = iter(arguments)
@@ -272,14 +310,6 @@ def _check_names(cls: type[Any], flags: Sequence[str]) -> None:
             near = suggest(name, [*known, *map(flag, taken)])
             hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else near
             raise ValueError(f"unknown option '{name}'{hint}")
-
-
-def _mistake_behind(error: BaseException) -> Mistake | None:
-    """Return the mistake behind tyro's exit, because tyro prints only the first part of it."""
-    behind: BaseException | None = error
-    while behind is not None and not isinstance(behind, Mistake):
-        behind = behind.__context__
-    return behind
 
 
 def _one_line(boxed: str) -> str:
