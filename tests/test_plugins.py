@@ -148,11 +148,14 @@ def test_two_processes_have_them_too(options: list[str], on_one_rank: Path, tmp_
 
 
 def test_a_strategy_that_walks_as_spos_is_the_same(tmp_path: Path) -> None:
-    few = tmp_path / "few.toml"
+    few, file, mark = tmp_path / "few.toml", tmp_path / "mine.py", tmp_path / "imported"
     few.write_text(FEW)
+    file.write_text(f"{Path(PARTS).read_text()}\nopen({str(mark)!r}, 'w').close()\n")
+    own = ["--plugins", str(file)]
     line = [*SUPERNET, "--space", str(few)]
     expected = made("train_supernet.py", tmp_path / "spos", *line, "--strategy", "spos")
-    mine = [*line, *OWN, "--strategy", "ownwalk", "--objective", "ownlabels"]
+    asked = [*line, "--strategy", "ownwalk", "--objective", "ownlabels"]
+    mine = [*asked, *own]
     found = made("train_supernet.py", tmp_path / "mine", *mine)
     assert_same_run(expected, found)
     run_up_to("step-00000004.json", "train_supernet.py", *mine, "--run", str(tmp_path / "cut"))
@@ -163,15 +166,19 @@ def test_a_strategy_that_walks_as_spos_is_the_same(tmp_path: Path) -> None:
 
     supernet = ["--supernet", str(found), *SEARCH]
     at = supernet.index("--breeding.parents")
-    drawn = [*supernet[:at], *supernet[at + 2 :], *OWN]
+    drawn = [*supernet[:at], *supernet[at + 2 :], *own]
     by_random, by_own = (
         made("search_architecture.py", tmp_path / method, *drawn, "--method", method)
         for method in ("random", "ownsearch")
     )
     assert lines_of(by_random / "evaluations.jsonl") == lines_of(by_own / "evaluations.jsonl")
+    # Nothing is imported because a run names it.
+    mark.unlink()
     told = refused("search_architecture.py", *supernet, "--run", str(tmp_path / "no"))
     assert "unknown value 'ownwalk'" in told
     assert "--plugins FILE.py brings one" in told
+    refused("train_supernet.py", *asked, "--run", str(found))
+    assert not mark.exists()
 
 
 def test_a_space_with_an_operation_goes_through_all_scripts(tmp_path: Path) -> None:
@@ -235,29 +242,15 @@ def test_a_truth_trains_cuts_of_a_network_of_ones_own(tmp_path: Path) -> None:
     assert [each["heads"] for each in facts] == [["ownlinear"], ["aux1"]]
 
 
-def test_nothing_is_imported_because_a_run_names_it(tmp_path: Path) -> None:
-    mine, mark = tmp_path / "mine.py", tmp_path / "imported"
-    mine.write_text(f"{Path(PARTS).read_text()}\nopen({str(mark)!r}, 'w').close()\n")
-    line = [*SUPERNET, "--space", "tiny", "--strategy", "ownwalk"]
-    supernet = made("train_supernet.py", tmp_path / "run", *line, "--plugins", str(mine))
-    mark.unlink()
-    search = ["--supernet", str(supernet), *SEARCH, "--run", str(tmp_path / "search")]
-    refused("search_architecture.py", *search)
-    refused("train_supernet.py", *line, "--run", str(supernet))
-    assert not mark.exists()
-    assert run("search_architecture.py", *search, "--plugins", str(mine)).returncode == 0
-    assert mark.exists()
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "message", "ranks"),
     [
-        (None, "--plugins: cannot read 'MINE': No such file or directory"),
-        ("import torch\ntorch.zeros(2) @ torch.zeros(3)\n", "--plugins: 'MINE', line 2: RuntimeError: "),
+        (None, "--plugins: cannot read 'MINE': No such file or directory", 1),
+        ("import torch\ntorch.zeros(2) @ torch.zeros(3)\n", "--plugins: 'MINE', line 2: RuntimeError: ", 2),
         (
             "from local_learning.build import register_network\nregister_network('mlp')(print)\n",
             "--plugins: 'MINE', line 2: network 'mlp' is registered already; take another name",
+            1,
         ),
     ],
 )

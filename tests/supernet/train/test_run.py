@@ -65,12 +65,13 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def made(few: list[str], tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Gives the folder of a finished run in that space, to be read only; equal options are run once."""
-    folders: dict[tuple[str, ...], Path] = {}
+    folders: dict[tuple[tuple[str, ...], int], Path] = {}
 
-    def make(*options: str) -> Path:
-        if options not in folders:
-            folders[options] = trained(tmp_path_factory.mktemp("made") / "run", *few, *options)
-        return folders[options]
+    def make(*options: str, ranks: int = 1) -> Path:
+        if (options, ranks) not in folders:
+            folder = tmp_path_factory.mktemp("made") / "run"
+            folders[options, ranks] = trained(folder, *few, *options, ranks=ranks)
+        return folders[options, ranks]
 
     return make
 
@@ -95,24 +96,38 @@ def results_of(folder: Path) -> Any:
     return json.loads((folder / "results.json").read_text())
 
 
+EXACT = [
+    "--precision",
+    "fp64",
+    "--recipe.clip-norm",
+    "1",
+    "--recipe.steps",
+    "4",
+    "--recipe.evaluate-every",
+    "2",
+]
+FAIR = ("--strategy", "fair", *EXACT)
+GREEDY = ("--strategy", "greedy", *EXACT)
+SPOS = ("--strategy", "spos", *VIEWS, *EXACT)
+NONGREEDY = ("--strategy", "nongreedy", *VIEWS, *EXACT)
+
+
 @pytest.mark.parametrize(
     ("options", "ranks", "deadly"),
     [
-        (["--strategy", "fair", "--recipe.optimizer", "adam"], 1, "step-00000006.json"),
-        (["--strategy", "nongreedy"], 1, "best.safetensors"),
-        (["--strategy", "nongreedy", *VIEWS], 1, "step-00000008.json"),
-        (["--strategy", "spos"], 2, "step-00000002.json"),
-        (["--strategy", "greedy", *VIEWS], 2, "results.json"),
+        (("--strategy", "fair", "--recipe.optimizer", "adam"), 1, "step-00000006.json"),
+        (GREEDY, 1, "best.safetensors"),
+        (NONGREEDY, 1, "step-00000006.json"),
+        (SPOS, 2, "step-00000002.json"),
+        (NONGREEDY, 2, "results.json"),
     ],
 )
 def test_killed_and_continued_equals_uninterrupted(
-    options: list[str], ranks: int, deadly: str, few: list[str], tmp_path: Path
+    options: tuple[str, ...], ranks: int, deadly: str, made: Made, few: list[str], tmp_path: Path
 ) -> None:
-    options = [*few, *options]
-    expected = trained(tmp_path / "whole", *options, ranks=ranks)
-    folder = tmp_path / "run"
-    run_up_to(deadly, SCRIPT, *BASE, *options, "--run", str(folder), ranks=ranks)
-    trained(folder, *options, ranks=ranks)
+    expected, folder = made(*options, ranks=ranks), tmp_path / "run"
+    run_up_to(deadly, SCRIPT, *BASE, *few, *options, "--run", str(folder), ranks=ranks)
+    trained(folder, *few, *options, ranks=ranks)
     for name in ("weights.safetensors", "best.safetensors"):
         ours, theirs = weights(folder, name), weights(expected, name)
         assert ours.keys() == theirs.keys()
@@ -123,20 +138,10 @@ def test_killed_and_continued_equals_uninterrupted(
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        ["--strategy", "fair"],
-        ["--strategy", "greedy"],
-        ["--strategy", "spos", *VIEWS],
-        ["--strategy", "nongreedy", *VIEWS],
-    ],
-    ids=" ".join,
+    "options", [FAIR, GREEDY, SPOS, NONGREEDY], ids=["fair", "greedy", "spos", "nongreedy"]
 )
-def test_two_ranks_give_the_numbers_of_one(options: list[str], few: list[str], tmp_path: Path) -> None:
-    exact = [*few, *options, "--precision", "fp64", "--recipe.clip-norm", "1"]
-    exact += ["--recipe.steps", "4", "--recipe.evaluate-every", "2"]
-    exact += ["--tail-steps", "2"] if "--tail-steps" in options else []
-    one, two = (trained(tmp_path / f"on{ranks}", *exact, ranks=ranks) for ranks in (1, 2))
+def test_two_ranks_give_the_numbers_of_one(options: tuple[str, ...], made: Made) -> None:
+    one, two = made(*options), made(*options, ranks=2)
     ours, theirs = weights(one), weights(two)
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-8, atol=1e-10, msg=name)
@@ -254,7 +259,13 @@ def test_other_arithmetic_still_trains(made: Made) -> None:
     ("backend", "strategy", "space", "parts"),
     [
         # A part is compiled anew where it is a partner, and where modules are compared.
-        ("aot_eager", "nongreedy", FEW, 5),
+        (
+            "aot_eager",
+            "nongreedy",
+            'stem = [{op = "conv_k3", out_chs = 4, stride = 2}]\n'
+            '[[stages]]\nops = ["conv_k3", "conv_k5"]\ndepth = 2\nout_chs = 4\nstride = 2\n[tail]\n',
+            5,
+        ),
         # Each part takes inductor's own compiler some seconds, so there are but a stem and a layer.
         (
             "inductor",
