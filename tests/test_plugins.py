@@ -211,20 +211,9 @@ def test_a_space_with_an_operation_goes_through_all_scripts(tmp_path: Path) -> N
 
 
 def test_a_search_for_cuts_mixes_heads_of_ones_own(tmp_path: Path) -> None:
-    line = [
-        *SHORT,
-        "--network",
-        "vgg6a",
-        "--width",
-        "0.125",
-        "--data.image-size",
-        "8",
-        "--search.steps",
-        "2",
-        "--search.snapshots",
-        "2",
-    ]
-    line += ["--search.inner-steps", "1", "--search.validation-batch", "20"]
+    line = [*SHORT, "--network", "vgg6a", "--width", "0.125", "--data.image-size", "8", "--search.steps", "2"]
+    line += ["--search.snapshots", "2", "--recipe.steps", "2", "--recipe.checkpoint-every", "1"]
+    line += ["--recipe.evaluate-every", "2", "--search.inner-steps", "1", "--search.validation-batch", "20"]
     expected = made("search_decoupling.py", tmp_path / "ours", *line, "--heads", "aux1", "linear")
     mine = made("search_decoupling.py", tmp_path / "mine", *line, *OWN, "--heads", "aux1", "ownlinear")
     assert (mine / "relaxation.json").read_text() == (expected / "relaxation.json").read_text().replace(
