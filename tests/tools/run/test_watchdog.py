@@ -63,7 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, i
         }
         for name, signum in struck.items():
             for rank in range(RANKS):
-                begun[name, rank].wait_for_step(60)  # some pulses later
+                begun[name, rank].wait_for_step(30)  # some pulses later
                 begun[name, rank].strike(rank, signum)
         yield begun
 
@@ -80,7 +80,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[Pa
         for rank, ((folder, process), signum) in enumerate(
             zip(begun, (signal.SIGKILL, signal.SIGSTOP), strict=True)
         ):
-            script.wait_until(lambda folder=folder: step_of(folder, 1) >= 60, process)  # type: ignore[misc]
+            script.wait_until(lambda folder=folder: step_of(folder, 1) >= 30, process)  # type: ignore[misc]
             os.kill(int((folder / f"pid-{rank}").read_text()), signum)
         yield begun
 
@@ -109,11 +109,11 @@ def test_stalls_and_runs_that_stop_as_a_whole_go_on(tmp_path: Path) -> None:
         for rank, run in enumerate(stalling):
             run.wait_for_step(4)
             run.strike(rank, signal.SIGSTOP)
-        whole = stack.enter_context(Ranks(tmp_path / "whole", "--patience", "3"))
+        whole = stack.enter_context(Ranks(tmp_path / "whole", "--patience", "1.5"))
         whole.wait_for_step(4)
         for rank in range(RANKS):
             whole.strike(rank, signal.SIGSTOP)
-        time.sleep(3)
+        time.sleep(1.5)
         for rank, run in enumerate(stalling):
             assert step_of(run.folder, rank) < 15
             run.strike(rank, signal.SIGCONT)
@@ -122,10 +122,10 @@ def test_stalls_and_runs_that_stop_as_a_whole_go_on(tmp_path: Path) -> None:
             assert run.lines() == []
             assert codes == [0, 0, 0]
             assert [step_of(run.folder, rank) for rank in range(RANKS)] == [15, 15, 15]
-        time.sleep(1)  # longer than its patience by now
+        time.sleep(0.5)  # longer than its patience by now
         for rank in range(RANKS):
             whole.strike(rank, signal.SIGCONT)
-        time.sleep(3)
+        time.sleep(1.5)
         whole.wait_for_step(step_of(whole.folder, 0) + 4)
         whole.strike(1, signal.SIGKILL)
         assert whole.ends() == [1, -signal.SIGKILL, 1]
@@ -134,7 +134,7 @@ def test_stalls_and_runs_that_stop_as_a_whole_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mishap", "cause"), [("killed", "was killed or crashed"), ("stopped", "no sign of life for 6 s")]
+    ("mishap", "cause"), [("killed", "was killed or crashed"), ("stopped", "no sign of life for 3 s")]
 )
 def test_whoever_dies_or_stops_is_named_and_all_end(
     runs: dict[tuple[str, int], Ranks], mishap: str, cause: str
@@ -166,7 +166,7 @@ def test_errors_of_its_own_are_told_once_and_nobody_is_blamed(runs: dict[tuple[s
 
 
 def test_a_launcher_that_ends_the_others_does_not_hide_who_died(launched: list[tuple[Path, Script]]) -> None:
-    causes = ("was killed or crashed", "no sign of life for 6 s")
+    causes = ("was killed or crashed", "no sign of life for 3 s")
     ended = [script.finish(process, timeout=60) for _, process in launched]  # all, before one fails the test
     for rank, (done, cause) in enumerate(zip(ended, causes, strict=True)):
         assert done.returncode == 1
