@@ -218,9 +218,9 @@ def check_isolation(block: Block, inputs: Tensor, *, alive: bool = True) -> None
             assert bool(gradient.any()) == (id(parameter) in mine)
 
 
-@pytest.mark.parametrize("diversity", [0.0, 0.5])
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize(
+    ("groups", "shared", "diversity"), [(2, False, 0.0), (2, True, 0.5), (4, True, 0.0), (4, False, 0.5)]
+)
 def test_a_groups_loss_stays_in_its_slice(groups: int, shared: bool, diversity: float) -> None:
     options = LocalLosses(shared_heads=shared, diversity=diversity)
     net = small_net(Decoupling((3, 8), ("linear", "conv1c2f"), groups), options=options)

@@ -74,8 +74,16 @@ class Recording(Engine):
         return super().run(index, inputs, part)
 
 
-@pytest.mark.parametrize("head", ["aux2", "predsim", "infopro", "conv1c2f"])
-@pytest.mark.parametrize("name", NETWORKS)
+# The losses do not know of the network, of which each is there with some.
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        *(("resnet18", head) for head in ("aux2", "predsim", "infopro", "conv1c2f")),
+        *(("vgg6a", head) for head in ("predsim", "infopro")),
+        *(("timm/test_vit", head) for head in ("aux2", "predsim")),
+        ("timm/test_convnext", "conv1c2f"),
+    ],
+)
 def test_trained_together_is_trained_one_by_one(name: str, head: str) -> None:
     size = 64 if "timm" in name else 16
     together = small_net(Decoupling((1, 3), (head, head)), name, width=0.0625 if name == "vgg6a" else 0.125)
