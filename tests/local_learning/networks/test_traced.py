@@ -95,8 +95,6 @@ def test_a_chain_is_the_timm_model(name: str, size: int, layers: int) -> None:
         ("test_efficientnet", 64, 0.4, 0.3),  # functional dropout in the model's own forward
         ("test_vit", 64, 0.4, 0.3),
         ("test_convnext", 64, 0.4, 0.3),
-        ("swin_tiny_patch4_window7_224", 56, 0.2, 0.3),
-        ("mobilenetv3_small_050", 64, 0.5, 0.2),
     ],
 )
 def test_modes_follow_the_chain(name: str, size: int, dropout: float, drop_path: float) -> None:
@@ -128,7 +126,7 @@ def ours_state(chain: Chain) -> dict[str, Tensor]:
 
 
 def test_a_chain_costs_what_the_model_costs() -> None:
-    for name in ("vit_tiny_patch16_224", "mobilenetv3_small_050"):
+    for name in ("vit_tiny_patch16_224", "test_efficientnet"):
         chain, model = made(name)
         assert count_params(chain) == count_params(model)
         assert count_macs(chain, (3, 64, 64)) == count_macs(model, (3, 64, 64))
