@@ -35,7 +35,7 @@ def every(cuts: tuple[int, ...], head: str = "linear", groups: int = 1) -> Decou
 def test_a_net_in_blocks_is_the_chain(name: str) -> None:
     chain = small_chain(name)
     last = chain.num_layers
-    images = batch(size=size_of(name)).images
+    images = batch(rows=2, size=size_of(name)).images
     for cuts in {(), (1,), (last,), tuple(range(1, last + 1))}:
         net = decouple(chain, every(cuts), CLASSES, size_of(name))
         assert [layer for block in net.blocks for layer in block.layers] == list(chain.layers)

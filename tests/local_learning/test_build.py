@@ -44,13 +44,13 @@ def test_layers_of_the_other_resnets(name: str, layers: int) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_a_resnet_is_torchvisions_with_its_weights(name: str) -> None:
-    chain = build_chain(name, num_classes=20, image_size=128)
+    chain = build_chain(name, num_classes=20, image_size=112)
     theirs = torchvision.models.get_model(name, num_classes=20)
     assert count_params(chain) == count_params(theirs)
     # Both list their parameters and buffers from the image to the logits.
     state = dict(zip(chain.state_dict(), theirs.state_dict().values(), strict=True))
     chain.load_state_dict(state)
-    images = torch.randn(2, 3, 128, 128)
+    images = torch.randn(2, 3, 112, 112)
     for mode in (False, True):
         chain.train(mode)
         theirs.train(mode)
