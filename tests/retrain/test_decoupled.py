@@ -27,8 +27,8 @@ from tools.images.options import DataConfig
 from tools.run.meters import read_metrics
 
 SCRIPT = "retrain_model.py"
-BASE = [*SMALL, "--data.train-size", "320", "--data.test-size", "60"]  # an epoch has 8 steps
-BASE += ["--recipe.lr", "0.02", "--recipe.steps", "10"]
+BASE = [*SMALL, "--data.train-size", "160", "--data.test-size", "60"]  # an epoch has 4 steps
+BASE += ["--recipe.lr", "0.02", "--recipe.steps", "6", "--recipe.log-every", "3"]
 VGG = [*BASE, "--network", "vgg6a", "--width", "0.125"]
 RESNET = [*BASE, "--network", "resnet18", "--width", "0.0625"]
 
@@ -132,7 +132,7 @@ def test_a_run_in_blocks_leaves_what_it_says(made: Made, name: str) -> None:
     assert (kept.decoupling, kept.network, kept.num_layers) == (decoupling, network, chain.num_layers)
 
     lines = training_lines(folder)
-    assert [line["step"] for line in lines] == [5, 10]
+    assert [line["step"] for line in lines] == [3, 6]
     always = {"step", "loss", "train_top1", "learning_rate", "images_per_second"}
     for line in lines:
         assert line.keys() == always | {f"{local}/{k}" for k in numbers if local}
@@ -174,7 +174,7 @@ def test_the_busiest_module_is_the_block_with_the_most_macs(made: Made) -> None:
 
 
 def test_results_are_those_of_the_weights_in_the_file(made: Made) -> None:
-    config = DataConfig(image_size=16, train_size=320, test_size=60, validation=0.2)
+    config = DataConfig(image_size=16, train_size=160, test_size=60, validation=0.2)
     data = load_data(config, seed=0)
     assert isinstance(data.test, ArrayImages)
     images = data.test.images.permute(0, 3, 1, 2) / 255
@@ -231,7 +231,7 @@ def test_backprop_ignores_the_cuts(made: Made) -> None:
 def test_alignment_is_told_for_all_blocks_but_the_last_and_changes_nothing(made: Made) -> None:
     watched = made(*AUX, "--alignment")
     lines = [line for line in read_metrics(watched / "metrics.jsonl") if "validation_top1" in line]
-    assert [line["step"] for line in lines] == [8, 10]
+    assert [line["step"] for line in lines] == [4, 6]
     for line in lines:
         cosines = {name: value for name, value in line.items() if name.startswith("alignment/")}
         assert cosines.keys() == {"alignment/1", "alignment/2", "alignment/3"}
@@ -242,13 +242,13 @@ def test_alignment_is_told_for_all_blocks_but_the_last_and_changes_nothing(made:
 
 @pytest.mark.parametrize(
     ("options", "measured"),
-    [([], {8: range(1, 9), 10: range(9, 11)}), (["--alignment-every", "3"], {8: [1, 4, 7], 10: [9]})],
+    [([], {4: range(1, 5), 6: range(5, 7)}), (["--alignment-every", "3"], {4: [1, 4], 6: [5]})],
 )
 def test_alignment_is_the_mean_over_the_interval(
     made: Made, options: list[str], measured: dict[int, list[int]]
 ) -> None:
     each = cosines(made(*AUX, "--alignment", "--recipe.evaluate-every", "1"))
-    assert list(each) == list(range(1, 11))
+    assert list(each) == list(range(1, 7))
     found = cosines(made(*AUX, "--alignment", *options))
     assert found.keys() == measured.keys()
     for step, steps in measured.items():
@@ -288,7 +288,7 @@ def test_compiled_blocks_learn_as_others_do(made: Made, tmp_path: Path) -> None:
     save_decoupling(path, Decoupling((1,), ("linear",)))  # the last block is the classifier alone
     options = [*BASE, "--network", "mlp", "--width", "0.1", "--decoupling", str(path)]
     plain, compiled = made(*options), tmp_path / "run"
-    # With inductor itself, tests of whole networks are compiled.
+    # With inductor itself, tests of supernets are compiled.
     program = ["tests/programs/compiled.py", "aot_eager", SCRIPT, *options, "--compile"]
     done = run(*program, "--run", str(compiled))
     assert done.returncode == 0, done.stderr
@@ -305,31 +305,27 @@ RESUMED = {
     "groups": [*GROUPED, "--recipe.ema", "0.9", "--block-rates", "1", "0.5", "2"],
 }
 # Steps 1 to 4 see every image once: what follows needs what the cache was given. Evaluations may leave
-# checkpoints too, and step 6 is amid an interval of theirs.
-OFTEN = ["--data.train-size", "160", "--recipe.steps", "10", "--recipe.checkpoint-every", "3"]
-OFTEN += ["--recipe.evaluate-every", "5"]
+# checkpoints too, and step 4 is amid an interval of theirs.
+OFTEN = ["--recipe.steps", "7", "--recipe.checkpoint-every", "2", "--recipe.evaluate-every", "3"]
 
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(made: Made, tmp_path: Path, name: str) -> None:
     options, folder = [*RESUMED[name], *OFTEN], tmp_path / "run"
-    for doomed in (3, 9):  # with no checkpoint yet, and on the way to another
+    for doomed in (2, 6):  # with no checkpoint yet, and on the way to another
         run_up_to(f"step-{doomed:08d}.json", SCRIPT, *options, "--run", str(folder))
     done = run(SCRIPT, *options, "--run", str(folder))
     assert done.returncode == 0, done.stderr
-    assert f"continuing {folder} from step 6" in done.stdout
+    assert f"continuing {folder} from step 4" in done.stdout
     assert_same_run(made(*options), folder)
 
 
-@pytest.mark.parametrize("name", ["replay", "cache"])
-def test_a_killed_run_on_two_ranks_goes_on_as_if_nothing_had_been(
-    made: Made, tmp_path: Path, name: str
-) -> None:
-    options, folder = [*RESUMED[name], *OFTEN, "--data.train-size", "110"], tmp_path / "run"
-    run_up_to("step-00000009.json", SCRIPT, *options, "--run", str(folder), ranks=2)
+def test_a_killed_run_on_two_ranks_goes_on_as_if_nothing_had_been(made: Made, tmp_path: Path) -> None:
+    options, folder = [*RESUMED["cache"], *OFTEN, "--data.train-size", "110"], tmp_path / "run"
+    run_up_to("step-00000006.json", SCRIPT, *options, "--run", str(folder), ranks=2)
     done = run(SCRIPT, *options, "--run", str(folder), ranks=2)
     assert done.returncode == 0, done.stderr
-    assert f"continuing {folder} from step 6" in done.stdout
+    assert f"continuing {folder} from step 4" in done.stdout
     assert "on 2 x cpu" in done.stdout
     assert_same_run(made(*options, ranks=2), folder)
 
@@ -360,14 +356,14 @@ def test_other_cuts_may_be_given_while_there_is_no_checkpoint(tmp_path: Path) ->
     assert results(folder)["cuts"] == [2]
 
 
-SHORT = ["--precision", "fp64", "--recipe.steps", "4", "--recipe.lr", "0.01", "--recipe.log-every", "2"]
+SHORT = ["--precision", "fp64", "--recipe.steps", "3", "--recipe.lr", "0.01", "--recipe.log-every", "1"]
 
 
 @pytest.mark.parametrize("name", ["aux2", "groups", "replay", "gluing", "cache"])
 def test_two_ranks_are_one(made: Made, name: str) -> None:
     options = [*RULES[name][0], *SHORT]
     if name == "cache":  # 88 images to train on: most are seen thrice, by both ranks
-        options += ["--data.train-size", "110", "--recipe.steps", "8", "--gluing.h-every", "2"]
+        options += ["--data.train-size", "110", "--recipe.steps", "6", "--gluing.h-every", "2"]
     assert_close_runs(made(*options), made(*options, ranks=2))
 
 
@@ -380,7 +376,7 @@ def test_two_ranks_in_parts_are_one_in_one_part(made: Made) -> None:
 
 def test_what_two_ranks_began_one_may_end(made: Made, tmp_path: Path) -> None:
     options, folder = [*REPLAY, *SHORT, "--recipe.checkpoint-every", "2"], tmp_path / "run"
-    run_up_to("step-00000004.json", SCRIPT, *options, "--run", str(folder), ranks=2)
+    run_up_to("step-00000003.json", SCRIPT, *options, "--run", str(folder), ranks=2)
     done = run(SCRIPT, *options, "--run", str(folder))
     assert done.returncode == 0, done.stderr
     assert f"continuing {folder} from step 2" in done.stdout

@@ -1,5 +1,6 @@
 """Trained networks for the tests of exporting, without a run around them."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from tools.options.config import to_toml
 from tools.run.weights import save_weights
 
 
+@cache
 def shapes_images(count: int, size: int) -> Tensor:
     """Test images as a run sees them."""
-    config = DataConfig(image_size=size, train_size=100, test_size=count)
+    config = DataConfig(image_size=size, train_size=10, test_size=count)
     data = load_data(config, 0)
     (batch,) = eval_batches(data.test, data, config, batch_size=count, device="cpu")
     return batch.images

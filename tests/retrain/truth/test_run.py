@@ -30,7 +30,7 @@ from tools.run.meters import read_metrics
 
 SCRIPT = "make_truth.py"
 TINY = [*SMALL, "--space", "tiny", "--recipe.lr", "0.02"]
-MANY = [*TINY, "--networks", "10", "--recipe.steps", "6", "--recipe.checkpoint-every", "2"]
+MANY = [*TINY, "--networks", "8", "--recipe.steps", "6", "--recipe.checkpoint-every", "2"]
 MANY += ["--recipe.evaluate-every", "0", "--data.validation", "0"]
 LONG = [*TINY, "--networks", "2", "--jobs", "2", "--recipe.steps", "400"]
 TIMED = ("training_seconds",)
@@ -43,7 +43,7 @@ def space() -> Space:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """10 networks, uninterrupted, by one worker."""
+    """8 networks, uninterrupted, by one worker."""
     return made(tmp_path_factory.mktemp("whole") / "run", *MANY)
 
 
@@ -91,16 +91,16 @@ def assert_all_gone(processes: list[psutil.Process]) -> None:
 def test_networks_are_different_and_each_has_its_line(whole: Path, space: Space) -> None:
     lines = lines_of(whole)
     drawn = [Architecture(tuple(line["choices"])) for line in lines]
-    assert len({space.canonical(each) for each in drawn}) == 10
-    assert drawn == draw_networks(space, 10, seed=0)
+    assert len({space.canonical(each) for each in drawn}) == 8
+    assert drawn == draw_networks(space, 8, seed=0)
     for number, (each, line) in enumerate(zip(drawn, lines, strict=True), start=1):
         assert (line["macs"], line["params"]) == (space.macs(each), space.params(each))
         test = json.loads((whole / f"trainings/{number:04d}-0/results.json").read_text())["test"]["last"]
         assert (line["accuracy"], line["top5"], line["loss"]) == (test["top1"], test["top5"], test["loss"])
-    assert len({line["loss"] for line in lines}) == 10
+    assert len({line["loss"] for line in lines}) == 8
     accuracies = [line["accuracy"] for line in lines]
     results = results_of(whole)
-    assert (results["networks"], results["repeats"]) == (10, 1)
+    assert (results["networks"], results["repeats"]) == (8, 1)
     assert results["max_accuracy"] == max(accuracies)
     assert lines[results["best"]["number"] - 1]["accuracy"] == max(accuracies)
     assert not list(whole.glob("**/*.pt"))
@@ -108,14 +108,14 @@ def test_networks_are_different_and_each_has_its_line(whole: Path, space: Space)
 
 
 @pytest.mark.slow
-def test_two_kills_and_a_signal_at_random_moments_change_nothing(whole: Path, tmp_path: Path) -> None:
+def test_a_signal_and_a_kill_at_random_moments_change_nothing(whole: Path, tmp_path: Path) -> None:
     folder, random = tmp_path / "run", chance()
     options = [*MANY, "--jobs", "2", "--run", str(folder)]
-    for low, high, end in ((0, 2, Script.kill), (3, 5, Script.kill), (6, 7, terminate)):
-        wanted = random.randint(low, high)
+    for most, end in ((1, terminate), (4, Script.kill)):  # early enough for both to find it at work
+        wanted = random.randint(0, most)
         with start(command(SCRIPT, *options)) as process:
             wait_until(lambda wanted=wanted: finished(folder) >= wanted, process)  # type: ignore[misc]
-            time.sleep(random.random() / 2)
+            time.sleep(random.random() / 5)
             end(process)
     done = run(SCRIPT, *options)
     assert done.returncode == 0, done.stderr
@@ -131,7 +131,7 @@ def terminate(process: Script) -> None:
     assert done.returncode == 143, done
     (said,) = done.stderr.strip().splitlines()
     assert "stopped by SIGTERM; " in said
-    assert "of 10 trainings are finished, those under way have checkpoints, and the same" in said
+    assert "of 8 trainings are finished, those under way have checkpoints, and the same" in said
     assert_all_gone(workers)
 
 
@@ -148,7 +148,7 @@ def test_two_ranks_of_two_workers_give_the_same(whole: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_training_is_that_of_retrain_model(tmp_path: Path) -> None:
-    options = [*SMALL, "--recipe.lr", "0.02", "--recipe.steps", "8", "--seed", "3"]
+    options = [*SMALL, "--recipe.lr", "0.02", "--recipe.steps", "4", "--seed", "3"]
     folder = made(
         tmp_path / "truth",
         *options,
@@ -181,7 +181,7 @@ def test_a_training_is_that_of_retrain_model(tmp_path: Path) -> None:
 def test_cuts_of_one_network_are_compared_in_repeats(tmp_path: Path) -> None:
     mine = tmp_path / "mine.json"
     save_decoupling(mine, Decoupling((1, 3), ("linear", "aux1")))
-    line = [*SMALL, "--network", "vgg6a", "--width", "0.125", "--recipe.lr", "0.02", "--recipe.steps", "4"]
+    line = [*SMALL, "--network", "vgg6a", "--width", "0.125", "--recipe.lr", "0.02", "--recipe.steps", "2"]
     line += ["--decouplings", str(mine), "uniform:2:linear", "balanced:2:linear", "--repeats", "2"]
     folder = tmp_path / "run"
     run_up_to("truth.jsonl", SCRIPT, *line, "--run", str(folder))
