@@ -6,6 +6,7 @@ Each process is a fork of one that has imported torch. Several ranks find each o
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import resource
 import signal
@@ -166,6 +167,9 @@ def _be_script(
     if deadly:
         sys.addaudithook(on_event)
     multiprocessing.set_start_method(None, force=True)  # the script's own workers are made as always
+    if environment:  # begun by a rank, the server of forks could not be a fork itself
+        begin_by_forks()
+        multiprocessing.forkserver.ensure_running()
     os.environ.update(environment)
     begin_by_forks()
     be_program(words)

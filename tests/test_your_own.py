@@ -1,10 +1,7 @@
 """The page of parts of one's own: every file on it is short, and every command on it runs."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +22,13 @@ TINY = {
     **{"--breeding.parents": "2", "--scoring.calibration-images": "64", "--scoring.calibration-batch": "32"},
 }
 """What makes a command of the page small, where its script has the option."""
+THERE = """
+import os, runpy, sys
+os.chdir(os.path.dirname(__file__))
+sys.path.insert(0, os.getcwd())
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+"""Runs a file that lies beside this one, in their folder."""
 
 
 def blocks_of(page: str) -> list[tuple[str, str]]:
@@ -88,11 +92,11 @@ def test_the_commands_of_the_page_run_as_they_stand(tmp_path: Path) -> None:
     files = files_of(OWN)
     for name, text in files.items():
         (tmp_path / name).write_text(text)
+    there = tmp_path / "there.py"
+    there.write_text(THERE)
     for words in commands_of(OWN):
         if words[0] in files:
-            variables = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-            line = [sys.executable, words[0]]
-            done = subprocess.run(line, cwd=tmp_path, env=variables, capture_output=True, text=True)
+            done = run(str(there), words[0])
         else:
             here = [
                 str(tmp_path / word) if word in files or word.startswith(("runs/", "photos")) else word

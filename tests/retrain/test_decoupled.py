@@ -299,10 +299,12 @@ def test_compiled_blocks_learn_as_others_do(made: Made, tmp_path: Path) -> None:
 
 
 RESUMED = {
-    "alignment": [*AUX, "--alignment"],
     "replay": [*REPLAY, "--dropout", "0.3"],
     "cache": [*CACHE, "--gluing.h-every", "2"],
-    "groups": [*GROUPED, "--recipe.ema", "0.9", "--block-rates", "1", "0.5", "2"],
+    "groups and alignment": [
+        *GROUPED,
+        *("--alignment", "--recipe.ema", "0.9", "--block-rates", "1", "0.5", "2"),
+    ],
 }
 # Steps 1 to 4 see every image once: what follows needs what the cache was given. Evaluations may leave
 # checkpoints too, and step 4 is amid an interval of theirs.

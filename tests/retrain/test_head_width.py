@@ -51,7 +51,7 @@ def test_papers_numbers_are_for_the_papers_networks(cut: str, file: str, data: D
     options = {"data": IMAGES, "decoupling": cut, "balance": "macs"}
     for network, usual in (
         ({"network": "resnet18", "width": 0.125}, "paper"),
-        ({"network": "timm/mobilenetv2_035"}, "map"),
+        ({"network": "timm/test_efficientnet"}, "map"),
         ({"architecture": file}, "map"),
     ):
         assert width(RetrainConfig(**options, **network), data) == usual  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from tools.run.weights import save_weights
 @cache
 def shapes_images(count: int, size: int) -> Tensor:
     """Test images as a run sees them."""
-    config = DataConfig(image_size=size, train_size=10, test_size=count)
+    config = DataConfig(image_size=size, train_size=10, test_size=count, validation=0)
     data = load_data(config, 0)
     (batch,) = eval_batches(data.test, data, config, batch_size=count, device="cpu")
     return batch.images

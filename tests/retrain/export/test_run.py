@@ -100,20 +100,18 @@ def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return out, said
 
 
-@pytest.fixture(scope="module")
-def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train_in_blocks(folder: Path, groups: list[int]) -> Path:
     """A run in three blocks with heads; the file of cuts is gone."""
-    folder = tmp_path_factory.mktemp("blocks")
     cuts = folder / "cuts.json"
     content = {"format": "cleave/decoupling", "version": 1, "cuts": [1, 3], "heads": ["aux1", "predsim"]}
-    cuts.write_text(json.dumps(content))
+    cuts.write_text(json.dumps(content | {"groups": groups}))
     done = train(folder / "run", "--network", "vgg6a", "--width", "0.125", "--decoupling", str(cuts))
     cuts.unlink()
     return done
 
 
 def own_net(run: Path, file: str) -> DecoupledNet:
-    """The network of `blocks`, built and filled here."""
+    """The network of a run in blocks, built and filled here."""
     chain = build_chain("vgg6a", num_classes=10, image_size=16, width=0.125)
     net = decouple(chain, load_decoupling(run / "decoupling.json"), 10, 16)
     net.with_names().load_state_dict(safetensors.torch.load_file(run / file))
@@ -213,10 +211,10 @@ def test_an_exported_state_can_be_exported(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_heads_are_dropped(blocks: Path, tmp_path: Path, alone: Alone) -> None:
-    out = tmp_path / "exported"
-    export("--run-of", str(blocks), "--formats", "state", "torch_export", "--out", str(out))
-    net = own_net(blocks, "best.safetensors")
+def test_heads_are_dropped(tmp_path: Path, alone: Alone) -> None:
+    folder, out = train_in_blocks(tmp_path, groups=[1, 1, 1]), tmp_path / "exported"
+    export("--run-of", str(folder), "--formats", "state", "torch_export", "--out", str(out))
+    net = own_net(folder, "best.safetensors")
     assert_moved(net)
     chain = build_chain("vgg6a", num_classes=10, image_size=16, width=0.125).eval()
     chain.load_state_dict(safetensors.torch.load_file(out / "state.safetensors"), strict=True)
@@ -231,19 +229,20 @@ def test_heads_are_dropped(blocks: Path, tmp_path: Path, alone: Alone) -> None:
 
 
 @pytest.mark.slow
-def test_heads_are_kept_as_exits(blocks: Path, tmp_path: Path, alone: Alone) -> None:
+def test_heads_are_kept_as_exits_of_blocks_and_of_neuron_groups(tmp_path: Path, alone: Alone) -> None:
+    folder = train_in_blocks(tmp_path, groups=[2, 1, 1])
     out = tmp_path / "exported"
     export(
-        *("--run-of", str(blocks), "--which", "last", "--exits", "--out", str(out)),
+        *("--run-of", str(folder), "--which", "last", "--exits", "--out", str(out)),
         *("--formats", "state", "onnx", "torch_export"),
     )
-    net = own_net(blocks, "weights.safetensors")
+    net = own_net(folder, "weights.safetensors")
     images = shapes_images(40, 16)
     with torch.no_grad():
-        wanted = [logits for (logits,) in net.all_logits(images)]
-    assert len(wanted) == 3
+        wanted = [logits for of_block in net.all_logits(images) for logits in of_block]
+    assert len(wanted) == 4
     note = json.loads((out / "export.json").read_text())
-    assert note["outputs"] == ["block_1", "block_2", "logits"]
+    assert note["outputs"] == ["block_1_group_1", "block_1_group_2", "block_2", "logits"]
     assert note["params"] == count_params(net)
     graph = onnx.load(out / "network.onnx").graph
     assert [each.name for each in graph.output] == note["outputs"]
@@ -252,25 +251,6 @@ def test_heads_are_kept_as_exits(blocks: Path, tmp_path: Path, alone: Alone) -> 
             torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
     net.with_names().load_state_dict(safetensors.torch.load_file(out / "state.safetensors"), strict=True)
 
-
-@pytest.mark.slow
-def test_neuron_groups(tmp_path: Path, alone: Alone) -> None:
-    options = ["--network", "vgg6a", "--width", "0.125", "--decoupling", "uniform:5:linear", "--groups", "2"]
-    folder = train(tmp_path / "run", *options)
-    out = tmp_path / "exported"
-    formats = ["--formats", "state", "onnx", "torch_export"]
-    export("--run-of", str(folder), *formats, "--exits", "--out", str(out))
-    note = json.loads((out / "export.json").read_text())
-    assert note["outputs"] == [f"block_{k}_group_{g}" for k in range(1, 6) for g in (1, 2)] + ["logits"]
-    chain = build_chain("vgg6a", num_classes=10, image_size=16, width=0.125)
-    net = decouple(chain, load_decoupling(folder / "decoupling.json"), 10, 16)
-    net.with_names().load_state_dict(safetensors.torch.load_file(out / "state.safetensors"), strict=True)
-    images = shapes_images(40, 16)
-    with torch.no_grad():
-        wanted = [logits for of_block in net.eval().all_logits(images) for logits in of_block]
-    for found in (found_by(alone, WITH_TORCH, out, images), by_onnx(out, images)):
-        for theirs, ours in zip(found, wanted, strict=True):
-            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
     trunk = tmp_path / "trunk"
     export("--run-of", str(folder), "--out", str(trunk))
     again = tmp_path / "again"
@@ -278,7 +258,7 @@ def test_neuron_groups(tmp_path: Path, alone: Alone) -> None:
     assert (trunk / "state.safetensors").read_bytes() == (again / "state.safetensors").read_bytes()
     done = run(SCRIPT, "--run-of", str(folder), "--formats", "timm", "--out", str(tmp_path / "timm"))
     assert done.returncode == 2
-    assert "vgg6a is no model of timm: its blocks are split into 2 neuron groups" in done.stderr
+    assert "vgg6a is no model of timm: its blocks are split into 2, 1, 1 neuron groups" in done.stderr
 
 
 # ---- other sources -------------------------------------------------------------------------------------
@@ -287,10 +267,10 @@ def test_neuron_groups(tmp_path: Path, alone: Alone) -> None:
 @pytest.mark.slow
 def test_images_that_cannot_be_read_are_generated(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = build_chain("resnet18", num_classes=10, image_size=28, in_chs=1)
+    net = build_chain("mlp", num_classes=10, image_size=28, in_chs=1)
     train_a_little(net, shapes_images(30, 28)[:, :1])
     data = DataConfig(name="mnist", root=str(tmp_path / "gone"))
-    path = save(tmp_path / "grey.safetensors", net, "resnet18", data=data)
+    path = save(tmp_path / "grey.safetensors", net, "mlp", data=data)
     said = export("--weights", str(path), "--out", str(tmp_path / "out"), "--images", "5")
     assert "the images of mnist cannot be read" in said
     note = json.loads((tmp_path / "out" / "export.json").read_text())

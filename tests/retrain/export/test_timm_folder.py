@@ -97,7 +97,7 @@ SPACES = {
         own(
             [],
             layers=[{"ops": ["mbconv_k3_e2"], "out_chs": 8, "stride": 2} for _ in range(6)],
-            image_size=128,
+            image_size=64,
         ),
         "",
     ),

@@ -34,6 +34,16 @@ MANY = [*TINY, "--networks", "8", "--recipe.steps", "6", "--recipe.checkpoint-ev
 MANY += ["--recipe.evaluate-every", "0", "--data.validation", "0"]
 LONG = [*TINY, "--networks", "2", "--jobs", "2", "--recipe.steps", "400"]
 TIMED = ("training_seconds",)
+ALL_BEGIN = """
+import os, pathlib, time
+present = pathlib.Path({!r})
+if "RANK" not in os.environ:
+    (present / str(os.getpid())).touch()
+    deadline = time.monotonic() + 60
+    while len(list(present.iterdir())) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+"""
+"""A plugin by which no worker begins before all four are there."""
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +147,16 @@ def terminate(process: Script) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_of_two_workers_give_the_same(whole: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    done = run(SCRIPT, *MANY, "--jobs", "2", "--run", str(folder), ranks=2)
+    folder, present = tmp_path / "run", tmp_path / "present"
+    present.mkdir()
+    (tmp_path / "own.py").write_text(ALL_BEGIN.format(str(present)))
+    line = [*MANY, "--jobs", "2", "--plugins", str(tmp_path / "own.py"), "--run", str(folder)]
+    done = run(SCRIPT, *line, ranks=2)
     assert done.returncode == 0, done.stderr
+    assert len(list(present.iterdir())) == 4, "each rank has two"
     assert "2 trainings at once on each of 2 x cpu" in done.stdout
     workers = {path.read_text() for path in folder.glob("trainings/*/.lock")}
-    assert 2 < len(workers) <= 4, "each rank has two: not all worked"
+    assert 2 < len(workers) <= 4, "those of one rank did all"
     assert_same_truth(whole, folder)
 
 
