@@ -220,7 +220,7 @@ def test_a_compiled_network_learns_as_it_does_uncompiled(tmp_path: Path) -> None
 def test_bf16_still_learns_on_two_ranks(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = [*SMALL, "--network", "resnet18", "--width", "0.125", "--precision", "bf16"]
-    done = run(SCRIPT, *options, "--recipe.steps", "10", "--run", str(folder), ranks=2)
+    done = run(SCRIPT, *options, "--recipe.steps", "15", "--run", str(folder), ranks=2)
     assert done.returncode == 0, done.stderr
     assert losses(folder)[-1] < losses(folder)[0]
 

@@ -31,7 +31,7 @@ FEW = [
 def make_photos(root: Path) -> None:
     """Three classes that are hard to tell apart, wider or higher than they are high or wide."""
     rng = np.random.default_rng(0)
-    for split, count in (("train", 24), ("test", 20)):
+    for split, count in (("train", 24), ("test", 30)):
         for name, colour in COLOURS.items():
             folder = root / split / name
             folder.mkdir(parents=True)
