@@ -143,9 +143,11 @@ def _taus_by_order(lists: Sequence[Numbers], true: Numbers, draws: int, seed: in
     else:
         given = np.arange(n)
         orders = _with_the_given(given, lambda rng: rng.permuted(np.tile(given, (draws, 1)), axis=1), seed)
-    truths = _signs(true, true)[orders[:, :, None], orders[:, None, :]].reshape(len(orders), -1)
-    signs = np.stack([_signs(scores, scores).ravel() for scores in lists])
-    agreeing = signs.astype(np.float32) @ truths.astype(np.float32).T  # exact: sums are small
+    one, other = np.triu_indices(n, 1)  # each pair of networks once
+    ranks = np.unique(true, return_inverse=True)[1].astype(np.float32).T[orders.T]
+    truths = np.sign(ranks[one] - ranks[other])
+    signs = np.stack([_signs(scores, scores)[one, other] for scores in lists])
+    agreeing = 2 * (signs.astype(np.float32) @ truths)  # exact: sums are small
     apart = np.array([[_told_apart(scores).sum()] for scores in lists])
     return _tau(agreeing.astype(float), apart, _told_apart(true).sum())
 
