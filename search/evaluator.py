@@ -143,8 +143,11 @@ class _Node:
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
-        parameters: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
-        self.module = copy.deepcopy(module, parameters)
+        shared: list[Any] = list(module.parameters())
+        # Hooks are the same, too: to copy the empty dictionaries of each module would take most of the time.
+        for part in module.modules():
+            shared += [each for name, each in vars(part).items() if name.endswith("_hooks")]
+        self.module = copy.deepcopy(module, {id(each): each for each in shared})
         self.children: dict[int, _Node] = {}
         self.correct: Tensor | int = 0
 
