@@ -183,21 +183,20 @@ def assert_asks_properly(make: Callable[[int], Method], truth: Truth) -> list[li
 
 
 def assert_resumes_anywhere(make: Callable[[], Method], truth: Truth) -> None:
-    """From JSON written before each ask, before each tell, and at the end, a search goes on as it was."""
-    whole = make()
-    asked = finish(whole, truth)
-    walking = make()
-    for told in range(len(asked) + 1):
-        for between in (False, True):
-            if between:
-                walking.ask()
-            text = json.dumps(walking.state_dict())
-            again = make()
-            again.load_state_dict(json.loads(text))
-            assert json.dumps(again.state_dict()) == text
-            if between and told < len(asked):  # without asking anew
-                again.tell([truth(each) for each in asked[told]])
-            finish(again, truth)
-            assert_same(again, whole)
-        if told < len(asked):
-            walking.tell([truth(each) for each in asked[told]])
+    """A search that goes on from JSON before each ask, before each tell, and at the end, is as it was."""
+
+    def from_json(search: Method) -> Method:
+        text = json.dumps(search.state_dict())
+        again = make()
+        again.load_state_dict(json.loads(text))
+        assert json.dumps(again.state_dict()) == text
+        return again
+
+    whole, search = make(), make()
+    for batch in [*finish(whole, truth), []]:
+        search = from_json(search)
+        assert search.ask() == batch
+        search = from_json(search)
+        if batch:  # without asking anew
+            search.tell([truth(each) for each in batch])
+    assert_same(search, whole)
