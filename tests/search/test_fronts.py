@@ -150,7 +150,7 @@ def test_what_holds_of_every_search(over_limit: str, options: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("over_limit", WAYS)
-@pytest.mark.parametrize("generations", [2, 5])
+@pytest.mark.parametrize("generations", [2, 4])
 def test_it_goes_on_from_anywhere(over_limit: str, generations: int) -> None:
     def make() -> Nsga2:
         limits = {"max_macs": 11_000, "max_params": 1200}
@@ -236,8 +236,9 @@ def test_hypervolume_of_staircases() -> None:
     assert hypervolume([], 0, 2) == 0
 
 
-@pytest.mark.parametrize("over_limit", WAYS)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("over_limit", "seed"), [("repair", 0), ("repair", 1), ("dominate", 2), ("dominate", 3)]
+)
 def test_a_thousand_scores_find_nearly_all_of_the_front(over_limit: str, seed: int) -> None:
     assert 0.99 <= share_of_hypervolume(landscape(macro(), seed), over_limit, seed) <= 1 + 1e-9
 
