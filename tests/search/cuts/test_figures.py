@@ -111,7 +111,7 @@ def test_a_network_may_have_no_cuts_a_cut_everywhere_or_one_after_its_last_layer
     assert numbers(path, r"signal-(\d+)") == list(range(1, 16))
 
 
-@pytest.mark.parametrize(("num_layers", "every"), [(110, 1), (50, 3), (16, 200), (2, 1)])
+@pytest.mark.parametrize(("num_layers", "every"), [(60, 1), (50, 3), (16, 200), (2, 1)])
 def test_nothing_of_a_structure_is_outside_of_the_picture(
     num_layers: int, every: int, tmp_path: Path
 ) -> None:
