@@ -28,16 +28,28 @@ FORKS.set_forkserver_preload(["tests.warm"])
 
 
 class Script:
-    """A `Script` is a script that runs on some ranks; none of them outlives the `with` block."""
+    """A `Script` is a script that runs on some ranks; none of them outlives the `with` block.
 
-    def __init__(self, *words: str, ranks: int = 1, deadly: str = "", limit_file_bytes: int = 0) -> None:
+    It sends itself `signum` when it comes to the file that `deadly` names as `run_up_to` says.
+    """
+
+    def __init__(
+        self,
+        *words: str,
+        ranks: int = 1,
+        deadly: str = "",
+        signum: int = signal.SIGKILL,
+        limit_file_bytes: int = 0,
+    ) -> None:
         self.words = words
         self._folder = tempfile.TemporaryDirectory()
         self._files = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
         for path in self._files:
             path.touch()
         self.ranks = [
-            FORKS.Process(target=_be_script, args=(words, variables, deadly, limit_file_bytes, self._files))
+            FORKS.Process(
+                target=_be_script, args=(words, variables, deadly, signum, limit_file_bytes, self._files)
+            )
             for variables in _environments(ranks)
         ]
         for process in self.ranks:
@@ -143,6 +155,7 @@ def _be_script(
     words: Sequence[str],
     environment: Mapping[str, str],
     deadly: str,
+    signum: int,
     limit_file_bytes: int,
     files: list[Path],
 ) -> None:
@@ -158,7 +171,7 @@ def _be_script(
         renamed = not times and event == "os.rename" and Path(arguments[1]).name == name
         if renamed or (times and left == 0):
             left = -1  # os.kill is an event too
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signum)
 
     for path, stream in zip(files, (sys.stdout, sys.stderr), strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())

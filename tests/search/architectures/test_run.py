@@ -24,8 +24,7 @@ from supernet.space import Architecture
 from supernet.supernet import Supernet
 from supernet.train.config import SupernetConfig
 from supernet.train.measure import load_measured
-from tests import script
-from tests.forked import run, run_up_to
+from tests.forked import Script, run, run_up_to
 from tests.script import SMALL
 from tools.images.datasets import load_data
 from tools.images.loaders import eval_batches
@@ -35,8 +34,9 @@ from tools.run.meters import read_metrics
 
 SCRIPT = "search_architecture.py"
 PLACE = ["--device", "cpu", "--threads", "1"]
-BASE = [*PLACE, "--population", "8", "--generations", "4", "--scoring.calibration-images", "64"]
+BASE = [*PLACE, "--population", "8", "--generations", "3", "--scoring.calibration-images", "64"]
 BASE += ["--scoring.calibration-batch", "32", "--max-macs", "420e3"]
+SHORT = ["--generations", "1"]
 
 Whole = Callable[..., Path]
 
@@ -73,6 +73,15 @@ def whole(supernet: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return found
 
 
+@pytest.fixture(scope="module")
+def begun(supernet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search of one generation that was killed before it; it must be left as it is."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    line = [*BASE, *SHORT, "--supernet", str(supernet), "--run", str(folder)]
+    run_up_to("evaluations.jsonl:2", SCRIPT, *line)
+    return folder
+
+
 def documents(folder: Path) -> dict[str, Any]:
     """All that a search found, without what was measured."""
     files = [folder / "best.json", *folder.glob("top/*.json"), *folder.glob("front/*.json")]
@@ -96,7 +105,6 @@ def lines_of(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "ranks"),
     [
-        ([], 1),
         (["--method", "nsga2"], 1),
         (["--method", "regularised", "--breeding.brood", "4"], 1),
         ([], 2),
@@ -128,18 +136,16 @@ def with_data_of_before(text: str, **options: Any) -> str:
 
 
 def test_a_run_of_before_the_data_options_became_few_goes_on(
-    whole: Whole, supernet: Path, tmp_path: Path
+    whole: Whole, begun: Path, supernet: Path, tmp_path: Path
 ) -> None:
-    expected, begun = whole(), tmp_path / "begun"
-    line = [*BASE, "--supernet", str(supernet), "--run"]
-    run_up_to("evaluations.jsonl:3", SCRIPT, *line, str(begun))
+    expected = whole(*SHORT)
     trained = from_toml(SupernetConfig, (supernet / "config.toml").read_text(), source="file").data
     for name, said in (("nothing said", {}), ("as trained", {"image_size": 16, "validation": 0.2})):
         folder = shutil.copytree(begun, tmp_path / name)
         path = folder / "config.toml"
         path.write_text(with_data_of_before(path.read_text(), **said))
         assert all(getattr(trained, option) == value for option, value in said.items())
-        assert lines_of(searched(supernet, folder)) == lines_of(expected)
+        assert lines_of(searched(supernet, folder, *SHORT)) == lines_of(expected)
         again = tmp_path / f"{name}, again"
         done = run(SCRIPT, "--config", str(path), "--run", str(again))
         assert done.returncode == 0, done.stderr
@@ -157,7 +163,7 @@ def test_an_end_that_was_cut_off_is_made_again(whole: Whole, supernet: Path, tmp
     folder = searched(supernet, tmp_path / "run", "--top", "3")
     found = documents(folder)
     assert len(list(folder.glob("top/*.json"))) == 3
-    assert len(generations_of(folder)) == 5
+    assert len(generations_of(folder)) == 4
     assert found == {name: value for name, value in expected.items() if name in found}
 
 
@@ -167,18 +173,18 @@ def test_two_ranks_give_the_scores_of_one(whole: Whole) -> None:
     assert documents(one) == documents(two)
 
 
-def test_the_seed_decides(supernet: Path, tmp_path: Path) -> None:
-    one, again, other = (
-        searched(supernet, tmp_path / name, "--generations", "1", "--seed", seed)
-        for name, seed in (("one", "1"), ("again", "1"), ("other", "2"))
-    )
-    assert lines_of(one) == lines_of(again) != lines_of(other)
+def test_the_seed_decides(whole: Whole, supernet: Path, tmp_path: Path) -> None:
+    """That the same seed draws the same networks is seen where a search goes on."""
+    one, other = whole(*SHORT), tmp_path / "other"
+    searched(supernet, other, "--generations", "0", "--seed", "2")
+    first = lines_of(other)
+    assert lines_of(one)[: len(first)] != first
     scoring = [json.loads((folder / "scoring.json").read_text()) for folder in (one, other)]
     assert scoring[0] == scoring[1], "scores of different seeds must be of the same images"
 
 
 def test_a_score_is_what_the_network_alone_gets(supernet: Path, tmp_path: Path) -> None:
-    folder = searched(supernet, tmp_path / "run", "--scoring.validation-images", "100")
+    folder = searched(supernet, tmp_path / "run", *SHORT, "--scoring.validation-images", "100")
     net = load_supernet(supernet)
     config = from_toml(SupernetConfig, supernet_notes(supernet)["config"], source="notes")
     assert config.seed == 5
@@ -226,7 +232,7 @@ def test_what_a_run_leaves_goes_into_retraining(whole: Whole, supernet: Path, tm
 
 
 def test_a_finished_search_is_shown_and_kept(whole: Whole, supernet: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(whole("--generations", "1"), tmp_path / "run")
+    folder = shutil.copytree(whole(*SHORT), tmp_path / "run")
     before = lines_of(folder)
     line = [*BASE, "--supernet", str(supernet), "--run", str(folder)]
     assert len(list(folder.glob("top/*.json"))) == 10
@@ -246,21 +252,18 @@ def test_a_finished_search_is_shown_and_kept(whole: Whole, supernet: Path, tmp_p
     assert lines_of(folder) == before
 
 
-def test_scores_of_another_supernet_are_not_mixed_in(supernet: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    line = [*BASE, "--supernet", str(supernet), "--run", str(folder)]
-    run_up_to("evaluations.jsonl:2", SCRIPT, *line)
+def test_scores_of_another_supernet_are_not_mixed_in(supernet: Path, begun: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     content = bytearray((supernet / "weights.safetensors").read_bytes())
     content[-1] ^= 1
     other.write_bytes(content)
-    done = run(SCRIPT, *BASE, "--supernet", str(other), "--run", str(folder))
+    done = run(SCRIPT, *BASE, *SHORT, "--supernet", str(other), "--run", str(begun))
     assert done.returncode == 2
     assert "was made with another supernet; name a new folder" in done.stderr
 
 
 def test_other_searches_can_be_drawn_beside(whole: Whole, supernet: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(whole("--generations", "1"), tmp_path / "run")
+    folder = shutil.copytree(whole(*SHORT), tmp_path / "run")
     runs = [tmp_path / seed / "random" for seed in ("0", "1")]
     for seed, place in enumerate(runs):
         searched(supernet, place, "--method", "random", "--generations", "0", "--seed", str(seed))
@@ -276,7 +279,7 @@ def test_other_searches_can_be_drawn_beside(whole: Whole, supernet: Path, tmp_pa
     assert f"--compare: the scores in '{runs[0]}' are of another supernet" in done.stderr
 
 
-def test_a_table_of_other_costs_is_refused(supernet: Path, tmp_path: Path) -> None:
+def test_a_table_of_other_costs_is_refused(supernet: Path, begun: Path, tmp_path: Path) -> None:
     table = json.loads((supernet / "costs.json").read_text())
     wrong = {
         "elsewhere": ({"space": "cream"}, "is of space cream"),
@@ -289,9 +292,7 @@ def test_a_table_of_other_costs_is_refused(supernet: Path, tmp_path: Path) -> No
         done = run(SCRIPT, *line, "--run", str(tmp_path / "run"))
         assert done.returncode == 2
         assert says in done.stderr
-    folder = tmp_path / "cut"
-    line = [*BASE, "--supernet", str(supernet), "--run", str(folder)]
-    run_up_to("evaluations.jsonl:2", SCRIPT, *line)
+    line = [*BASE, *SHORT, "--supernet", str(supernet), "--run", str(begun)]
     (tmp_path / "new.json").write_text(json.dumps(table | {"fixed_seconds": 1.0}))
     done = run(SCRIPT, *line, "--costs", str(tmp_path / "new.json"))
     assert done.returncode == 2
@@ -328,7 +329,16 @@ def test_measured_costs_can_be_limited(supernet: Path, tmp_path: Path) -> None:
     least = 1e3 * (table["fixed_seconds"] + sum(map(min, table["seconds"])))
     folder = tmp_path / "run"
     line = [*BASE, "--supernet", str(supernet), "--population", "4", "--max-latency", str((least + most) / 2)]
-    line += ["--max-activations", "0.2", "--method", "nsga2", "--breeding.objectives", "latency", "params"]
+    line += [
+        *SHORT,
+        "--max-activations",
+        "0.2",
+        "--method",
+        "nsga2",
+        "--breeding.objectives",
+        "latency",
+        "params",
+    ]
     done = run(SCRIPT, *line, "--run", str(folder))
     assert done.returncode == 0, done.stderr
     assert table["device"] in done.stdout
@@ -359,18 +369,16 @@ def test_statistics_matter(supernet: Path, tmp_path: Path) -> None:
     assert len(found) == 3
 
 
-def test_a_signal_ends_a_search_in_good_order(supernet: Path, tmp_path: Path) -> None:
+def test_a_signal_ends_a_search_in_good_order(whole: Whole, supernet: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    options = ["--method", "random", "--generations", "10"]
-    line = script.command(SCRIPT, *BASE, "--supernet", str(supernet), *options, "--run", str(folder))
-    process = script.start(line)
-    script.wait_for_step(folder, 2, process)
-    process.strike(0, signal.SIGTERM)
-    done = script.finish(process)
+    line = [*BASE, "--supernet", str(supernet), "--run", str(folder)]
+    with Script(SCRIPT, *line, deadly="evaluations.jsonl:2", signum=signal.SIGTERM) as process:
+        done = process.finish()
     assert done.returncode == 128 + signal.SIGTERM, done
     assert "stopped by SIGTERM; the scores of" in done.stderr
-    searched(supernet, folder, *options)
-    expected = searched(supernet, tmp_path / "whole", *options)
+    expected = whole()
+    assert 0 < len(lines_of(folder)) < len(lines_of(expected))
+    searched(supernet, folder)
     assert documents(folder) == documents(expected)
     assert lines_of(folder) == lines_of(expected)
 
@@ -414,12 +422,11 @@ def test_a_mistake_is_one_line(options: list[str], says: str, supernet: Path, tm
     assert "Traceback" not in done.stderr
 
 
-def test_lines_that_are_no_scores_are_refused(supernet: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    run_up_to("evaluations.jsonl:2", SCRIPT, *BASE, "--supernet", str(supernet), "--run", str(folder))
+def test_lines_that_are_no_scores_are_refused(supernet: Path, begun: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(begun, tmp_path / "run")
     with (folder / "evaluations.jsonl").open("a") as file:
         file.write('{"choices": [0, 0, 9, 0], "score": 0.5}\n')
-    done = run(SCRIPT, *BASE, "--supernet", str(supernet), "--run", str(folder))
+    done = run(SCRIPT, *BASE, *SHORT, "--supernet", str(supernet), "--run", str(folder))
     assert done.returncode == 2
     assert "layer 3 of space tiny has candidates" in done.stderr
 
