@@ -3,6 +3,8 @@ import gc
 import pytest
 import torch
 
+from tests.forked import warm_up
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
@@ -11,7 +13,11 @@ def _one_thread() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what was imported out of later searches for garbage: there is much of it, and it stays."""
+    """Leave what was imported out of later searches for garbage: there is much of it, and it stays.
+
+    The server of forks is itself a fork of this process as it is now.
+    """
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
+    warm_up()

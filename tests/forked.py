@@ -21,10 +21,16 @@ from typing import Any, Self
 
 import psutil
 
-from tests.forking import be_program, begin_by_forks
+from tests.forking import be_program, begin_by_forks, server_by_fork
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.warm"])
+
+
+def warm_up() -> None:
+    """Start the server of forks as a fork of this process, and of what it has imported."""
+    with server_by_fork():
+        multiprocessing.forkserver.ensure_running()
 
 
 class Script:

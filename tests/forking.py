@@ -5,6 +5,7 @@ imports. A fork has the arguments, environment, open files and session that the 
 registered with `atexit` do not run at its end.
 """
 
+import contextlib
 import multiprocessing.util
 import os
 import runpy
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
@@ -28,6 +30,16 @@ def begin_by_forks() -> None:
     # A rank's fork would take itself for that rank.
     is_rank = "RANK" in os.environ
     multiprocessing.util.spawnv_passfds = _BY_EXEC if is_rank else cast(Any, _fork_server)
+
+
+@contextlib.contextmanager
+def server_by_fork() -> Iterator[None]:
+    """Inside this context, a server of forks that is started is a fork of this process."""
+    multiprocessing.util.spawnv_passfds = cast(Any, _fork_server)
+    try:
+        yield
+    finally:
+        multiprocessing.util.spawnv_passfds = _BY_EXEC
 
 
 def be_program(words: Sequence[str]) -> None:
@@ -88,10 +100,20 @@ def _fork_server(path: bytes, words: Sequence[Any], descriptors: Sequence[int]) 
 
     def become() -> None:
         _close_all_but(descriptors)
+        sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))
+        _filter_warnings_as_at_start()
         exec(words[-1], {"__name__": "__main__"})
 
     _end_with(become)
     return 0
+
+
+def _filter_warnings_as_at_start() -> None:
+    """Undo pytest's filters, which make errors of warnings."""
+    warnings.resetwarnings()
+    for ignored in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", ignored)
+    warnings.filterwarnings("default", category=DeprecationWarning, module="__main__")
 
 
 def _close_all_but(descriptors: Iterable[int]) -> None:
@@ -103,6 +125,7 @@ def _close_all_but(descriptors: Iterable[int]) -> None:
 def _end_with(become: Callable[[], None]) -> None:
     """Call `become` in a process just forked, and end the process as Python would."""
     code = 1
+    multiprocessing.util._finalizer_registry.clear()  # type: ignore[attr-defined] # those are its parent's
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for signum in (signal.SIGTERM, signal.SIGHUP):
@@ -116,8 +139,13 @@ def _end_with(become: Callable[[], None]) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        threading._shutdown()  # type: ignore[attr-defined]
-        multiprocessing.util._exit_function()  # type: ignore[attr-defined]
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code)
+        try:
+            threading._shutdown()  # type: ignore[attr-defined]
+            multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+        except BaseException:
+            traceback.print_exc()
+            code = code or 1
+        finally:
+            os._exit(code)

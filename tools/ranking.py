@@ -83,7 +83,8 @@ def compare(
     seed: int = 0,
 ) -> Difference:
     """Return the tau of one list minus the tau of another, both on the same networks."""
-    return rank_all([one, other], truth, level=level, resamples=resamples, seed=seed)[1][0, 1]
+    lists = _Lists([one, other], truth, level=level, resamples=resamples, seed=seed)
+    return lists.difference(0, 1)
 
 
 def rank_all(
@@ -96,27 +97,43 @@ def rank_all(
     pairs: Iterable[tuple[int, int]] | None = None,
 ) -> tuple[list[Tau], dict[tuple[int, int], Difference]]:
     """Return the tau of every list, and the differences for all pairs of lists, or for those in `pairs`."""
-    check_range("level", level, 0, 1, open_low=True)
-    checked = [_checked(scores, truth) for scores in lists]
-    given, mean = [scores for scores, _ in checked], checked[0][1].mean(axis=0)
-    n, values = len(mean), [tau_b(scores, mean) for scores in given]
-    options = {"draws": resamples, "seed": seed}
-    if n <= FEW:
-        taus = by_order(values, given, mean, level=level, **options)
-    else:
-        left = [taus_left_out(scores, mean) for scores in given]
-        taus = [
-            by_jackknife(tau, others, level=level, limit=1) for tau, others in zip(values, left, strict=True)
-        ]
+    given = _Lists(lists, truth, level=level, resamples=resamples, seed=seed)
+    wanted = itertools.combinations(range(len(lists)), 2) if pairs is None else pairs
+    return given.taus(), {pair: given.difference(*pair) for pair in wanted}
 
-    def difference(one: int, other: int) -> Tested:
-        value = values[one] - values[other]
-        if n <= FEW:
-            return by_exchange(value, given[one], given[other], mean, level=level, **options)
-        return by_jackknife(value, left[one] - left[other], level=level, limit=2)
 
-    wanted = itertools.combinations(range(len(given)), 2) if pairs is None else pairs
-    return [Tau(*tau, n) for tau in taus], {pair: Difference(*difference(*pair), n) for pair in wanted}
+class _Lists:
+    """These lists of scores are compared with one truth, and with each other."""
+
+    def __init__(
+        self, lists: Sequence[ArrayLike], truth: ArrayLike, *, level: float, resamples: int, seed: int
+    ) -> None:
+        check_range("level", level, 0, 1, open_low=True)
+        checked = [_checked(scores, truth) for scores in lists]
+        self._given, self._mean = [scores for scores, _ in checked], checked[0][1].mean(axis=0)
+        self._n, self._level, self._draws, self._seed = len(self._mean), level, resamples, seed
+        self._values = [tau_b(scores, self._mean) for scores in self._given]
+        self._left = [taus_left_out(scores, self._mean) for scores in self._given if self._n > FEW]
+
+    def taus(self) -> list[Tau]:
+        if self._n <= FEW:
+            tested = by_order(
+                self._values, self._given, self._mean, level=self._level, draws=self._draws, seed=self._seed
+            )
+        else:
+            pairs = zip(self._values, self._left, strict=True)
+            tested = [by_jackknife(tau, left, level=self._level, limit=1) for tau, left in pairs]
+        return [Tau(*tau, self._n) for tau in tested]
+
+    def difference(self, one: int, other: int) -> Difference:
+        value = self._values[one] - self._values[other]
+        if self._n <= FEW:
+            lists = self._given[one], self._given[other], self._mean
+            tested = by_exchange(value, *lists, level=self._level, draws=self._draws, seed=self._seed)
+        else:
+            left = self._left[one] - self._left[other]
+            tested = by_jackknife(value, left, level=self._level, limit=2)
+        return Difference(*tested, self._n)
 
 
 def tau_b(scores: ArrayLike, truth: ArrayLike) -> float:

@@ -121,15 +121,15 @@ def test_a_launcher_that_is_killed_and_a_rank_that_dies_end_the_run_which_goes_o
     launcher.send_signal(signal.SIGKILL)
     process = start(line)
     wait_for_step(folder, 16, process)  # once the orphans let go of the run
-    assert len(orphans) == ranks
-    assert not any(orphan.is_running() for orphan in orphans)
-    finish(launcher)
     ranks_of(process)[1].send_signal(signal.SIGKILL)
     done = finish(process, timeout=60)
     assert done.returncode != 0
     assert "continuing" in done.stdout
     assert "lost contact with another process" in done.stderr
     assert "the last checkpoint is step" in done.stderr
+    finish(launcher)
+    assert len(orphans) == ranks
+    assert not psutil.wait_procs(orphans, timeout=60)[1]
     assert_continues(folder, expected, ranks)
 
 
