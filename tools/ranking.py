@@ -21,7 +21,6 @@ from tools.chance import (
     FEW,
     RESAMPLES,
     Numbers,
-    Tested,
     by_exchange,
     by_jackknife,
     by_order,
