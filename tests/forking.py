@@ -6,6 +6,9 @@ registered with `atexit` do not run at its end.
 """
 
 import contextlib
+import faulthandler
+import logging
+import multiprocessing.forkserver
 import multiprocessing.util
 import os
 import runpy
@@ -100,16 +103,23 @@ def _fork_server(path: bytes, words: Sequence[Any], descriptors: Sequence[int]) 
 
     def become() -> None:
         _close_all_but(descriptors)
-        sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))
-        _filter_warnings_as_at_start()
+        _leave_pytest()
         exec(words[-1], {"__name__": "__main__"})
 
     _end_with(become)
     return 0
 
 
-def _filter_warnings_as_at_start() -> None:
-    """Undo pytest's filters, which make errors of warnings."""
+def _leave_pytest() -> None:
+    """Undo what pytest does to its process: it catches what is written, and makes errors of warnings."""
+    sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))
+    for reference in logging._handlerList:  # type: ignore[attr-defined]
+        handler = reference()
+        if type(handler) is logging.StreamHandler:  # made when a library was imported
+            handler.stream = sys.stderr
+        elif type(handler).__module__.startswith("_pytest"):  # its file is closed, and others get its number
+            handler.setLevel(logging.CRITICAL + 1)
+    faulthandler.disable()
     warnings.resetwarnings()
     for ignored in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", ignored)
@@ -126,6 +136,7 @@ def _end_with(become: Callable[[], None]) -> None:
     """Call `become` in a process just forked, and end the process as Python would."""
     code = 1
     multiprocessing.util._finalizer_registry.clear()  # type: ignore[attr-defined] # those are its parent's
+    multiprocessing.forkserver._forkserver.__init__()  # type: ignore[misc] # its parent's is locked
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for signum in (signal.SIGTERM, signal.SIGHUP):
