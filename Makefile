@@ -8,7 +8,7 @@
 # A Python other than the first 3.12 or 3.11 on the path: make setup PYTHON=/path/to/python
 
 PYTHON ?=
-WORKERS ?= 2
+WORKERS ?= 3
 BIN := .venv/bin
 QUICK := tests/tools tests/retrain tests/local_learning/test_heads.py tests/local_learning/test_decoupling.py \
   tests/supernet/test_paths.py tests/search/test_evolution.py tests/test_contributing.py tests/test_two_faces.py \
