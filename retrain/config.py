@@ -17,7 +17,7 @@ from tools.images.options import DataConfig
 from tools.mistake import Mistake
 from tools.options.config import check_choice, check_idle, check_range, within
 from tools.options.recipes import Recipe
-from tools.options.shared import FREE, ExtendOptions, FastOptions, RunOptions
+from tools.options.shared import FREE, ExtendOptions, FastOptions, KernelOptions, RunOptions
 
 PARALLEL = ("none", "data", "blocks")
 
@@ -121,6 +121,7 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
     )
     EARLIER: ClassVar[dict[str, Any]] = {
         **NetworkChoice.EARLIER,
+        **KernelOptions.KERNELS_OF_BEFORE,
         "head_width": lambda config: PAPER if config.decoupling else "",
     }
 
@@ -142,6 +143,7 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
         self.check_run()
         self.check_network()
         self.check_fast()
+        self.check_kernels(precision=self.precision, compile=self.compile)
         self._check_decoupling()
         self._check_parallel()
         if self.reset_classifier and not self.weights:

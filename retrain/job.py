@@ -21,6 +21,7 @@ from retrain.pipeline.setup import ProcessSetup
 from retrain.pipeline.shards import Shards, order_of
 from tools.batchnorm import SharedBatchNorm
 from tools.images.loaders import Batch
+from tools.kernels.modules import use_kernels
 from tools.layout import use_channels_last
 from tools.mistake import Mistake
 from tools.optim import make_optimizer, make_schedule
@@ -71,6 +72,8 @@ class Training:
         self._dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.net = net.to(accelerator.device, self._dtype)
         use_channels_last(self.net)
+        if config.kernels == "native":
+            use_kernels(self.net)
         self.ema: ModelEmaV3 | None = (
             ModelEmaV3(net, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         )

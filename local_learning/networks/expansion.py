@@ -73,7 +73,7 @@ class Expansion(nn.Module):
             self.training
             and 2 * inputs.shape[1] <= inputs.shape[2] * inputs.shape[3]
             and torch.is_grad_enabled()
-            and type(self.bn) is nn.BatchNorm2d
+            and isinstance(self.bn, nn.BatchNorm2d)
             and self.bn.momentum is not None
             and not torch.compiler.is_compiling()
             and not statistics_are_shared()

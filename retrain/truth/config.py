@@ -10,7 +10,7 @@ from tools.images.options import DataConfig
 from tools.mistake import Mistake
 from tools.options.config import MEANT_NOTHING, check_range, flatten, idle_options
 from tools.options.recipes import Recipe
-from tools.options.shared import CompileOptions, RunOptions
+from tools.options.shared import CompileOptions, KernelOptions, RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
     )
     EARLIER: ClassVar[dict[str, Any]] = {
         **NetworkChoice.EARLIER,
+        **KernelOptions.KERNELS_OF_BEFORE,
         "head_width": lambda config: PAPER if config.decoupling or config.decouplings else "",
     }
     RETIRED: ClassVar[dict[str, Any]] = {

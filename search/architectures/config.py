@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from search.methods import METHODS
 from tools.images.options import DataConfig, PlaceOptions
 from tools.mistake import Mistake
 from tools.options.config import check_choice, check_idle, check_range
-from tools.options.shared import RunOptions
+from tools.options.shared import KernelOptions, RunOptions
 
 COSTS = ("macs", "params", "latency", "activations")
 
@@ -83,7 +83,7 @@ class ScoringOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArchitectureSearchConfig(RunOptions):
+class ArchitectureSearchConfig(KernelOptions, RunOptions):
     """These options say which supernet is searched, within which limits, and how."""
 
     UNLISTED: ClassVar[dict[str, type]] = {"data": DataConfig}
@@ -93,6 +93,7 @@ class ArchitectureSearchConfig(RunOptions):
         *("supernet", "method", "population", "generations", "max_macs", "max_params", "top"),
         *("data.root", "scoring.batch", "seed", "device", "run"),
     )
+    EARLIER: ClassVar[dict[str, Any]] = KernelOptions.KERNELS_OF_BEFORE
     NAMES: ClassVar[dict[str, Iterable[str]]] = {"methods": METHODS}
 
     run: str = "runs/evolution"
@@ -131,6 +132,7 @@ class ArchitectureSearchConfig(RunOptions):
 
     def __post_init__(self) -> None:
         self.check_run()
+        self.check_kernels(precision=self.precision)
         if not self.supernet:
             raise Mistake("supernet", "name the run of a supernet, or its weights file")
         METHODS.check("method", self.method)

@@ -28,6 +28,7 @@ from supernet.space import Architecture, Space
 from supernet.supernet import Supernet
 from supernet.train.measure import Measured, load_measured
 from tools.files.atomic import read_document
+from tools.kernels.modules import use_kernels
 from tools.layout import use_channels_last
 from tools.mistake import Mistake, quoted
 from tools.options.config import flag
@@ -66,6 +67,8 @@ def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator
     )
     net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
     use_channels_last(net)
+    if config.kernels == "native":
+        use_kernels(net)
     on_main(accelerator, lambda: _compare_images(config, run, images, measured))
     others = on_main(accelerator, lambda: _others(config, run, space)) or {}
     known = from_main(accelerator, lambda: read_evaluations(run.evaluations_path, space))

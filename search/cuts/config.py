@@ -13,7 +13,7 @@ from tools.images.options import DataConfig
 from tools.mistake import Mistake
 from tools.options.config import check_choice, check_range, within
 from tools.options.recipes import Recipe
-from tools.options.shared import RunOptions
+from tools.options.shared import KernelOptions, RunOptions
 
 SEDONA_2021 = "sedona-2021"
 REPLACE, OLDEST = "replace", "oldest"
@@ -140,7 +140,7 @@ def _recipe() -> Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecouplingSearchConfig(NetworkChoice, RunOptions):
+class DecouplingSearchConfig(NetworkChoice, KernelOptions, RunOptions):
     """These options say which network is searched, with which heads, on which data, and how."""
 
     USUAL: ClassVar[tuple[str, ...]] = (
@@ -149,6 +149,7 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
     )
     EARLIER: ClassVar[dict[str, Any]] = {
         **NetworkChoice.EARLIER,
+        **KernelOptions.KERNELS_OF_BEFORE,
         "search.memory": lambda config: REPLACE if config.search.compat else OLDEST,
         "search.snapshots": 50,
         "head_width": PAPER,
@@ -176,6 +177,7 @@ class DecouplingSearchConfig(NetworkChoice, RunOptions):
 
     def __post_init__(self) -> None:
         self.check_run(precisions=("fp32", "fp64"))
+        self.check_kernels(precision=self.precision)
         self.check_network()
         for kind in self.heads:
             HEADS.check("heads", kind, among=searchable_heads())

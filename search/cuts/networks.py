@@ -13,6 +13,7 @@ from search.relaxation import RelaxedNet
 from supernet.network.network import Network
 from tools.images.datasets import Data
 from tools.images.loaders import TrainLoader, make_train_loader
+from tools.kernels.modules import use_kernels
 from tools.layout import use_channels_last
 from tools.mistake import Mistake, quoted
 from tools.run.weights import load_weights, read_weights
@@ -55,6 +56,8 @@ def make_relaxed(
         raise Mistake(network.asked_for, quoted(error)) from error
     net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
     use_channels_last(net)
+    if config.kernels == "native":
+        use_kernels(net)
     return net
 
 

@@ -16,7 +16,7 @@ from tools.images.options import DataConfig
 from tools.mistake import Mistake
 from tools.options.config import check_choice, check_range, within
 from tools.options.recipes import Recipe
-from tools.options.shared import ExtendOptions, FastOptions, RunOptions
+from tools.options.shared import ExtendOptions, FastOptions, KernelOptions, RunOptions
 
 
 def check_shift_images(option: str, count: int) -> None:
@@ -63,7 +63,7 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
         *("space", "strategy", "data.name", "data.root", "data.image_size"),
         *("recipe.epochs", "recipe.batch_size", "recipe.lr", "precision", "device", "seed", "run"),
     )
-    EARLIER: ClassVar[dict[str, Any]] = {"classifier_init": "timm"}
+    EARLIER: ClassVar[dict[str, Any]] = {"classifier_init": "timm", **KernelOptions.KERNELS_OF_BEFORE}
     NAMES: ClassVar[dict[str, Iterable[str]]] = {"strategies": STRATEGIES, "objectives": OBJECTIVES}
 
     run: str = "runs/supernet"
@@ -93,6 +93,7 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
     def __post_init__(self) -> None:
         self.check_run()
         self.check_fast()
+        self.check_kernels(precision=self.precision, compile=self.compile)
         if not self.space:
             raise Mistake("space", "name a preset or a file")
         STRATEGIES.check("strategy", self.strategy)

@@ -28,6 +28,7 @@ from supernet.train.shift import Shift
 from tools.cost import count_params
 from tools.images.datasets import Data, load_data
 from tools.images.loaders import make_train_loader
+from tools.kernels.modules import use_kernels
 from tools.layout import use_channels_last
 from tools.mistake import Mistake
 from tools.optim import make_optimizer, start_momentum
@@ -174,6 +175,8 @@ def _supernet(config: SupernetConfig, space: Space, accelerator: Accelerator) ->
     net = Supernet(space, classifier_init=config.classifier_init)
     net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
     use_channels_last(net)
+    if config.kernels == "native":
+        use_kernels(net)
     return net
 
 

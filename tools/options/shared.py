@@ -1,6 +1,7 @@
 """This module holds the options of every script that works in a run folder; it is free of torch."""
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from tools.mistake import Mistake
 from tools.options.config import check_choice, check_range
@@ -52,7 +53,31 @@ class ExtendOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompileOptions:
+class KernelOptions:
+    """The option says by whose functions a CPU computes."""
+
+    KERNELS_OF_BEFORE: ClassVar[dict[str, Any]] = {"kernels": "torch"}
+    """What runs did before there was a choice."""
+
+    kernels: str = "auto"
+    """On a CPU, compute BatchNorm, ReLU and depthwise convolutions by torch's functions (torch) or by
+    Cleave's own (native), which are faster and differ in rounding alone. auto takes native where there is a
+    C compiler, in fp32 and without --compile."""
+
+    def check_kernels(self, *, precision: str, compile: bool = False) -> None:
+        """Refuse a choice that is unknown, or that nothing would look at."""
+        check_choice("kernels", self.kernels, ("auto", "native", "torch"))
+        if self.kernels == "native":
+            for name, value, wanted in (
+                ("precision", precision != "fp32", "`precision` fp32"),
+                ("compile", compile, "`compile=False`"),
+            ):
+                if value:
+                    raise Mistake("kernels", f"native goes with {wanted}", f"leave it out with this `{name}`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions(KernelOptions):
     """The options say how a network is compiled."""
 
     compile: bool = False

@@ -1,5 +1,6 @@
 """This module does what every script does around its work in a run folder: begin, go on, end in order."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any, Generic, Protocol, TypeVar
 from accelerate import Accelerator
 
 from tools.failures import SMALLER, RunFailed, known_cause
+from tools.kernels.library import is_there
 from tools.options.config import flag, flatten
 from tools.run.folder import Run
-from tools.run.launch import launch, on_main, unheard
+from tools.run.launch import from_main, launch, on_main, unheard
 
 
 class StageConfig(Protocol):
@@ -67,6 +69,7 @@ class Stage(Generic[_Config]):
             trackers=self.config.trackers,
             folder=run.path,
         )
+        self._settle_kernels()
         self.say(
             *(
                 f"note: {note}"
@@ -113,6 +116,20 @@ class Stage(Generic[_Config]):
         self.finished = run.results is not None and not longer
         """Whether the run was finished before the script began."""
         self.accelerator.wait_for_everyone()  # nobody changes the folder until all have looked at it
+
+    def _settle_kernels(self) -> None:
+        """Put what `kernels` auto stands for in its place, so that the run's config says it."""
+        config: Any = self.config
+        if getattr(config, "kernels", "") != "auto":
+            return
+
+        def choose() -> str:
+            if self.run.has_begun:  # a run that began with torch's says so, and `continued` has read it
+                return "native"
+            fits = self.accelerator.device.type == "cpu" and config.precision == "fp32"
+            return "native" if fits and not getattr(config, "compile", False) and is_there() else "torch"
+
+        self.config = dataclasses.replace(config, kernels=from_main(self.accelerator, choose))
 
     def _raise_known(self, error: BaseException | None) -> None:
         """Raise a `RunFailed` that says what a torch error most likely means, if that is known."""

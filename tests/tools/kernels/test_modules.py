@@ -1,0 +1,209 @@
+import copy
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
+
+from supernet.presets import preset
+from supernet.space import Architecture
+from supernet.supernet import Supernet
+from tools.kernels import modules
+from tools.kernels.modules import Depthwise, Norm, NormAct, use_kernels
+from tools.layout import use_channels_last
+from tools.second_order import FastSecondOrder
+
+LAST = torch.channels_last
+
+
+@pytest.fixture(autouse=True)
+def _small_maps_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "SMALLEST", 1)
+
+
+def maps(images: int, chs: int, height: int, width: int) -> Tensor:
+    source = torch.Generator().manual_seed(0)
+    drawn = torch.randn(images, chs, height, width, generator=source) * 2 + 0.7
+    return drawn.contiguous(memory_format=LAST)
+
+
+def derivatives(module: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """Return outputs and the gradients of inputs and parameters, along one direction in all types."""
+    inputs = inputs.detach().requires_grad_()
+    outputs = module(inputs)
+    source = torch.Generator().manual_seed(1)
+    along = torch.randn(outputs.shape, generator=source).to(inputs.dtype)
+    found = torch.autograd.grad(outputs, [inputs, *module.parameters()], along)
+    return [outputs.detach(), *found]
+
+
+def assert_near(module: nn.Module, inputs: Tensor, tolerance: float = 2e-6) -> None:
+    """Compare a module with itself in float64 and in torch's usual layout, where it is torch's own."""
+    exact = derivatives(copy.deepcopy(module).double(), inputs.double().contiguous())
+    for found, right in zip(derivatives(module, inputs), exact, strict=True):
+        assert (found.double() - right).norm() <= tolerance * right.norm()
+
+
+CONVOLUTIONS = [
+    (side, stride, padding, chs, height, width)
+    for (side, stride), padding, (chs, height, width) in itertools.product(
+        ((1, 1), (2, 1), (3, 1), (3, 2), (5, 1), (5, 2), (7, 3)),
+        (0, 1, 3),
+        ((5, 9, 7), (83, 8, 11), (64, 7, 7)),
+    )
+]
+
+
+@pytest.mark.parametrize(("side", "stride", "padding", "chs", "height", "width"), CONVOLUTIONS)
+def test_gradients_of_a_depthwise_convolution(
+    side: int, stride: int, padding: int, chs: int, height: int, width: int
+) -> None:
+    conv = nn.Conv2d(chs, chs, side, stride, padding, groups=chs, bias=False)
+    use_kernels(conv)
+    assert type(conv) is Depthwise
+    assert_near(conv, maps(9, chs, height, width))
+
+
+@pytest.mark.parametrize("act", [nn.Identity, nn.ReLU, nn.ReLU6])
+@pytest.mark.parametrize(("images", "chs", "side"), [(4, 3, 2), (5, 83, 6), (9, 64, 8)])
+def test_gradients_of_batchnorm_with_an_activation(
+    act: type[nn.Module], images: int, chs: int, side: int
+) -> None:
+    norm = BatchNormAct2d(chs, act_layer=act)
+    nn.init.uniform_(norm.weight, -1.0, 2.0)
+    nn.init.normal_(norm.bias)
+    theirs = copy.deepcopy(norm)
+    use_kernels(norm)
+    inputs = maps(images, chs, side, side)
+    assert_near(norm, inputs)
+    norm(inputs), theirs(inputs), theirs(inputs)
+    for ours, right in zip(norm.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(ours, right)
+
+
+def block() -> nn.Module:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(24, 24, 5, padding=2, groups=24, bias=False)
+    net = nn.Sequential(BatchNormAct2d(24), conv, BatchNormAct2d(24, act_layer=nn.ReLU6), nn.BatchNorm2d(24))
+    use_channels_last(net)
+    return net
+
+
+def test_threads_change_no_bit() -> None:
+    net = block()
+    use_kernels(net)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(derivatives(net, maps(20, 24, 12, 12)))
+    for others in found[1:]:
+        assert all(map(torch.equal, found[0], others))
+
+
+def test_second_derivatives_are_torchs() -> None:
+    """The gradient of the gradient's norm, with the kernels and in float64."""
+
+    def second(net: nn.Module, inputs: Tensor) -> list[Tensor]:
+        inputs = inputs.detach().requires_grad_()
+        outputs = net(inputs)
+        source = torch.Generator().manual_seed(1)
+        loss = (outputs.square() * torch.randn(outputs.shape, generator=source).to(inputs.dtype)).mean()
+        first = torch.autograd.grad(loss, list(net.parameters()), create_graph=True)
+        total = torch.stack([gradient.square().sum() for gradient in first]).sum()
+        return list(torch.autograd.grad(total, [inputs, *net.parameters()]))
+
+    net, inputs = block(), maps(6, 24, 8, 8)
+    exact = second(copy.deepcopy(net).double(), inputs.double().contiguous())
+    use_kernels(net)
+    for found, right in zip(second(net, inputs), exact, strict=True):
+        assert (found.double() - right).norm() <= 1e-3 * right.norm()  # torch itself is off by half of that
+
+
+def _in_second_order(net: nn.Module, inputs: Tensor) -> Tensor:
+    with FastSecondOrder():
+        return net(inputs)  # type: ignore[no-any-return]
+
+
+def _in_bfloat16(net: nn.Module, inputs: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return net(inputs)  # type: ignore[no-any-return]
+
+
+def _for_each_image(net: nn.Module, inputs: Tensor) -> Tensor:
+    parts = inputs.view(2, -1, *inputs.shape[1:])
+    frozen = {name: value for name, value in net.state_dict().items() if "num_batches" not in name}
+    return torch.func.vmap(lambda part: torch.func.functional_call(net, frozen, part))(parts)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        _in_second_order,
+        _in_bfloat16,
+        lambda net, inputs: net(inputs.double()),
+        lambda net, inputs: net[0](inputs.contiguous()),
+        lambda net, inputs: net.eval()(inputs),
+    ],
+)
+def test_whatever_the_kernels_do_not_know_is_left_to_torch(
+    way: Callable[[nn.Module, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, inputs = block(), maps(6, 24, 8, 8)
+    theirs = copy.deepcopy(net)
+    use_kernels(net)
+
+    def refuse() -> None:
+        raise AssertionError("a kernel was called")
+
+    monkeypatch.setattr(modules, "library", refuse)
+    if way.__name__ == "<lambda>" and "double" in way.__code__.co_names:
+        net.double(), theirs.double()
+    assert torch.equal(way(net, inputs), way(theirs, inputs))
+
+
+def test_a_supernet_learns_as_with_torchs_own_functions() -> None:
+    """After 100 steps the losses differ by less than two trainings that differ in rounding alone."""
+    torch.manual_seed(0)
+    first = Supernet(preset("tiny", num_classes=4, image_size=16))
+    use_channels_last(first)
+    images = maps(64, 3, 16, 16)
+    labels = torch.arange(64) % 4
+
+    def losses(net: Supernet) -> Tensor:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+        found = []
+        for step in range(100):
+            path = Architecture(tuple(step % len(layer) for layer in net.space.layers))
+            loss = nn.functional.cross_entropy(net(images, path), labels)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            found.append(loss.detach())
+        return torch.stack(found)
+
+    fast = copy.deepcopy(first)
+    use_kernels(fast)
+    assert any(type(module) is NormAct for module in fast.modules())
+    assert fast.state_dict().keys() == first.state_dict().keys()
+    ours, theirs = losses(fast), losses(first)
+    torch.testing.assert_close(ours[:10], theirs[:10], rtol=1e-4, atol=1e-5)
+    assert float((ours - theirs).abs().mean()) < 0.02
+    assert float(ours[-10:].mean()) < 0.6 * math.log(4)
+
+
+def test_names_and_copies_stay() -> None:
+    net = block()
+    names = list(net.state_dict())
+    use_kernels(net)
+    again = copy.deepcopy(net)
+    assert list(again.state_dict()) == names
+    assert [type(module) for module in again.children()] == [NormAct, Depthwise, NormAct, Norm]
+    assert [type(module) for module in block().children()] == [
+        BatchNormAct2d,
+        nn.Conv2d,
+        BatchNormAct2d,
+        nn.BatchNorm2d,
+    ]
