@@ -8,7 +8,7 @@
 #include <string.h>
 
 typedef long long whole;
-typedef float wide __attribute__((vector_size(64), aligned(4)));
+typedef float wide __attribute__((vector_size(64), aligned(4), may_alias));
 
 enum { LANES = 16, BLOCK = 64, GROUP = BLOCK / LANES, ROWS = 64, IMAGES = 8 };
 
@@ -32,15 +32,16 @@ typedef struct {
     for (int i = 0; i < COUNT; i++) sum[i] = (wide){0};                                                       \
     for (whole r = r0; r < r1; r++)                                                                           \
       for (whole c = c0; c < c1; c++) {                                                                       \
-        const float *restrict a = pixel + (r * row_step + c * column_step) + ch;                                       \
-        const float *restrict b = taps + (r * r_tap + c * c_tap) + ch;                                                 \
+        const float *a = pixel + (r * row_step + c * column_step) + ch;                                       \
+        const float *b = taps + (r * r_tap + c * c_tap) + ch;                                                 \
         for (int i = 0; i < COUNT; i++) sum[i] += ((const wide *)a)[i] * ((const wide *)b)[i];                \
       }                                                                                                       \
     for (int i = 0; i < COUNT; i++) ((wide *)(to + ch))[i] = sum[i];                                          \
   }
 
-static inline void pixel_of(const float *restrict pixel, whole row_step, whole column_step, const float *restrict taps, whole r_tap,
-                            whole c_tap, whole r0, whole r1, whole c0, whole c1, float *restrict to, whole chs) {
+static inline void pixel_of(const float *restrict pixel, whole row_step, whole column_step,
+                            const float *restrict taps, whole r_tap, whole c_tap, whole r0, whole r1, whole c0,
+                            whole c1, float *restrict to, whole chs) {
   whole ch = 0;
   for (; ch + BLOCK <= chs; ch += BLOCK) SUM_OF_TAPS(GROUP)
   for (; ch + LANES <= chs; ch += LANES) SUM_OF_TAPS(1)
@@ -53,29 +54,14 @@ static inline void pixel_of(const float *restrict pixel, whole row_step, whole c
   }
 }
 
-void depthwise_forward(const float *restrict in, const float *restrict taps, float *restrict out, const Shape *shape, int threads) {
-  const Shape s = *shape;
-#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
-  for (whole n = 0; n < s.images; n++)
-    for (whole y = 0; y < s.out_height; y++) {
-      const float *restrict image = in + n * s.height * s.width * s.chs;
-      whole top = y * s.stride - s.padding, r0 = most(0, -top), r1 = least(s.side, s.height - top);
-      for (whole x = 0; x < s.out_width; x++) {
-        whole left = x * s.stride - s.padding, c0 = most(0, -left), c1 = least(s.side, s.width - left);
-        pixel_of(image + (top * s.width + left) * s.chs, s.width * s.chs, s.chs, taps, s.side * s.chs, s.chs, r0, r1,
-                 c0, c1, out + ((n * s.out_height + y) * s.out_width + x) * s.chs, s.chs);
-      }
-    }
-}
-
 // The gradient of the inputs. Input row y meets output row o through tap y + padding - stride * o.
-void depthwise_backward_inputs(const float *restrict gradient, const float *restrict taps, float *restrict to, const Shape *shape,
-                               int threads) {
+void depthwise_backward_inputs(const float *restrict gradient, const float *restrict taps, float *restrict to,
+                               const Shape *shape, int threads) {
   const Shape s = *shape;
 #pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
   for (whole n = 0; n < s.images; n++)
     for (whole y = 0; y < s.height; y++) {
-      const float *restrict image = gradient + n * s.out_height * s.out_width * s.chs;
+      const float *image = gradient + n * s.out_height * s.out_width * s.chs;
       whole down = y + s.padding, r0 = most(0, above(down - s.side + 1, s.stride));
       whole r1 = least(s.out_height, below(down, s.stride) + 1);
       for (whole x = 0; x < s.width; x++) {
@@ -99,8 +85,8 @@ void depthwise_backward_inputs(const float *restrict gradient, const float *rest
   }
 
 // One tap, channels [ch, end): the sum over a row of outputs.
-static inline void tap_of(const float *restrict g, const float *restrict in, whole step, whole chs, whole x0, whole x1, float *restrict to,
-                          whole ch, whole end) {
+static inline void tap_of(const float *restrict g, const float *restrict in, whole step, whole chs, whole x0,
+                          whole x1, float *restrict to, whole ch, whole end) {
   for (; ch + BLOCK <= end; ch += BLOCK) ALONG_A_ROW(GROUP)
   for (; ch + LANES <= end; ch += LANES) ALONG_A_ROW(1)
   for (; ch < end; ch++)
@@ -108,8 +94,8 @@ static inline void tap_of(const float *restrict g, const float *restrict in, who
 }
 
 // The gradient of the taps. `parts` holds one sum for each IMAGES images.
-void depthwise_backward_taps(const float *restrict gradient, const float *restrict in, float *restrict to, float *restrict parts, const Shape *shape,
-                             int threads) {
+void depthwise_backward_taps(const float *restrict gradient, const float *restrict in, float *restrict to,
+                             float *restrict parts, const Shape *shape, int threads) {
   const Shape s = *shape;
   whole count = (s.images + IMAGES - 1) / IMAGES, blocks = (s.chs + BLOCK - 1) / BLOCK;
   whole size = s.side * s.side * s.chs;
@@ -151,13 +137,13 @@ static void add_parts(const float *restrict parts, whole count, whole chs, whole
 }
 
 // Mean and biased variance of each channel. `parts` has two values for each part and channel.
-void norm_statistics(const float *restrict in, whole rows, whole chs, float *restrict mean, float *restrict variance, float *restrict parts,
-                     int threads) {
+void norm_statistics(const float *restrict in, whole rows, whole chs, float *restrict mean,
+                     float *restrict variance, float *restrict parts, int threads) {
   whole count = (rows + ROWS - 1) / ROWS;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (whole p = 0; p < count; p++) {
     whole first = p * ROWS, n = least(ROWS, rows - first);
-    const float *restrict block = in + first * chs;
+    const float *block = in + first * chs;
     float *level = parts + 2 * p * chs, *spread = level + chs;
     memset(level, 0, 2 * chs * sizeof(float));
     for (whole r = 0; r < n; r++)
@@ -194,8 +180,8 @@ void norm_statistics(const float *restrict in, whole rows, whole chs, float *res
 }
 
 // out = clamp(in * scale + shift).
-void norm_forward(const float *restrict in, float *restrict out, const float *restrict scale, const float *restrict shift, float low, float high,
-                  whole rows, whole chs, int threads) {
+void norm_forward(const float *restrict in, float *restrict out, const float *restrict scale,
+                  const float *restrict shift, float low, float high, whole rows, whole chs, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (whole r = 0; r < rows; r++)
 #pragma omp simd
@@ -207,9 +193,10 @@ void norm_forward(const float *restrict in, float *restrict out, const float *re
 }
 
 // For each channel the sum of the gradient within the clamp, and that of it times (in - mean).
-void norm_backward_sums(const float *restrict gradient, const float *restrict in, const float *restrict mean, const float *restrict scale,
-                        const float *restrict shift, float low, float high, whole rows, whole chs, float *restrict sum,
-                        float *restrict product, float *restrict parts, int threads) {
+void norm_backward_sums(const float *restrict gradient, const float *restrict in, const float *restrict mean,
+                        const float *restrict scale, const float *restrict shift, float low, float high, whole rows,
+                        whole chs, float *restrict sum, float *restrict product, float *restrict parts,
+                        int threads) {
   whole count = (rows + ROWS - 1) / ROWS;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (whole p = 0; p < count; p++) {
@@ -233,8 +220,9 @@ void norm_backward_sums(const float *restrict gradient, const float *restrict in
 }
 
 // to = scale * (gradient within the clamp) - level - slope * (in - mean).
-void norm_backward_inputs(const float *restrict gradient, const float *restrict in, const float *restrict mean, const float *restrict scale,
-                          const float *restrict shift, const float *restrict level, const float *restrict slope, float low, float high,
+void norm_backward_inputs(const float *restrict gradient, const float *restrict in,
+                          const float *restrict mean, const float *restrict scale, const float *restrict shift,
+                          const float *restrict level, const float *restrict slope, float low, float high,
                           whole rows, whole chs, float *restrict to, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (whole r = 0; r < rows; r++)
