@@ -1,0 +1,205 @@
+"""Training with the project's kernels beside training with torch's functions, interleaved in one process.
+
+    OMP_WAIT_POLICY=passive python -m benchmarks.kernels [--threads 1] [--rounds 7] [--cases macro-32-64]
+
+Each round times some steps of both, one after the other; a line has the median of the rounds' ratios and
+their range, images per second, and the peak memory of a process that takes a few steps with one of them.
+`--operations` times single functions in place of trainings, and gives their errors against float64.
+"""
+
+import argparse
+import copy
+import json
+import math
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.supernet import make
+from local_learning.build import build_chain
+from supernet.presets import preset
+from tools.kernels.modules import use_kernels
+from tools.layout import use_channels_last
+from tools.run.launch import launch
+
+Step = Callable[[int], Any]
+SUPERNETS = {"macro": "nas_bench_macro", "mini": "configs/path/mini.toml"}
+STRATEGIES = ("spos", "fair", "greedy", "nongreedy")
+NETWORKS = ("resnet18", "timm/mobilenetv2_100", "timm/efficientnet_b0")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--cases", nargs="+", default=["macro-32-64", "macro-32-128", "macro-16-128"])
+    options.add_argument("--strategies", nargs="+", default=STRATEGIES)
+    options.add_argument("--networks", nargs="*", default=NETWORKS)
+    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--steps", type=int, default=4, help="in each round")
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--operations", action="store_true")
+    asked = options.parse_args()
+    launch(device="cpu", precision="fp32", threads=asked.threads, trackers=(), folder=Path())
+    if asked.operations:
+        for line in operations():
+            print(json.dumps(line), flush=True)
+        return
+    for case in asked.cases:
+        space, size, batch = case.split("-")
+        for strategy in asked.strategies:
+            steps = [stepping(space, int(size), int(batch), strategy, native) for native in (False, True)]
+            print(
+                json.dumps({"case": case, "strategy": strategy} | compared(steps, int(batch), asked)),
+                flush=True,
+            )
+    for name in asked.networks:
+        steps = [training(name, 32, 64, native) for native in (False, True)]
+        print(
+            json.dumps({"network": name, "image_size": 32, "batch": 64} | compared(steps, 64, asked)),
+            flush=True,
+        )
+
+
+def stepping(space: str, size: int, batch: int, strategy: str, native: bool) -> Step:
+    """Return a step of a supernet's training."""
+    made = make(strategy, preset(SUPERNETS[space], num_classes=10, image_size=size), torch.device("cpu"))
+    if native:
+        use_kernels(made.net)
+    images, labels = data(batch, size)
+    return lambda step: made.step(images, labels, step)
+
+
+def training(name: str, size: int, batch: int, native: bool) -> Step:
+    """Return a step of a single network's training by backpropagation."""
+    torch.manual_seed(0)
+    chain = build_chain(name, num_classes=10, image_size=size)
+    use_channels_last(chain)
+    if native:
+        use_kernels(chain)
+    optimizer = torch.optim.SGD(chain.parameters(), lr=0.01, momentum=0.9, fused=True)
+    images, labels = data(batch, size)
+
+    def step(number: int) -> None:
+        optimizer.zero_grad()
+        torch.autograd.backward(F.cross_entropy(chain(images), labels))
+        optimizer.step()
+
+    return step
+
+
+def data(batch: int, size: int) -> tuple[Tensor, Tensor]:
+    """Return images and labels without a meaning."""
+    source = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, 3, size, size, generator=source)
+    return images.contiguous(memory_format=torch.channels_last), torch.arange(batch) % 10
+
+
+def compared(steps: list[Step], batch: int, asked: argparse.Namespace) -> dict[str, Any]:
+    """Return how two ways to take a step compare, over interleaved rounds."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(asked.rounds + 1):
+        for each, step in zip(times, steps, strict=True):
+            start = time.perf_counter()
+            for number in range(asked.steps):
+                step(turn * asked.steps + number)
+            if turn:
+                each.append((time.perf_counter() - start) / asked.steps)
+    ratios = [torchs / ours for torchs, ours in zip(*times, strict=True)]
+    return {
+        "threads": torch.get_num_threads(),
+        "images_per_s": [round(batch / statistics.median(each), 1) for each in times],
+        "ratio": round(statistics.median(ratios), 2),
+        "range": [round(min(ratios), 2), round(max(ratios), 2)],
+        "peak_mib": [peak(step) for step in steps],
+    }
+
+
+def peak(step: Step, count: int = 3) -> int:
+    """Return the growth of a forked process's peak memory over a few steps, in MiB."""
+
+    def run(writer: Any) -> None:
+        torch.set_num_threads(1)
+        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        for number in range(count):
+            step(number)
+        writer.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) >> 20)
+
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=run, args=(writer,))
+    process.start()
+    grown = int(reader.recv())
+    process.join()
+    return grown
+
+
+def operations() -> Iterator[dict[str, Any]]:
+    """Time single functions forward and backward, and compare their gradients with float64."""
+    maps = (
+        (64, 96, 32),
+        (64, 384, 16),
+        (64, 192, 16),
+        (64, 768, 8),
+        (64, 1536, 4),
+        (32, 16, 16),
+        (32, 48, 8),
+    )
+    for batch, chs, side in maps:
+        for name, module in {
+            "BatchNorm and ReLU": BatchNormAct2d(chs),
+            "depthwise 3x3": nn.Conv2d(chs, chs, 3, padding=1, groups=chs, bias=False),
+            "depthwise 5x5": nn.Conv2d(chs, chs, 5, padding=2, groups=chs, bias=False),
+            "depthwise 5x5, stride 2": nn.Conv2d(chs, chs, 5, stride=2, padding=2, groups=chs, bias=False),
+        }.items():
+            use_channels_last(module)
+            ours = copy.deepcopy(module)
+            use_kernels(ours)
+            images = torch.randn(batch, chs, side, side).contiguous(memory_format=torch.channels_last)
+            exact = gradients(copy.deepcopy(module).double(), images.double().contiguous())
+            micros: tuple[list[float], list[float]] = ([], [])
+            for _ in range(20):
+                for each, way in zip(micros, (module, ours), strict=True):
+                    start = time.perf_counter()
+                    gradients(way, images)
+                    each.append(1e6 * (time.perf_counter() - start))
+            found = [statistics.median(each[5:]) for each in micros]
+            yield {
+                "operation": name,
+                "map": [batch, chs, side, side],
+                "numbers": images.numel(),
+                "torch_us": round(found[0]),
+                "ours_us": round(found[1]),
+                "ratio": round(found[0] / found[1], 2),
+                "errors": [error(gradients(way, images), exact) for way in (module, ours)],
+            }
+
+
+def gradients(module: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return the gradients of the inputs and the parameters."""
+    images = images.detach().requires_grad_()
+    outputs = module(images)
+    along = data(len(outputs), 1)[1].to(images.dtype).view(-1, 1, 1, 1).expand_as(outputs)
+    return list(
+        torch.autograd.grad(outputs, [images, *module.parameters()], (outputs.detach().cos() + along))
+    )
+
+
+def error(found: Iterable[Tensor], exact: Iterable[Tensor]) -> float:
+    """Return the largest error, in relation to what is right."""
+    pairs = zip(found, exact, strict=True)
+    worst = max(float((one.double() - right).norm() / right.norm()) for one, right in pairs)
+    return float(f"{worst:.2g}") if math.isfinite(worst) else worst
+
+
+if __name__ == "__main__":
+    main()
