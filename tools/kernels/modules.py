@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tools.kernels.library import library
 
 LAST = torch.channels_last
-SMALLEST = 32768
+SMALLEST = {"norm": 1 << 18, "convolution": 1 << 16}
 """Maps with fewer numbers than this are left to torch, which starts its operations sooner."""
 
 
@@ -40,13 +40,13 @@ def use_kernels(network: nn.Module) -> None:
             module.__class__ = NormAct
 
 
-def _fits(inputs: Tensor, *others: Tensor | None) -> bool:
+def _fits(kind: str, inputs: Tensor, *others: Tensor | None) -> bool:
     """Return whether the kernels can compute this: plain numbers that no mode of torch looks at."""
     return (
         not torch.compiler.is_compiling()
         and inputs.device.type == "cpu"
         and inputs.ndim == 4
-        and inputs.numel() >= SMALLEST
+        and inputs.numel() >= SMALLEST[kind]
         and all(other is not None and other.dtype == torch.float32 for other in (inputs, *others))
         and inputs.is_contiguous(memory_format=LAST)
         and type(inputs) is Tensor
@@ -66,7 +66,12 @@ class Depthwise(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         outputs: Tensor
-        if bias is None and torch.is_grad_enabled() and _is_depthwise(self) and _fits(input, weight):
+        if (
+            bias is None
+            and torch.is_grad_enabled()
+            and _is_depthwise(self)
+            and _fits("convolution", input, weight)
+        ):
             padding = int(self.padding[0])
             outputs = _DepthwiseFunction.apply(input, weight, self.stride[0], padding)  # type: ignore[no-untyped-call]
         else:
@@ -75,10 +80,14 @@ class Depthwise(nn.Conv2d):
 
 
 def _is_depthwise(conv: nn.Conv2d) -> bool:
-    """Return whether a convolution is one that the kernels know: a square for each channel by itself."""
+    """Return whether a convolution is one for the kernels: a square for each channel by itself.
+
+    Small squares without a stride are not, since torch is as fast with them.
+    """
     padding = conv.padding
     return (
-        1 < conv.groups == conv.in_channels == conv.out_channels
+        (conv.kernel_size[0] > 3 or conv.stride[0] > 1)
+        and 1 < conv.groups == conv.in_channels == conv.out_channels
         and conv.padding_mode == "zeros"
         and conv.dilation == (1, 1)
         and not isinstance(padding, str)
@@ -163,7 +172,7 @@ _CLAMPS = {
 
 
 def _can(norm: nn.BatchNorm2d, inputs: Tensor) -> bool:
-    return norm.training and _fits(inputs, norm.weight, norm.bias)
+    return norm.training and _fits("norm", inputs, norm.weight, norm.bias)
 
 
 def _normalised(norm: nn.BatchNorm2d, inputs: Tensor, low: float, high: float) -> Tensor:
