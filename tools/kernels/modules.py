@@ -44,6 +44,7 @@ def _fits(kind: str, inputs: Tensor, *others: Tensor | None) -> bool:
     """Return whether the kernels can compute this: plain numbers that no mode of torch looks at."""
     return (
         not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
         and inputs.device.type == "cpu"
         and inputs.ndim == 4
         and inputs.numel() >= SMALLEST[kind]
@@ -53,7 +54,6 @@ def _fits(kind: str, inputs: Tensor, *others: Tensor | None) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._len_torch_function_stack()
         and not torch._C._len_torch_dispatch_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None
         and not torch._C._get_tracing_state()
     )
 

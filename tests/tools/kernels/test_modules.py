@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from supernet.presets import preset
 from supernet.space import Architecture
 from supernet.supernet import Supernet
+from tools.batchnorm import frozen_statistics
 from tools.kernels import modules
 from tools.kernels.modules import Depthwise, Norm, NormAct, use_kernels
 from tools.layout import use_channels_last
@@ -134,8 +135,8 @@ def _in_bfloat16(net: nn.Module, inputs: Tensor) -> Tensor:
 
 def _for_each_image(net: nn.Module, inputs: Tensor) -> Tensor:
     parts = inputs.view(2, -1, *inputs.shape[1:])
-    frozen = {name: value for name, value in net.state_dict().items() if "num_batches" not in name}
-    return torch.func.vmap(lambda part: torch.func.functional_call(net, frozen, part))(parts)  # type: ignore[no-any-return]
+    with frozen_statistics(net):
+        return torch.func.vmap(lambda part: torch.func.functional_call(net, {}, part))(parts)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +144,7 @@ def _for_each_image(net: nn.Module, inputs: Tensor) -> Tensor:
     [
         _in_second_order,
         _in_bfloat16,
+        _for_each_image,
         lambda net, inputs: net(inputs.double()),
         lambda net, inputs: net[0](inputs.contiguous()),
         lambda net, inputs: net.eval()(inputs),
