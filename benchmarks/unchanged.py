@@ -2,7 +2,7 @@
 
 Two commits that print the same on one machine compute the same. Times, memory, paths and texts are left out.
 
-    python benchmarks/unchanged.py --work DIR > one.txt                   this checkout
+    python benchmarks/unchanged.py --work DIR --kernels torch > one.txt   this checkout
     python benchmarks/unchanged.py --house OTHER --work DIR2 > two.txt    another one
     python benchmarks/unchanged.py --work DIR --again                     start all finished runs once more
 """
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="a folder for the runs")
     parser.add_argument("--again", action="store_true", help="finished runs are started once more")
     parser.add_argument("--only", nargs="*", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--kernels", default="", help="whose functions compute, where a script can choose")
     asked = parser.parse_args()
     env = os.environ | {"PYTHONPATH": str(asked.house.resolve()), "OMP_NUM_THREADS": "1"}
     asked.work.mkdir(parents=True, exist_ok=True)
@@ -179,6 +180,8 @@ def main() -> None:
             if script == "export_model.py":  # which writes to new folders only
                 shutil.rmtree(asked.work / name, ignore_errors=True)
             folder = ["--out" if script == "export_model.py" else "--run", name]
+            if asked.kernels and script not in ("rank_report.py", "export_model.py"):
+                folder += ["--kernels", asked.kernels]
             line = command(asked.house.resolve(), script, [*options, *folder], ranks)
             done = subprocess.run(line, cwd=asked.work, env=env, capture_output=True, text=True)
             (asked.work / f"{name}.said").write_text(done.stdout + done.stderr)
