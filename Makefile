@@ -12,7 +12,7 @@ WORKERS ?= 3
 BIN := .venv/bin
 QUICK := tests/tools tests/retrain tests/local_learning/test_heads.py tests/local_learning/test_decoupling.py \
   tests/supernet/test_paths.py tests/search/test_evolution.py tests/test_contributing.py tests/test_two_faces.py \
-  tests/test_idle.py tests/test_configs.py --ignore tests/tools/chapters --ignore tests/tools/test_layout.py
+  tests/test_idle.py tests/test_configs.py --ignore tests/tools/chapters --ignore tests/tools/test_layout.py --ignore tests/tools/kernels
 STAMP := .venv/.installed
 
 COVERAGE := $(BIN)/python -m coverage
