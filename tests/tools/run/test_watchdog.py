@@ -104,7 +104,7 @@ def test_stalls_and_runs_that_stop_as_a_whole_go_on(tmp_path: Path) -> None:
     """The other tests' runs need not be here, but come to their ends meanwhile."""
     with ExitStack() as stack:
         stalling = [
-            stack.enter_context(Ranks(tmp_path / str(rank), "--steps", "16")) for rank in range(RANKS)
+            stack.enter_context(Ranks(tmp_path / str(rank), "--steps", "60")) for rank in range(RANKS)
         ]
         for rank, run in enumerate(stalling):
             run.wait_for_step(4)
@@ -115,13 +115,13 @@ def test_stalls_and_runs_that_stop_as_a_whole_go_on(tmp_path: Path) -> None:
             whole.strike(rank, signal.SIGSTOP)
         time.sleep(1.5)
         for rank, run in enumerate(stalling):
-            assert step_of(run.folder, rank) < 15
+            assert step_of(run.folder, rank) < 59
             run.strike(rank, signal.SIGCONT)
         for run in stalling:
             codes = run.ends()
             assert run.lines() == []
             assert codes == [0, 0, 0]
-            assert [step_of(run.folder, rank) for rank in range(RANKS)] == [15, 15, 15]
+            assert [step_of(run.folder, rank) for rank in range(RANKS)] == [59, 59, 59]
         time.sleep(0.5)  # longer than its patience by now
         for rank in range(RANKS):
             whole.strike(rank, signal.SIGCONT)
