@@ -69,6 +69,7 @@ class Stage(Generic[_Config]):
             trackers=self.config.trackers,
             folder=run.path,
         )
+        self._kept = flatten(self.config)
         self._settle_kernels()
         self.say(
             *(
@@ -111,7 +112,7 @@ class Stage(Generic[_Config]):
         run, config = self.run, self.config
         free = {*self._free, *(self._length if run.results else ())}
         self.on_main(lambda: run.open(config, free=free))
-        self.on_main(lambda: self._report_kept(flatten(self._given), flatten(config)))
+        self.on_main(lambda: self._report_kept(flatten(self._given), self._kept))
         longer = run.results is not None and bool(self._length) and run.differs(config, self._length)
         self.finished = run.results is not None and not longer
         """Whether the run was finished before the script began."""
