@@ -1,6 +1,7 @@
 """A chain is cut into blocks; each has layers, a head and a loss, and is trained apart from all others."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -8,11 +9,10 @@ from torch import Tensor, nn
 
 from local_learning.chain import Chain
 from local_learning.cuts.cuttable import check_apart, check_form, through
-from local_learning.cuts.head_width import scale_of
 from local_learning.decoupling import Decoupling
-from local_learning.features import as_map, layout_of, map_shape
+from local_learning.features import as_map
 from local_learning.groups import GroupedHeads, group_layers
-from local_learning.heads import make_head
+from local_learning.heads import HeadsOf, layout_for
 from local_learning.losses import BlockLoss, CrossEntropy, Grouped, LossPlace, logits_of, loss_at
 from local_learning.options import LocalLosses
 from tools.layout import guard_convolutions
@@ -187,7 +187,7 @@ def decouple(
     last_loss: CrossEntropy | None = None,
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
-    make: Callable[..., nn.Module] = make_head,
+    make: Callable[..., nn.Module] | None = None,
 ) -> DecoupledNet:
     """Cut a chain into blocks; layers without neuron groups are the chain's own, not copies.
 
@@ -198,7 +198,7 @@ def decouple(
         last_loss: The cross-entropy of the classifier, and of all heads that have no loss of their own.
         mean: The means by which the images were normalised. InfoPro's decoder needs them.
         std: The standard deviations by which the images were normalised, likewise.
-        make: A function that makes a head, called as `local_learning.heads.make_head` is.
+        make: A function that makes a head in place of `local_learning.heads.make_head`, called alike.
 
     Raises:
         ValueError: if the decoupling does not fit the chain, or the chain cannot be cut there.
@@ -211,6 +211,7 @@ def decouple(
     reference = next(chain.parameters())
     shape = (image_chs, image_size, image_size)
     features = torch.zeros(2, *shape, device=reference.device, dtype=reference.dtype)
+    heads_of = HeadsOf(chain, num_classes, shape, head_width=decoupling.head_width, make=make)
     blocks = []
     for k, (layers, kind) in enumerate(zip(ranges[:-1], decoupling.heads, strict=True)):
         own: Sequence[nn.Module] = [chain.layers[index] for index in layers]
@@ -221,14 +222,9 @@ def decouple(
             )
         for number, layer in enumerate(own, start=layers.start + 1):
             features = through(layer, features, number)
-        layout = layout_of(tuple(features.shape))
-        chs, size = map_shape(tuple(features.shape))
-
-        def head(chs: int, kind: str = kind, size: int = size) -> nn.Module:
-            width = scale_of(decoupling.head_width, kind, chs, num_classes, chain.width)
-            made = make(kind, chs, size, num_classes, width=width, image_shape=shape)
-            return made.to(reference.device, reference.dtype)
-
+        seen = tuple(features.shape)
+        layout = layout_for(kind, seen)
+        head = partial(heads_of.after, layers.stop, kind, seen)
         place = LossPlace(
             options=options,
             index=k,
@@ -241,11 +237,12 @@ def decouple(
         objective = loss_at(kind, place)
         if groups[k] > 1:
             shared = options.shared_heads
-            heads = GroupedHeads((head(chs if shared else size) for size in sizes), sizes, shared=shared)
+            each = (head() if shared else head(in_chs=size) for size in sizes)
+            heads = GroupedHeads(each, sizes, shared=shared)
             objective = Grouped(objective, options.diversity, options.diversity_gradient == "stopped")
             blocks.append(Block(own, heads, objective, layout=layout))
         else:
-            blocks.append(Block(own, head(chs), objective, layout=layout))
+            blocks.append(Block(own, head(), objective, layout=layout))
     blocks.append(Block((chain.layers[index] for index in ranges[-1]), chain.classifier, loss))
     return DecoupledNet(blocks, decoupling, width=chain.width)
 

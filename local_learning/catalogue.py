@@ -11,8 +11,10 @@ from tools.options.catalogue import Catalogue, Row, import_part
 class HeadRow(Row):
     """A head is the auxiliary network at a cut, together with the loss that goes with it.
 
-    `make` is called with `in_chs`, `in_size` and `num_classes`. It also gets `width` and `image_shape` if
-    it takes them. `reads` names options of local losses.
+    `make` is called with `in_chs`, `in_size` and `num_classes`. It also gets those of the following that it
+    takes: `width`, `image_shape`, and the `chain` that is cut, the number of the layer after which it is
+    (`cut`), and the shapes of what each layer gives for two images (`shapes`). `reads` names options of
+    local losses.
     """
 
     loss: Callable[..., Any] | str = ""
@@ -26,6 +28,10 @@ class HeadRow(Row):
     """The hidden channels in a network of full width, where the head's paper gives a number."""
     needs_classes: bool = False
     """Whether the head's loss needs one class for each image, not probabilities."""
+    takes_map: bool = True
+    """Whether the head takes a square map. One that does not takes features as the layer gives them."""
+    draws_weights: bool = False
+    """Whether the maker draws the first weights itself."""
 
     @property
     def loss_maker(self) -> Callable[..., Any] | None:
@@ -46,6 +52,19 @@ def _aux(depth: int, says: str) -> HeadRow:
         given={"depth": depth},
         reads=("local.loss",),
         hidden=2048,
+    )
+
+
+def _later(kind: str, says: str = "", family: str = "") -> HeadRow:
+    return HeadRow(
+        name=kind,
+        says=says,
+        make="local_learning.later.head:later_head",
+        given={"kind": kind},
+        family=family,
+        reads=("local.loss",),
+        takes_map=False,
+        draws_weights=True,
     )
 
 
@@ -90,6 +109,10 @@ HEADS: Catalogue[HeadRow] = Catalogue(
         ),
         _plain("conv1c2f", "one convolution and two linear layers (InfoPro, GN-DGL)", 128),
         _plain("linear", "a global average and a linear classifier"),
+        _plain("linear4", "an average over each of 4x4 parts of the map and a linear classifier"),
+        _later("aug1", "a copy of the last layer and the classifier, with new weights (AugLocal)", "aug.*"),
+        _later("aug2", "two of the later layers; aug2@0.5 has half their channels, aug2/pool half the map"),
+        _later("aug3", "three of them; aug:all has all, and =copy behind a head starts with their weights"),
     ],
 )
 """These are the heads of the papers and the user's own. A decoupling may use others."""

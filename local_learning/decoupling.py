@@ -10,6 +10,7 @@ from typing import Any
 
 from local_learning.cuts.balance import balanced_cuts
 from local_learning.cuts.head_width import PAPER, parse_head_width
+from local_learning.later.request import head_at, heads_at
 from tools.files.atomic import read_document, write_document
 from tools.mistake import Mistake, quoted
 from tools.options.config import suggest
@@ -84,7 +85,8 @@ class Decoupling:
         if not self.blocks(num_layers)[-1]:
             return self
         groups = (*self.groups, 1) if isinstance(self.groups, tuple) else self.groups
-        return replace(self, cuts=(*self.cuts, num_layers), heads=(*self.heads, head), groups=groups)
+        heads = (*self.heads, head_at(head, num_layers, num_layers))
+        return replace(self, cuts=(*self.cuts, num_layers), heads=heads, groups=groups)
 
     @classmethod
     def uniform(
@@ -144,7 +146,7 @@ class Decoupling:
     @classmethod
     def _of(cls, num_layers: int, cuts: list[int], head: str, groups: int) -> "Decoupling":
         groups = _positive("groups", groups)
-        decoupling = cls(tuple(cuts), (head,) * len(cuts), groups)
+        decoupling = cls(tuple(cuts), heads_at(head, cuts, num_layers), groups)
         return decoupling.closed(num_layers, head) if groups > 1 else decoupling
 
 

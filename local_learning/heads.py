@@ -1,25 +1,31 @@
 """Heads are the auxiliary networks that give the loss at a cut.
 
-A head takes a map (B, C, S, S). It returns logits, or a tuple that begins with logits where its loss needs
-more. Hidden convolutions have no bias, and a BatchNorm follows each.
+A head takes a map (B, C, S, S), unless its row says that it takes features as a layer gives them. It
+returns logits, or a tuple that begins with logits where its loss needs more. Hidden convolutions have no
+bias, and a BatchNorm follows each.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from math import ceil, isqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from local_learning.catalogue import HEADS
+from local_learning.chain import Chain
+from local_learning.cuts.head_width import PAPER, scale_of
+from local_learning.features import layout_of, map_shape
+from local_learning.later.head import shapes_after
 from local_learning.networks.expansion import Expansion
 from local_learning.networks.init import initialise
 from local_learning.networks.relu_mean import ReluMean
 from tools.layout import guard_convolutions
 from tools.mistake import Mistake
 from tools.options.catalogue import by_name
-from tools.options.plugins import call
+from tools.options.plugins import call, takes
 
 register_head = HEADS.register
 
@@ -32,6 +38,9 @@ def make_head(
     *,
     width: float = 1.0,
     image_shape: tuple[int, int, int] = (3, 32, 32),
+    chain: Chain | None = None,
+    cut: int = 0,
+    shapes: Sequence[tuple[int, ...]] = (),
 ) -> nn.Module:
     """Build the head called `kind` for maps of `in_chs` channels and `in_size` pixels.
 
@@ -43,9 +52,13 @@ def make_head(
         width: A factor on the hidden channels for which the papers give numbers. Other channels follow the
             map.
         image_shape: The shape of the images, which the InfoPro heads reconstruct.
+        chain: The network that is cut. Heads of its later layers are made of it.
+        cut: The number of the layer after which it is cut.
+        shapes: The shapes of what each layer gives, as `local_learning.later.head.shapes_after` finds them,
+            where they are known.
 
     Raises:
-        ValueError: for an unknown kind, or a number below 1.
+        ValueError: for an unknown kind, a number below 1, or a head that does not fit.
     """
     for option, value in {"in_chs": in_chs, "in_size": in_size, "num_classes": num_classes}.items():
         if value < 1:
@@ -53,10 +66,59 @@ def make_head(
     row = HEADS.get(kind)
     if row is None:
         raise Mistake("", f"head '{kind}' is unknown{HEADS.hint(kind)}")
-    head: nn.Module = call(row.maker, in_chs, in_size, num_classes, width=width, image_shape=image_shape)
-    initialise(head)
+    options: dict[str, Any] = {"width": width, "image_shape": image_shape}
+    if takes(row.maker, "chain"):
+        if chain is None:
+            raise ValueError(f"head '{kind}' is made of a network: give the `chain` and the `cut`")
+        shapes = shapes or shapes_after(chain, image_shape)
+        options |= {"chain": chain, "cut": cut, "shapes": shapes}
+    head: nn.Module = call(row.maker, in_chs, in_size, num_classes, **options)
+    if not row.draws_weights:
+        initialise(head)
     guard_convolutions(head)
     return head
+
+
+class HeadsOf:
+    """This makes the heads of one chain, each for the layer that it is to follow."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+        *,
+        head_width: str | float = PAPER,
+        make: Callable[..., nn.Module] | None = None,
+    ) -> None:
+        self._chain, self._num_classes, self._image_shape = chain, num_classes, image_shape
+        self._head_width, self._make = head_width, make or make_head
+        self._shapes: list[tuple[int, ...]] = []
+
+    def after(self, cut: int, kind: str, shape: Sequence[int], *, in_chs: int = 0) -> nn.Module:
+        """Make a head for a cut after layer `cut`, which gives features of this shape.
+
+        `in_chs` are the channels that the head sees, if these are not all.
+        """
+        chs, size = map_shape(shape)
+        chs = in_chs or chs
+        width = scale_of(self._head_width, kind, chs, self._num_classes, self._chain.width)
+        options: dict[str, Any] = {"width": width, "image_shape": self._image_shape}
+        row = HEADS.get(kind)
+        if row is not None and takes(row.maker, "chain"):
+            self._shapes = self._shapes or shapes_after(self._chain, self._image_shape)
+            options |= {"chain": self._chain, "cut": cut, "shapes": self._shapes}
+        reference = next(self._chain.parameters())
+        return self._make(kind, chs, size, self._num_classes, **options).to(reference.device, reference.dtype)
+
+
+def layout_for(kind: str, shape: Sequence[int]) -> str:
+    """Return the layout of features that a kind of head takes as a map, or nothing if it takes them as given.
+
+    `shape` is that of the features, batch first.
+    """
+    row = HEADS.get(kind)
+    return layout_of(shape) if row is None or row.takes_map else ""
 
 
 class PredSimOutput(NamedTuple):
@@ -161,6 +223,15 @@ def conv1c2f(in_chs: int, in_size: int, num_classes: int, *, width: float) -> nn
 def linear(in_chs: int, in_size: int, num_classes: int) -> nn.Module:
     """Make a head of a global average and a linear classifier."""
     return nn.Sequential(_pooled_fc(in_chs, num_classes))
+
+
+@by_name
+def linear4(in_chs: int, in_size: int, num_classes: int) -> nn.Module:
+    """Make a head of averages over 4x4 parts of the map and a linear classifier: it sees where things are."""
+    size = min(4, in_size)
+    head = OrderedDict[str, nn.Module](pool=nn.AdaptiveAvgPool2d(size), flatten=nn.Flatten())
+    head["fc"] = nn.Linear(in_chs * size**2, num_classes)
+    return nn.Sequential(head)
 
 
 @by_name

@@ -18,6 +18,7 @@ from statistics import stdev
 
 from local_learning.cuts.balance import balanced_cuts
 from local_learning.decoupling import Decoupling
+from local_learning.later.request import head_at, kinds_at
 from search.records import Rows, Values, checked
 
 TIED = 1e-6
@@ -111,11 +112,12 @@ def imbalance(decoupling: Decoupling, head_kinds: Sequence[str], costs: PartCost
     blocks = decoupling.blocks(len(costs.layers))
     if not blocks[-1]:
         raise ValueError(f"cuts: there is no cost of a head on the last layer, {len(costs.layers)}")
-    for head in decoupling.heads:
-        if head not in head_kinds:
-            raise ValueError(f"heads: '{head}' is none of the kinds with a cost: {', '.join(head_kinds)}")
-    pairs = zip(decoupling.cuts, decoupling.heads, strict=True)
-    ends = [costs.heads[cut - 1][head_kinds.index(head)] for cut, head in pairs]
+    ends = []
+    for cut, head in zip(decoupling.cuts, decoupling.heads, strict=True):
+        kinds = kinds_at(head_kinds, cut, len(costs.layers))
+        if head not in kinds:
+            raise ValueError(f"heads: '{head}' is none of the kinds with a cost: {', '.join(kinds)}")
+        ends.append(costs.heads[cut - 1][kinds.index(head)])
     ends.append(costs.classifier)
     sums = [
         sum(costs.layers[block.start : block.stop]) + end for block, end in zip(blocks, ends, strict=True)
@@ -139,7 +141,8 @@ def random_heads(
     """Return the learned cuts, each with a random head ("random beta" of Table 4)."""
     alpha, beta = checked(alpha, beta, head_kinds)
     cuts = _learned_cuts(alpha, num_blocks)
-    return Decoupling(tuple(cuts), tuple(rng.choice(head_kinds) for _ in cuts))
+    drawn = {cut: rng.choice(head_kinds) for cut in cuts}
+    return Decoupling(tuple(cuts), tuple(head_at(kind, cut, len(alpha) + 1) for cut, kind in drawn.items()))
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,8 @@ def _winners(beta: Values, head_kinds: Sequence[str]) -> list[str]:
 
 def _with_heads(cuts: Sequence[int], winners: Sequence[str]) -> Decoupling:
     ordered = sorted(cuts)
-    return Decoupling(tuple(ordered), tuple(winners[cut - 1] for cut in ordered))
+    num_layers = len(winners) + 1
+    return Decoupling(tuple(ordered), tuple(head_at(winners[cut - 1], cut, num_layers) for cut in ordered))
 
 
 def _most_valuable(values: Sequence[int], allowed: Sequence[Sequence[int]], num_blocks: int) -> list[int]:

@@ -18,14 +18,14 @@ from local_learning.networks.expansion import Expansion
 from local_learning.networks.relu_mean import relu_mean
 
 
-def mixed_logits(heads: Sequence[nn.Module], features: Tensor, mixture: Tensor) -> Tensor:
-    """Return the heads' logits on a map, weighted by `mixture` (Eq. 3)."""
+def mixed_logits(heads: Sequence[nn.Module], inputs: Sequence[Tensor], mixture: Tensor) -> Tensor:
+    """Return the heads' logits, weighted by `mixture` (Eq. 3); each head has inputs of its own."""
     joined = [index for index, head in enumerate(heads) if _is_aux(head)]
     if len(joined) < 2:
         joined = []
-    parts = [mixture[m] * head(features) for m, head in enumerate(heads) if m not in joined]
-    if joined:
-        parts.append(_aux_logits([heads[m] for m in joined], features, mixture[joined]))
+    parts = [mixture[m] * head(inputs[m]) for m, head in enumerate(heads) if m not in joined]
+    if joined:  # all of these take the same map
+        parts.append(_aux_logits([heads[m] for m in joined], inputs[joined[0]], mixture[joined]))
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
 

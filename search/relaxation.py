@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from local_learning.catalogue import HEADS
 from local_learning.chain import Chain
 from local_learning.cuts.cuttable import check_form, through
-from local_learning.cuts.head_width import PAPER, scale_of
-from local_learning.features import as_map, layout_of, map_shape, probe
-from local_learning.heads import make_head
+from local_learning.cuts.head_width import PAPER
+from local_learning.features import as_map, probe
+from local_learning.heads import HeadsOf, layout_for
+from local_learning.later.request import kinds_at
 from local_learning.losses import cross_entropy
 from search.cuts.config import searchable_heads
 from search.discretisation import discretise
@@ -69,22 +70,19 @@ class RelaxedNet(nn.Module):
         self.layers, self.classifier = chain.layers, chain.classifier
         reference = next(chain.parameters())
         features = torch.zeros(2, image_chs, image_size, image_size).to(reference)
-        self._layouts: list[str] = []
+        self._layouts: list[list[str]] = []
+        heads_of = HeadsOf(chain, num_classes, (image_chs, image_size, image_size), head_width=head_width)
         self.heads = nn.ModuleList()
         for number, layer in enumerate(list(chain.layers)[:-1], start=1):
             features = through(layer, features, number)
-            self._layouts.append(layout_of(features.shape))
-            chs, size = map_shape(features.shape)
-            scales = [scale_of(head_width, kind, chs, num_classes, chain.width) for kind in head_kinds]
-            made = [
-                make_head(kind, chs, size, num_classes, width=scale)
-                for kind, scale in zip(head_kinds, scales, strict=True)
-            ]
-            for kind, head in zip(head_kinds, made, strict=True):
+            kinds = kinds_at(head_kinds, number, chain.num_layers)
+            made = [heads_of.after(number, kind, features.shape) for kind in kinds]
+            layouts = [layout_for(kind, features.shape) for kind in kinds]
+            for kind, head, layout in zip(kinds, made, layouts, strict=True):
                 if HEADS.is_own(kind):
-                    _check_logits(kind, head, torch.zeros(2, chs, size, size), num_classes)
+                    _check_logits(kind, head, as_map(features, layout) if layout else features, num_classes)
+            self._layouts.append(layouts)
             self.heads.append(nn.ModuleList(made))
-        self.heads.to(reference.device, reference.dtype)
         count = chain.num_layers - 1
         self.alpha = nn.Parameter(torch.zeros(count, 2).to(reference))
         self.beta = nn.Parameter(torch.zeros(count, len(head_kinds)).to(reference))
@@ -179,10 +177,10 @@ class RelaxedNet(nn.Module):
         self, index: int, features: Tensor, targets: Tensor, signal: Tensor, mixture: Tensor
     ) -> Tensor:
         """Return the cross-entropy of a layer's mixed heads (Eq. 1 and 3)."""
-        inputs = as_map(features, self._layouts[index])
         scale = 1 / (signal + 1e-5) if self.logit_scaling else None
         if scale is not None:
-            inputs = inputs / scale
+            features = features / scale
+        inputs = [as_map(features, layout) if layout else features for layout in self._layouts[index]]
         heads: Iterable[nn.Module] = self.heads[index]  # type: ignore[assignment]  # whose items have no type
         logits = mixed_logits(list(heads), inputs, mixture)
         return self.loss(logits if scale is None else scale * logits, targets)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from local_learning.blocks import Block, DecoupledNet
 from local_learning.chain import Chain
-from local_learning.cuts.head_width import PAPER, scale_of
+from local_learning.cuts.head_width import PAPER
 from local_learning.decoupling import Decoupling
-from local_learning.features import as_map, layout_of, map_shape
+from local_learning.features import as_map
 from local_learning.groups import GroupedHeads
-from local_learning.heads import make_head
+from local_learning.heads import HeadsOf, layout_for
+from local_learning.later.request import head_at
 from tools.cost import count_macs, saved_activation_bytes
 
 _REPEATS = 5
@@ -65,18 +66,17 @@ def measure_costs(
             batch_size, image_chs, image_size, image_size, device=reference.device, dtype=reference.dtype
         ).contiguous(memory_format=torch.channels_last)
         pieces, heads = [], []
-        for layer in chain.layers:
+        image_shape = (image_chs, image_size, image_size)
+        heads_of = HeadsOf(chain, num_classes, image_shape, head_width=head_width)
+        for number, layer in enumerate(chain.layers, start=1):
             pieces.append((layer, features))
             features = layer(features).detach()
             if head:
-                chs, size = map_shape(tuple(features.shape))
-                shape = (image_chs, image_size, image_size)
-                width = scale_of(head_width, head, chs, num_classes, chain.width)
-                made = make_head(head, chs, size, num_classes, width=width, image_shape=shape)
-                adapted = _OnFeatures(made, layout_of(tuple(features.shape)))
+                kind, shape = head_at(head, number, chain.num_layers), tuple(features.shape)
+                made = _OnFeatures(heads_of.after(number, kind, shape), layout_for(kind, shape))
                 # One at a time: the heads of all layers, with gradients, can be far larger than the network.
-                heads += _measured([(adapted.to(reference.device, reference.dtype).train(), features)], by)
-                del made, adapted
+                heads += _measured([(made.train(), features)], by)
+                del made
         costs = _measured([*pieces, (chain.classifier, features)], by)
     count = chain.num_layers
     return Costs(
@@ -216,7 +216,7 @@ class _OnFeatures(nn.Module):
         self.head, self.layout = head, layout
 
     def forward(self, features: Tensor) -> object:
-        return self.head(as_map(features, self.layout))
+        return self.head(as_map(features, self.layout) if self.layout else features)
 
 
 @torch.no_grad()

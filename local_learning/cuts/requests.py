@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from local_learning.catalogue import HEADS
+from local_learning.later.request import parse_later
 from tools.mistake import Mistake
 
 _OPTION = "decoupling"
@@ -39,10 +40,12 @@ def parse_request(text: str) -> Request:
         ValueError: in one line that says what would be right.
     """
     kind, *parts = text.split(":")
+    if (head := ":".join(parts[1:])) in HEADS:
+        parts[1:] = [head]  # its name may have a colon
     match kind:
         case "uniform" | "balanced":
             _check_parts(text, kind, parts, 2)
-            _check_head(parts[1])
+            _check_head(parts[1], sloped=kind == "uniform")
             return Request(kind, num_blocks=_num_blocks(text, parts[0]), head=parts[1])
         case "published":
             _check_parts(text, kind, parts, 1)
@@ -73,9 +76,15 @@ def _num_blocks(text: str, number: str) -> int:
     return int(number)
 
 
-def _check_head(head: str) -> None:
+def _check_head(head: str, *, sloped: bool) -> None:
     if head not in HEADS:
         raise Mistake(_OPTION, f"head '{head}' is unknown{HEADS.hint(head)}")
+    try:
+        later = parse_later(head)
+    except Mistake as mistake:
+        raise mistake.about(_OPTION) from None
+    if later and later.slope and not sloped:
+        raise Mistake(_OPTION, f"head '{head}' has a slope", f"which goes with {FORMS['uniform']} alone")
 
 
 def _check_file(text: str, prefix: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
+from local_learning.later.request import kinds_at
 from search.records import Relaxation
 from search.report.cut_searches import CutSearch
 from search.report.statistics import SURE, holm
@@ -131,8 +132,9 @@ def _thoughts(search: CutSearch, cuts: Sequence[CutNetwork]) -> dict[CutNetwork,
     relaxation = search.relaxation
     layers = len(relaxation.alpha)
     for cut in cuts:
-        strange = any(place > layers for place in cut.places) or not set(cut.heads) <= set(
-            relaxation.head_kinds
+        pairs = zip(cut.heads, cut.places, strict=True)
+        strange = any(place > layers for place in cut.places) or any(
+            head not in kinds_at(relaxation.head_kinds, place, layers + 1) for head, place in pairs
         )
         if strange or (cut.network, cut.stem) != (search.network, search.stem):
             return {}
@@ -147,5 +149,6 @@ def _preference(relaxation: Relaxation, cut: CutNetwork) -> float:
     for layer, (alpha, beta) in enumerate(zip(relaxation.alpha, relaxation.beta, strict=True), start=1):
         total += float(log_softmax(alpha)[0 if layer in heads else 1])
         if layer in heads:
-            total += float(log_softmax(beta)[relaxation.head_kinds.index(heads[layer])])
+            kinds = kinds_at(relaxation.head_kinds, layer, len(relaxation.alpha) + 1)
+            total += float(log_softmax(beta)[kinds.index(heads[layer])])
     return total

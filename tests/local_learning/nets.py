@@ -9,12 +9,15 @@ from torch import Tensor
 
 from local_learning.blocks import DecoupledNet, decouple
 from local_learning.build import build_chain
+from local_learning.catalogue import HEADS
 from local_learning.chain import Chain
 from local_learning.decoupling import Decoupling
 from local_learning.options import LocalLosses
 from local_learning.rules.engine import Engine, Part
 
 SIZE, CLASSES = 16, 5
+OF_A_MAP = [kind for kind in HEADS.ours if HEADS[kind].takes_map]
+"""The heads that need no network."""
 
 
 def small_chain(name: str = "resnet18", width: float = 0.125, seed: int = 0) -> Chain:

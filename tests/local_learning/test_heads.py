@@ -7,7 +7,6 @@ from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 
 from local_learning.build import build_chain
-from local_learning.catalogue import HEADS
 from local_learning.heads import (
     InfoProContrastOutput,
     InfoProOutput,
@@ -17,6 +16,7 @@ from local_learning.heads import (
 )
 from local_learning.networks.expansion import Expansion
 from local_learning.networks.relu_mean import ReluMean
+from tests.local_learning.nets import OF_A_MAP
 from tools.cost import count_macs, count_params
 
 # Heads of ResNet-101 on ImageNet, on 1024 channels of 14 x 14: parameters, MACs in millions, and Table 1
@@ -87,7 +87,7 @@ def test_params_of_the_small_heads() -> None:
         assert count_params(make_head(kind, chs, 8, classes)) == expected, kind
 
 
-@pytest.mark.parametrize("kind", HEADS.ours)
+@pytest.mark.parametrize("kind", OF_A_MAP)
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 16])
 @pytest.mark.parametrize("chs", [1, 13])
 def test_every_head_trains_on_maps_of_any_size(kind: str, size: int, chs: int) -> None:
@@ -111,7 +111,7 @@ def test_every_head_trains_on_maps_of_any_size(kind: str, size: int, chs: int) -
         assert parameter.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", HEADS.ours)
+@pytest.mark.parametrize("kind", OF_A_MAP)
 def test_every_parameter_learns(kind: str) -> None:
     torch.manual_seed(0)
     head = make_head(kind, 16, 8, 10).double()
@@ -233,7 +233,7 @@ def test_parameter_names_of_the_mlp_head() -> None:
     assert names == [*convs, *fcs, "fc.weight", "fc.bias"]
 
 
-@pytest.mark.parametrize("kind", HEADS.ours)
+@pytest.mark.parametrize("kind", OF_A_MAP)
 def test_initial_weights_follow_the_callers_seed(kind: str) -> None:
     states = []
     for seed in (1, 1, 2):
@@ -258,7 +258,7 @@ def test_initial_weights_follow_the_callers_seed(kind: str) -> None:
         ),
         (
             ("qqqq", 16, 8, 10),
-            "^head 'qqqq' is unknown; known: aux1, .*, linear; plugins ",
+            "^head 'qqqq' is unknown; known: aux1, .*, linear4, aug1, aug2, aug3; plugins ",
         ),
         (("linear", 0, 8, 10), "in_chs is 0; it must be at least 1"),
         (("linear", 16, 0, 10), "in_size is 0; it must be at least 1"),

@@ -32,6 +32,10 @@ def one_by_one(heads: list[nn.Module], features: Tensor, mixture: Tensor) -> Ten
     return torch.stack([head(features) for head in heads], dim=-1) @ mixture
 
 
+def mixed(heads: list[nn.Module], features: Tensor, mixture: Tensor) -> Tensor:
+    return mixed_logits(heads, [features] * len(heads), mixture)
+
+
 def derivatives(function: object, heads: list[nn.Module], features: Tensor, mixture: Tensor) -> list[Tensor]:
     assert callable(function)
     leaves = [features, mixture, *nn.ModuleList(heads).parameters()]
@@ -49,7 +53,7 @@ def test_heads_run_as_one_are_heads_run_one_by_one(kinds: tuple[str, ...], size:
     features = torch.randn(7, 16, size, size, dtype=torch.float64, generator=source, requires_grad=True)
     mixture = torch.rand(len(kinds), dtype=torch.float64, generator=source, requires_grad=True)
     with FastSecondOrder():
-        found = derivatives(mixed_logits, ours, features, mixture)
+        found = derivatives(mixed, ours, features, mixture)
     expected = derivatives(one_by_one, theirs, features, mixture)
     largest = max(float(each.abs().max()) for each in expected)  # what is zero but for rounding stays so
     for one, other in zip(found, expected, strict=True):
@@ -62,13 +66,13 @@ def test_heads_run_as_one_are_heads_run_one_by_one(kinds: tuple[str, ...], size:
 def test_statistics_that_are_frozen_stay_and_evaluation_uses_them() -> None:
     heads = heads_of(AUX, 8)
     features, mixture = torch.randn(7, 16, 8, 8, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
-    mixed_logits(heads, features, mixture)
+    mixed(heads, features, mixture)
     before = [buffer.clone() for head in heads for buffer in head.buffers()]
     with frozen_statistics(nn.ModuleList(heads)):
-        mixed_logits(heads, features, mixture)
+        mixed(heads, features, mixture)
     after = [buffer for head in heads for buffer in head.buffers()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     for head in heads:
         head.eval()
-    found, expected = mixed_logits(heads, features, mixture), one_by_one(heads, features, mixture)
+    found, expected = mixed(heads, features, mixture), one_by_one(heads, features, mixture)
     assert torch.allclose(found, expected, rtol=1e-12)

@@ -31,6 +31,8 @@ class Row:
     """These are the options that the part looks at, among those that only some of our parts look at.
 
     They are dotted names or whole groups. None means that it is not known what the part looks at."""
+    family: str = ""
+    """All names of this form, a regular expression, mean this part too; `make` gets the name as `kind`."""
 
     @property
     def maker(self) -> Callable[..., Any]:
@@ -100,7 +102,7 @@ class Catalogue(Generic[AnyRow]):
 
     def check(self, option: str, name: str, among: Collection[str] = ()) -> None:
         """Refuse a name that is neither a user's own nor one of ours, or of `among` where that is given."""
-        if not self.is_own(name) and name not in (among or self.ours):
+        if not self.is_own(name) and self._listed(name) not in (among or self.ours):
             raise Mistake(option, f"unknown value '{name}'{self.hint(name, among)}")
 
     def hint(self, name: str, among: Collection[str] = ()) -> str:
@@ -122,14 +124,27 @@ class Catalogue(Generic[AnyRow]):
                     raise Mistake(dotted, f"{by or f'`{option}` {name}'} does not look at it", "leave it out")
 
     def __getitem__(self, name: str) -> AnyRow:
-        return self._rows[name]
+        row = self._rows[self._listed(name)]
+        if name == row.name:
+            return row
+        return dataclasses.replace(row, name=name, given={**row.given, "kind": name}, family="")
 
     def get(self, name: str) -> AnyRow | None:
         """Return the row of a name, or None if there is none."""
-        return self._rows.get(name)
+        try:
+            return self[name]
+        except KeyError:
+            return None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._rows
+        return self._listed(name) in self._rows
+
+    def _listed(self, name: object) -> Any:
+        """Return the name under which a part is listed, for one of a family."""
+        if name in self._rows or not isinstance(name, str):
+            return name
+        families = (row for row in self._rows.values() if row.family)
+        return next((row.name for row in families if re.fullmatch(row.family, name)), name)
 
     def __len__(self) -> int:
         return len(self._rows)

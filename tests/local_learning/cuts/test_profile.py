@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from local_learning import heads
 from local_learning.blocks import DecoupledNet, decouple
 from local_learning.build import build_chain
 from local_learning.chain import Chain
@@ -80,8 +81,8 @@ def test_macs_of_layers_and_heads_one_by_one(head: str) -> None:
     pairs = zip(chain.layers, taken[:-1], strict=True)
     assert list(costs.layers) == [macs(layer, shape) for layer, shape in pairs]
     assert costs.classifier == macs(chain.classifier, taken[-1])
-    heads = [make_head(head, chs, size, CLASSES, width=0.125).double() for chs, size, _ in taken[1:]]
-    assert list(costs.heads) == [macs(each, shape) for each, shape in zip(heads, taken[1:], strict=True)]
+    made = [make_head(head, chs, size, CLASSES, width=0.125).double() for chs, size, _ in taken[1:]]
+    assert list(costs.heads) == [macs(each, shape) for each, shape in zip(made, taken[1:], strict=True)]
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, "timm/test_convnext"])
@@ -139,7 +140,7 @@ def test_one_head_at_a_time(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
         alive.append(weakref.ref(head))
         return head
 
-    monkeypatch.setattr(profile, "make_head", make)
+    monkeypatch.setattr(heads, "make_head", make)
     chain = small_chain()
     costs = measure_costs(chain, "mlp_sr", CLASSES, SIZE, by=by, batch_size=2)
     assert len(alive) == len(costs.heads) == chain.num_layers
@@ -155,7 +156,7 @@ def test_what_is_measured_draws_nothing_from_what_is_made(by: str, monkeypatch: 
         states.append(torch.get_rng_state())
         return nn.Sequential(make_head(*arguments, **options), nn.Dropout(0.5))
 
-    monkeypatch.setattr(profile, "make_head", make)
+    monkeypatch.setattr(heads, "make_head", make)
     chain = small_chain("vgg6a")
     measure_costs(chain, "linear", CLASSES, SIZE, by=by, batch_size=2)
     measured, states = states, []

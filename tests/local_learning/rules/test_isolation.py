@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from local_learning.blocks import Block, DecoupledNet, Outcome
 from local_learning.catalogue import HEADS
 from local_learning.decoupling import Decoupling
+from local_learning.later.request import heads_at
 from local_learning.options import GluingOptions, LocalLosses
 from local_learning.rules.engine import Engine, Part, Rule
 from local_learning.rules.gluing import Gluing
 from local_learning.rules.greedy import Greedy
 from local_learning.rules.replay import Replay
-from tests.local_learning.nets import batch, engine_of, equal_to, small_net
+from tests.local_learning.nets import batch, engine_of, equal_to, small_chain, small_net
 from tools.cost import saved_activation_bytes
 
 NETWORKS = ["resnet18", "vgg6a", "timm/test_vit", "timm/test_convnext"]
@@ -26,10 +27,13 @@ def losses_and_blocks(net: DecoupledNet, part: Part) -> tuple[list[Tensor], list
     return net.losses(part.images, part.targets), [list(block.parameters()) for block in net.blocks]
 
 
-@pytest.mark.parametrize("head", HEADS.ours)
+@pytest.mark.parametrize("head", [*HEADS.ours, "aug2@0.5/pool=copy"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_loss_reaches_all_of_its_own_block_and_nothing_else(name: str, head: str) -> None:
-    net = small_net(Decoupling((1, 3), (head, head)), name, width=0.0625 if name == "vgg6a" else 0.125)
+    width = 0.0625 if name == "vgg6a" else 0.125
+    cuts = (1, 3)
+    heads = heads_at(head, cuts, small_chain(name, width).num_layers)
+    net = small_net(Decoupling(cuts, heads), name, width=width)
     losses, blocks = losses_and_blocks(net, batch(size=64, rows=3) if "timm" in name else batch())
     for index, loss in enumerate(losses):
         for other, parameters in enumerate(blocks):
