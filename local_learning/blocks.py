@@ -211,7 +211,12 @@ def decouple(
     reference = next(chain.parameters())
     shape = (image_chs, image_size, image_size)
     features = torch.zeros(2, *shape, device=reference.device, dtype=reference.dtype)
-    heads_of = HeadsOf(chain, num_classes, shape, head_width=decoupling.head_width, make=make)
+    heads_of = HeadsOf(
+        *(chain, num_classes, shape),
+        head_width=decoupling.head_width,
+        last_layer=options.last_layer,
+        make=make,
+    )
     blocks = []
     for k, (layers, kind) in enumerate(zip(ranges[:-1], decoupling.heads, strict=True)):
         own: Sequence[nn.Module] = [chain.layers[index] for index in layers]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from math import ceil, isqrt
 from typing import Any, NamedTuple
 
+import torch
 from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -89,10 +90,11 @@ class HeadsOf:
         image_shape: tuple[int, int, int],
         *,
         head_width: str | float = PAPER,
+        last_layer: float = 1.0,
         make: Callable[..., nn.Module] | None = None,
     ) -> None:
         self._chain, self._num_classes, self._image_shape = chain, num_classes, image_shape
-        self._head_width, self._make = head_width, make or make_head
+        self._head_width, self._last_layer, self._make = head_width, last_layer, make or make_head
         self._shapes: list[tuple[int, ...]] = []
 
     def after(self, cut: int, kind: str, shape: Sequence[int], *, in_chs: int = 0) -> nn.Module:
@@ -109,7 +111,18 @@ class HeadsOf:
             self._shapes = self._shapes or shapes_after(self._chain, self._image_shape)
             options |= {"chain": self._chain, "cut": cut, "shapes": self._shapes}
         reference = next(self._chain.parameters())
-        return self._make(kind, chs, size, self._num_classes, **options).to(reference.device, reference.dtype)
+        head = self._make(kind, chs, size, self._num_classes, **options)
+        if self._last_layer != 1 and row is not None and not row.draws_weights:
+            _scale_last(head, self._last_layer)
+        return head.to(reference.device, reference.dtype)
+
+
+@torch.no_grad()
+def _scale_last(head: nn.Module, factor: float) -> None:
+    """Multiply the weights of a head's last linear layer."""
+    linears = [part for part in head.modules() if isinstance(part, nn.Linear)]
+    if linears:
+        linears[-1].weight.mul_(factor)
 
 
 def layout_for(kind: str, shape: Sequence[int]) -> str:

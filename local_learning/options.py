@@ -50,6 +50,13 @@ class LocalLosses:
     """Where the gradient of the diversity term goes: stopped or released. With stopped, as in the paper,
     the other groups' outputs are constants. With released, as in the released code, it flows into both
     groups of a pair, which doubles it."""
+    head_rate: float = 1.0
+    """Multiply the learning rate of the heads at the cuts, but not of the blocks below them."""
+    head_warmup: float = 0.0
+    """Raise the learning rate of these heads from 0 over this part of the training."""
+    last_layer: float = 1.0
+    """Multiply the first weights of the last layer of these heads; below 1, a head begins with less certain
+    predictions."""
     shared_heads: bool = True
     """Let each group's head see the other groups' features too, detached (GN-DGL's stop-gradient variant)."""
 
@@ -61,11 +68,14 @@ class LocalLosses:
         check_range("local.temperature", self.temperature, 0, open_low=True)
         check_range("local.diversity", self.diversity, 0)
         check_choice("local.diversity_gradient", self.diversity_gradient, ("stopped", "released"))
+        check_range("local.head_rate", self.head_rate, 0)
+        check_range("local.head_warmup", self.head_warmup, 0, 1)
+        check_range("local.last_layer", self.last_layer, 0)
 
     def idle_with(self, heads: Collection[str], *, grouped: bool) -> set[str]:
         """Return the options that blocks with these heads, in neuron groups or not, do not look at."""
         names = {field.name for field in fields(self)}
-        used: set[str] = set()
+        used = {"head_rate", "head_warmup", "last_layer"}
         for row in map(HEADS.get, heads):
             if row is None or (row.reads is None and row.loss):
                 return set()  # nobody knows what the loss of a user's own looks at

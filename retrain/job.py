@@ -19,11 +19,11 @@ from retrain.engine import AccelerateEngine
 from retrain.evaluation import evaluate, evaluate_in_stages, votes
 from retrain.pipeline.setup import ProcessSetup
 from retrain.pipeline.shards import Shards, order_of
+from retrain.rates import Rates
 from tools.batchnorm import SharedBatchNorm
 from tools.images.loaders import Batch
 from tools.kernels.modules import use_kernels
 from tools.layout import use_channels_last
-from tools.mistake import Mistake
 from tools.optim import make_optimizer, make_schedule
 from tools.options.plugins import call
 from tools.run.launch import on_main
@@ -56,9 +56,10 @@ class Training:
         )
         self._waiting = setup.waiting
         self._validation, self._keep = validation, keep
-        self._names, self._votes, rates = file_names(net), votes(net), _rates(config, net)
+        self._names, self._votes = file_names(net), votes(net)
+        self._rates = rates = Rates(config, len(net.blocks), num_steps)
         whole = {
-            index: order_of(make_optimizer(recipe, net.blocks[index].parameters()), net.blocks[index])
+            index: order_of(rates.optimizer(index, net.blocks[index]), net.blocks[index])
             for index in role.own
         }
         net.keep_only(role.own, setup.piece)
@@ -77,22 +78,16 @@ class Training:
         self.ema: ModelEmaV3 | None = (
             ModelEmaV3(net, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         )
-        self._optimizers = [make_optimizer(recipe, net.blocks[index].parameters()) for index in role.own]
+        self._optimizers = [rates.optimizer(index, net.blocks[index]) for index in role.own]
         self._orders = [
             order_of(optimizer, net.blocks[index])
             for index, optimizer in zip(role.own, self._optimizers, strict=True)
         ]
         # Every process reports the last block's learning rate.
-        clock = make_optimizer(recipe, [torch.nn.Parameter(torch.zeros(1))])
-        scaled = [
-            *zip(self._optimizers, (rates[index] for index in role.own), strict=True),
-            (clock, rates[-1]),
-        ]
-        for optimizer, rate in scaled:
-            for group in optimizer.param_groups:
-                group["lr_scale"] = rate  # timm's schedules multiply every rate by it, the last too
-        self._schedules = [make_schedule(recipe, optimizer, num_steps) for optimizer, _ in scaled]
-        self._clock = clock
+        self._clock = make_optimizer(recipe, [torch.nn.Parameter(torch.zeros(1))])
+        self._timed = [*zip(role.own, self._optimizers, strict=True), (len(net.blocks) - 1, self._clock)]
+        self._set_rates(0)
+        self._schedules = [make_schedule(recipe, optimizer, num_steps) for _, optimizer in self._timed]
         self._engine = engine = AccelerateEngine(
             net,
             self._optimizers,
@@ -116,6 +111,7 @@ class Training:
 
     def step(self, batch: Batch | None, step: int) -> Mapping[str, Tensor]:
         """Make one update of the blocks on this process's rows; without a batch, the rows come from below."""
+        self._set_rates(step)
         for schedule in self._schedules:
             schedule.step_update(step)
         self.net.train()
@@ -147,6 +143,10 @@ class Training:
                 for name, value in self._neighbours.traffic.taken().items()
             }
         return values
+
+    def _set_rates(self, step: int) -> None:
+        for index, optimizer in self._timed:
+            self._rates.set(optimizer, index, step)
 
     def _parts(self, batch: Batch | None, step: int) -> list[Part]:
         count = self._recipe.accumulate
@@ -268,12 +268,3 @@ def _load_own(net: torch.nn.Module, saved: Mapping[str, Tensor]) -> None:
     if missing := own - saved.keys():
         raise KeyError(f"it lacks {min(missing)}")
     net.load_state_dict({name: saved[name] for name in own})
-
-
-def _rates(config: RetrainConfig, net: DecoupledNet) -> tuple[float, ...]:
-    count = len(net.blocks)
-    if config.block_rates and len(config.block_rates) != count:
-        raise Mistake(
-            "block_rates", f"{len(config.block_rates)} factors for {count} blocks", "give one for each"
-        )
-    return config.block_rates or (1.0,) * count
