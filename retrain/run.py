@@ -12,7 +12,7 @@ from torch import Tensor
 
 from local_learning.blocks import DecoupledNet
 from local_learning.chain import Chain
-from local_learning.cuts.profile import kept_bytes, module_macs
+from local_learning.cuts.profile import head_costs, kept_bytes, module_macs
 from local_learning.decoupling import Decoupling, load_decoupling, save_decoupling
 from local_learning.published import is_tied
 from retrain.config import FREE_IN_RETRAINING, RetrainConfig
@@ -159,6 +159,9 @@ def _facts(net: DecoupledNet, decoupling: Decoupling, data: Data, accelerator: A
         facts |= {"head_params": count_params(net) - facts["params"]}
         with contextlib.suppress(ValueError):
             facts["busiest_module_macs"] = max(module_macs(net, shape))
+        if accelerator.is_main_process and all(block.head is not None for block in net.blocks):
+            with contextlib.suppress(ValueError, RuntimeError):  # of a user's own head
+                facts["head_costs"] = [asdict(costs) for costs in head_costs(net, shape)]
     facts |= {"test_images": len(data.test), "processes": accelerator.num_processes}
     if accelerator.is_main_process and all(block.head is not None for block in net.blocks):
         # Replay and gluing keep other things. A user's own head that takes no two images may still train.
@@ -208,11 +211,25 @@ def _heading(
         if "busiest_module_macs" in facts:
             parts.append(f"the busiest module has {facts['busiest_module_macs']:,} MACs")
         lines.append("; ".join(parts))
+        lines += _about_heads(facts)
         if config.decoupling.startswith("published:") and is_tied(network, len(facts["cuts"]) + 1):
             lines.append(
                 "the published values tie at this number of blocks: these cuts are one choice of several"
             )
     return "\n".join(lines)
+
+
+def _about_heads(facts: Mapping[str, Any]) -> list[str]:
+    """Return a line on the costs of the head at each cut."""
+    lines = []
+    for cut, kind, cost in zip(facts["cuts"], facts["heads"], facts.get("head_costs", ()), strict=False):
+        line = (
+            f"  after layer {cut}, {kind}: {cost['params']:,} params; {cost['macs']:,} MACs, "
+            f"{cost['of_block']:.0%} of its block's and {cost['of_above']:.2f} times those of all that is "
+            f"above; keeps {cost['kept_bytes'] / 1024:,.0f} KiB for an image"
+        )
+        lines.append(line)
+    return lines
 
 
 def _tested(job: Training, run: Run, supply: Supply, *, validates: bool) -> dict[str, Any]:

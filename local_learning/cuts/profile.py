@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,7 @@ from local_learning.features import as_map
 from local_learning.groups import GroupedHeads
 from local_learning.heads import HeadsOf, layout_for
 from local_learning.later.request import head_at
-from tools.cost import count_macs, saved_activation_bytes
+from tools.cost import count_macs, count_params, saved_activation_bytes
 
 _REPEATS = 5
 CORRECTIONS = 4
@@ -208,6 +208,57 @@ def kept_bytes(net: DecoupledNet, image_shape: Sequence[int]) -> list[int]:
     return kept
 
 
+@dataclass(frozen=True)
+class HeadCosts:
+    """This is what one head at a cut costs, for one image."""
+
+    params: int
+    """The parameters of the head."""
+    macs: int
+    """The MACs of its forward pass."""
+    of_block: float
+    """The part of its block's MACs that are the head's."""
+    of_above: float
+    """Its MACs in relation to those of all layers above the cut and the classifier."""
+    kept_bytes: int
+    """The bytes that it keeps for its backward pass."""
+
+
+def head_costs(net: DecoupledNet, image_shape: Sequence[int]) -> list[HeadCosts]:
+    """Return the costs of the head at each cut, over all neuron groups of a block.
+
+    Raises:
+        ValueError: if a head has an operation that cannot be counted.
+    """
+    reference = next(net.parameters())
+    features = torch.zeros(2, *image_shape, device=reference.device, dtype=reference.dtype)
+    trunks, heads = [], []
+    for block in net.blocks:
+        trunk = 0
+        for layer in block.layers:
+            trunk += count_macs(layer, features.shape[1:])
+            features = _shape_after(layer, features)
+        inputs = as_map(features, block.layout) if block.layout else features
+        assert block.head is not None
+        trunks.append(trunk)
+        heads.append((block.head, count_macs(block.head, inputs.shape[1:]), inputs))
+    costs = []
+    with torch.enable_grad():
+        for index, (head, macs, inputs) in enumerate(heads[:-1]):
+            above = sum(trunks[index + 1 :]) + heads[-1][1]
+            kept = _measured([(copy.deepcopy(head).train(), inputs)], "memory")[0]
+            costs.append(
+                HeadCosts(
+                    params=count_params(head),
+                    macs=macs,
+                    of_block=macs / max(1, macs + trunks[index]),
+                    of_above=macs / max(1, above),
+                    kept_bytes=math.ceil(kept / len(inputs)),
+                )
+            )
+    return costs
+
+
 class _OnFeatures(nn.Module):
     """This head takes features as a layer gives them."""
 
@@ -282,5 +333,14 @@ def _wait(tensor: Tensor) -> None:
 
 def _backward(outputs: object) -> None:
     """Go backward from all tensors that a module gave."""
-    tensors = [outputs] if isinstance(outputs, Tensor) else list(outputs)  # type: ignore[call-overload]
+    tensors = list(_flat(outputs))
     torch.autograd.backward(tensors, [torch.ones_like(tensor) for tensor in tensors])
+
+
+def _flat(outputs: object) -> Iterator[Tensor]:
+    """Return all tensors among what a head gave, or the heads of several groups."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+    else:
+        for part in outputs:  # type: ignore[attr-defined]
+            yield from _flat(part)

@@ -18,13 +18,13 @@ from local_learning.blocks import DecoupledNet, decouple
 from local_learning.build import build_chain
 from local_learning.chain import Chain
 from local_learning.cuts import profile
-from local_learning.cuts.profile import Costs, balanced, kept_bytes, measure_costs, module_macs
+from local_learning.cuts.profile import Costs, balanced, head_costs, kept_bytes, measure_costs, module_macs
 from local_learning.decoupling import Decoupling
 from local_learning.groups import GroupedHeads
 from local_learning.heads import make_head
 from local_learning.options import LocalLosses
 from tests.local_learning.nets import CLASSES, SIZE, batch, small_chain, small_net
-from tools.cost import count_macs, saved_activation_bytes
+from tools.cost import count_macs, count_params, saved_activation_bytes
 
 NETWORKS = ["resnet18", "vgg6a", "timm/test_vit"]
 
@@ -349,3 +349,26 @@ def test_looking_at_what_is_kept_leaves_the_net_as_it_was() -> None:
     assert torch.equal(torch.rand(3), drawn)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters())
+
+
+# ---- heads ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("head", ["aug2", "linear", "infopro"])
+def test_what_the_head_at_each_cut_costs(head: str, groups: int) -> None:
+    net = small_net(Decoupling((2, 5), (head, head), groups))
+    images = (3, SIZE, SIZE)
+    bare = copy.deepcopy(net)
+    costs = head_costs(net, images)
+    modules = module_macs(net, images)
+    for block in bare.blocks[:-1]:
+        block.head = None
+    trunks = module_macs(bare, images)
+    for index, cost in enumerate(costs):
+        assert cost.params == count_params(net.blocks[index]) - count_params(bare.blocks[index])
+        if groups == 1:
+            assert cost.macs == modules[index] - trunks[index]
+        assert cost.of_block == pytest.approx(cost.macs / (trunks[index] + cost.macs))
+        assert cost.of_above == pytest.approx(cost.macs / sum(trunks[index + 1 :]))
+        assert cost.kept_bytes > 0
