@@ -34,7 +34,7 @@ class Block(nn.Module):
 
     The last block's head is the chain's classifier. A block may have no head. It then has no loss either,
     and a rule must bring its error from elsewhere. `layout` says how the features are laid out that a
-    local head reads.
+    local head reads. `movement` is the weight of what the layers change in the features (TRGL).
     """
 
     def __init__(
@@ -44,27 +44,46 @@ class Block(nn.Module):
         objective: BlockLoss | None = None,
         *,
         layout: str = "",
+        movement: float = 0.0,
     ) -> None:
         super().__init__()
         self.layers = nn.Sequential(*layers)
+        self.movement = movement
         self.head = head
         self.objective: BlockLoss = CrossEntropy() if objective is None else objective
         self.layout = layout
         guard_convolutions(self)
 
     def forward(
-        self, inputs: Tensor, targets: Tensor | None = None, images: Tensor | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor | None = None,
+        images: Tensor | None = None,
+        joined: bool = False,
     ) -> Outcome | Tensor:
         """Run the layers, the head and the loss; `images` are what a decoder has to reconstruct.
 
         Without targets only the layers run. Rules that train by an error signal instead of a loss need no
-        more.
+        more. With `joined` the loss reaches the head alone.
         """
-        features: Tensor = self.layers(inputs)
+        moved, features = self._moved(inputs) if self.movement else (None, self.layers(inputs))
         if targets is None or images is None:
             return features
-        outputs = self.read(features)
-        return Outcome(self.objective(outputs, targets, images), features, _logits(outputs))
+        outputs = self.read(features.detach() if joined else features)
+        loss = self.objective(outputs, targets, images)
+        if moved is not None and not joined:
+            loss = loss + self.movement * moved
+        return Outcome(loss, features, _logits(outputs))
+
+    def _moved(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far the layers that keep the shape move features, and what all layers give."""
+        moved, features = inputs.new_zeros((), dtype=torch.float32), inputs
+        for layer in self.layers:
+            outputs = layer(features)
+            if outputs.shape == features.shape:
+                moved = moved + (outputs - features).float().square().mean()
+            features = outputs
+        return moved, features
 
     def loss(self, inputs: Tensor, targets: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss and the block's outputs.
@@ -247,7 +266,7 @@ def decouple(
             objective = Grouped(objective, options.diversity, options.diversity_gradient == "stopped")
             blocks.append(Block(own, heads, objective, layout=layout))
         else:
-            blocks.append(Block(own, head(), objective, layout=layout))
+            blocks.append(Block(own, head(), objective, layout=layout, movement=options.movement))
     blocks.append(Block((chain.layers[index] for index in ranges[-1]), chain.classifier, loss))
     return DecoupledNet(blocks, decoupling, width=chain.width)
 

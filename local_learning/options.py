@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from local_learning.catalogue import HEADS, LOSSES
+from local_learning.later.request import parse_later
 from tools.mistake import Mistake
 from tools.options.config import check_choice, check_range
 
@@ -57,6 +58,19 @@ class LocalLosses:
     last_layer: float = 1.0
     """Multiply the first weights of the last layer of these heads; below 1, a head begins with less certain
     predictions."""
+    refresh: int = 0
+    """Every so many steps, bring heads made of later layers to what these layers were this many steps ago. 0
+    never does. The processes of `parallel` blocks send the weights down."""
+    momentum: float = 0.0
+    """Keep this part of a head's own weights at each `local.refresh`, and move by the rest."""
+    whole_first: float = 0.0
+    """Train the network by backpropagation for the first part of the steps, in percent, and the heads beside
+    it."""
+    join_last: float = 0.0
+    """Train the network by backpropagation for the last part of the steps, in percent."""
+    movement: float = 0.0
+    """Add this many times the mean square by which each layer that keeps its shape changes the features
+    (TRGL)."""
     shared_heads: bool = True
     """Let each group's head see the other groups' features too, detached (GN-DGL's stop-gradient variant)."""
 
@@ -71,11 +85,20 @@ class LocalLosses:
         check_range("local.head_rate", self.head_rate, 0)
         check_range("local.head_warmup", self.head_warmup, 0, 1)
         check_range("local.last_layer", self.last_layer, 0)
+        check_range("local.refresh", self.refresh, 0)
+        check_range("local.momentum", self.momentum, 0, 1)
+        if self.momentum and not self.refresh:
+            raise Mistake("local.momentum", "goes with `local.refresh`", "nothing is brought down without")
+        check_range("local.movement", self.movement, 0)
+        check_range("local.whole_first", self.whole_first, 0, 100)
+        check_range("local.join_last", self.join_last, 0, 100)
 
     def idle_with(self, heads: Collection[str], *, grouped: bool) -> set[str]:
         """Return the options that blocks with these heads, in neuron groups or not, do not look at."""
         names = {field.name for field in fields(self)}
-        used = {"head_rate", "head_warmup", "last_layer"}
+        used = {"head_rate", "head_warmup", "last_layer", "movement", "whole_first", "join_last"}
+        if any(map(parse_later, heads)):
+            used |= {"refresh", "momentum"}
         for row in map(HEADS.get, heads):
             if row is None or (row.reads is None and row.loss):
                 return set()  # nobody knows what the loss of a user's own looks at

@@ -80,9 +80,14 @@ class Slice(Block):
         self._exchange = exchange
 
     def forward(
-        self, inputs: Tensor, targets: Tensor | None = None, images: Tensor | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor | None = None,
+        images: Tensor | None = None,
+        joined: bool = False,
     ) -> Outcome | Tensor:
         assert targets is not None, "groups learn by their heads"
+        assert not joined, "groups are never trained as one network"
         assert images is not None
         features = self._whole(self.layers(inputs))
         outputs = self.read(features)

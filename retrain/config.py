@@ -195,6 +195,7 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
                 "is measured when the training evaluates, which `data.validation` 0 turns off",
                 "leave out one of them",
             )
+        self._check_help_from_above()
         RULES.check_idle("rule", self.chosen_rule, self)
         if not rule.in_halves and self.precision in ("bf16", "fp16"):
             raise Mistake(
@@ -204,6 +205,20 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
             )
         if self.gluing.cache:
             self._check_cache()
+
+    def _check_help_from_above(self) -> None:
+        """Check the options by which blocks are not wholly apart, or not all of the time."""
+        local = self.local
+        if local.whole_first + local.join_last > 100:
+            raise Mistake("`local.whole_first` and `local.join_last`", "are more than all steps together")
+        for name in ("whole_first", "join_last", "refresh", "movement"):
+            if getattr(local, name) and self.groups > 1:
+                raise Mistake(f"local.{name}", "is for blocks without neuron groups", "leave out `groups`")
+        for name in ("whole_first", "join_last"):
+            if getattr(local, name) and self.parallel == "blocks":
+                raise Mistake(
+                    f"local.{name}", "trains the whole network, which no process of `parallel` blocks has"
+                )
 
     def _check_parallel(self) -> None:
         check_choice("parallel", self.parallel, PARALLEL)

@@ -88,9 +88,9 @@ class AccelerateEngine(Engine):
     def own_rows(self, rows: Tensor) -> Tensor:
         return rows.chunk(self._role.copies)[self._role.copy]
 
-    def run(self, index: int, inputs: Tensor, part: Part) -> Outcome:
+    def run(self, index: int, inputs: Tensor, part: Part, *, joined: bool = False) -> Outcome:
         self._draw_anew(index)
-        outcome: Outcome = self._callables[index](inputs, part.targets, part.images)
+        outcome: Outcome = self._callables[index](inputs, part.targets, part.images, joined)
         return outcome
 
     def features(self, index: int, inputs: Tensor) -> Tensor:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from local_learning.alignment import gradient_alignment
 from local_learning.blocks import DecoupledNet, file_names
+from local_learning.later.refresh import Refresh, ways_down
 from local_learning.rules.engine import Part, Rule, loss_name
+from local_learning.rules.whole import Whole
 from retrain.config import RetrainConfig
 from retrain.engine import AccelerateEngine
 from retrain.evaluation import evaluate, evaluate_in_stages, votes
@@ -57,6 +59,7 @@ class Training:
         self._waiting = setup.waiting
         self._validation, self._keep = validation, keep
         self._names, self._votes = file_names(net), votes(net)
+        self._ways = ways_down(net) if config.local.refresh else {}
         self._rates = rates = Rates(config, len(net.blocks), num_steps)
         whole = {
             index: order_of(rates.optimizer(index, net.blocks[index]), net.blocks[index])
@@ -99,6 +102,22 @@ class Training:
             compile_mode=config.compile_mode if config.compile else "",
         )
         self._rule: Rule = call(config.rule_row.maker, engine, options=config.gluing, num_images=num_images)
+        self._whole = Whole(engine)
+        local = config.local
+        self._in_blocks = range(
+            round(local.whole_first / 100 * num_steps),
+            num_steps - round(local.join_last / 100 * num_steps),
+        )
+        self._refresh = (
+            Refresh(
+                *(net, self._ways, role.own),
+                every=local.refresh,
+                momentum=local.momentum,
+                post=setup.post(self._dtype) if role.is_part else None,
+            )
+            if self._ways
+            else None
+        )
         # Counted from each evaluation, so that every interval has its measurement.
         self._aligns = config.alignment_every if config.alignment and evaluate_every else 0
         self._cosines = Sums()
@@ -123,7 +142,10 @@ class Training:
             if self._aligns and step % self._every % self._aligns == 0:
                 cosines = gradient_alignment(self.net, parts[0].images, parts[0].targets)
                 self._cosines.add({f"alignment/{layer}": torch.tensor(c) for layer, c in cosines.items()})
-            report = self._rule.step(parts)
+            rule = self._rule if step in self._in_blocks else self._whole
+            report = rule.step(parts)
+        if self._refresh is not None:
+            self._refresh.after(step)
         if self.ema is not None:
             self.ema.update(self.net, step=step)
         values = dict(report.losses)
@@ -225,6 +247,7 @@ class Training:
                 index: shards.named(optimizer.state_dict(), order) for index, optimizer, order in optimizers
             },
             "rule": self._rule.state_dict(),
+            "refresh": self._refresh.state_dict() if self._refresh else {},
             "alignment": self._cosines.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else {},
             "scaler": scaler.state_dict() if scaler else {},
@@ -241,6 +264,8 @@ class Training:
         for index, optimizer, order in zip(self._role.own, self._optimizers, self._orders, strict=True):
             optimizer.load_state_dict(shards.own_optimizer(index, state["optimizers"][index], order))
         self._rule.load_state_dict(state["rule"])
+        if self._refresh is not None:
+            self._refresh.load_state_dict(state["refresh"])
         if "alignment" in state:  # an older checkpoint has none
             self._cosines.load_state_dict(state["alignment"], torch.device("cpu"))
         if self.ema:

@@ -14,6 +14,7 @@ from local_learning.blocks import DecoupledNet
 from local_learning.chain import Chain
 from local_learning.cuts.profile import head_costs, kept_bytes, module_macs
 from local_learning.decoupling import Decoupling, load_decoupling, save_decoupling
+from local_learning.later.refresh import bytes_down, ways_down
 from local_learning.published import is_tied
 from retrain.config import FREE_IN_RETRAINING, RetrainConfig
 from retrain.job import Training
@@ -67,7 +68,7 @@ def train_network(
     chain = network.chain(data.num_classes, data.image_size, data.channels)
     decoupling = _settle_decoupling(config, network, chain, data, run, accelerator)
     net = make_net(config, network, chain, decoupling, data, weights)
-    facts = _facts(net, decoupling, data, accelerator)
+    facts = _facts(config, net, decoupling, data, accelerator)
     plan = _plan(config, data)
     if config.extend:
         on_main(accelerator, lambda: lengthen(run, config, plan.num_steps))
@@ -147,7 +148,9 @@ def _settle_decoupling(
     return load_decoupling(path)
 
 
-def _facts(net: DecoupledNet, decoupling: Decoupling, data: Data, accelerator: Accelerator) -> dict[str, Any]:
+def _facts(
+    config: RetrainConfig, net: DecoupledNet, decoupling: Decoupling, data: Data, accelerator: Accelerator
+) -> dict[str, Any]:
     """Return what the network costs in inference, and the cost of its busiest module where it is cut."""
     shape = (data.channels, data.image_size, data.image_size)
     facts: dict[str, Any] = {"params": count_params(net.chain()), "macs": None}
@@ -162,6 +165,8 @@ def _facts(net: DecoupledNet, decoupling: Decoupling, data: Data, accelerator: A
         if accelerator.is_main_process and all(block.head is not None for block in net.blocks):
             with contextlib.suppress(ValueError, RuntimeError):  # of a user's own head
                 facts["head_costs"] = [asdict(costs) for costs in head_costs(net, shape)]
+    if config.local.refresh:
+        facts["refresh_bytes"] = bytes_down(ways_down(net), next(net.parameters()).element_size())
     facts |= {"test_images": len(data.test), "processes": accelerator.num_processes}
     if accelerator.is_main_process and all(block.head is not None for block in net.blocks):
         # Replay and gluing keep other things. A user's own head that takes no two images may still train.
@@ -212,6 +217,11 @@ def _heading(
             parts.append(f"the busiest module has {facts['busiest_module_macs']:,} MACs")
         lines.append("; ".join(parts))
         lines += _about_heads(facts)
+        if config.local.refresh and "refresh_bytes" in facts:
+            lines.append(
+                f"  every {config.local.refresh} steps, {facts['refresh_bytes'] / 1024:,.0f} KiB of weights "
+                f"come down to the heads, {facts['refresh_bytes'] / config.local.refresh:,.0f} bytes a step"
+            )
         if config.decoupling.startswith("published:") and is_tied(network, len(facts["cuts"]) + 1):
             lines.append(
                 "the published values tie at this number of blocks: these cuts are one choice of several"

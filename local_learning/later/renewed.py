@@ -5,7 +5,7 @@ number of channels times the width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,19 +68,27 @@ def redraw(module: nn.Module) -> None:
                 parameter.copy_(torch.randn(parameter.shape).to(parameter) * size)
 
 
-def _resize(module: nn.Module, name: str, *shape: int) -> None:
-    """Give a module's tensor another shape, by its first entries in each dimension, or these repeated."""
-    tensor = getattr(module, name)
-    if tensor is None or tuple(tensor.shape) == shape:
-        return
+def resized(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a weight in another shape: its first entries in each dimension, or these repeated.
+
+    What is no vector is scaled so that outputs keep their variance.
+    """
     new = tensor.detach()
     for dim, (old, size) in enumerate(zip(tensor.shape, shape, strict=True)):
         if old != size:
             new = new.index_select(dim, torch.arange(size, device=new.device) % old)
-    if new.ndim > 1:
+    if new.shape != tensor.shape and new.ndim > 1:
         new = new * math.sqrt(tensor[0].numel() / new[0].numel())
-    parameter = isinstance(tensor, nn.Parameter)
-    setattr(module, name, nn.Parameter(new, tensor.requires_grad) if parameter else new)
+    return new
+
+
+def _resize(module: nn.Module, name: str, *shape: int) -> None:
+    """Give a module's tensor another shape."""
+    tensor = getattr(module, name)
+    if tensor is not None and tuple(tensor.shape) != shape:
+        new = resized(tensor, shape)
+        parameter = isinstance(tensor, nn.Parameter)
+        setattr(module, name, nn.Parameter(new, tensor.requires_grad) if parameter else new)
 
 
 Given = Callable[[int], int]

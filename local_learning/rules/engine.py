@@ -108,9 +108,9 @@ class Engine:
         """Return those of all rows that belong to this process."""
         return rows
 
-    def run(self, index: int, inputs: Tensor, part: Part) -> Outcome:
-        """Run a block with its head and loss."""
-        outcome: Outcome = self.net.blocks[index](inputs, part.targets, part.images)
+    def run(self, index: int, inputs: Tensor, part: Part, *, joined: bool = False) -> Outcome:
+        """Run a block with its head and loss, which with `joined` do not teach the block."""
+        outcome: Outcome = self.net.blocks[index](inputs, part.targets, part.images, joined)
         return outcome
 
     def features(self, index: int, inputs: Tensor) -> Tensor:

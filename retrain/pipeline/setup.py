@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from local_learning.slices import Exchange, Slice
 from retrain.config import RetrainConfig
 from retrain.pipeline.group_exchange import GroupExchange
 from retrain.pipeline.neighbours import Neighbours
+from retrain.pipeline.post import ProcessPost
 from retrain.pipeline.role import Role, role_of, whole_role
 from retrain.pipeline.transfers import Traffic
 from retrain.placing.measuring import seconds_here, subject_of
@@ -54,11 +56,18 @@ class ProcessSetup:
     """This is what the process has of its first block, if it has only one neuron group of it."""
     words: str = ""
     """These words tell the user which process does what."""
+    placement: Placement | None = None
+    """It says which process has which blocks."""
 
     @property
     def pipes(self) -> int:
         """Return how many processes share the images of an evaluation."""
         return self.neighbours.pipes if self.neighbours else self.role.copies
+
+    def post(self, dtype: torch.dtype) -> ProcessPost:
+        """Return what carries weights down; all processes call this at the same time."""
+        assert self.placement is not None
+        return ProcessPost(self.placement, torch.distributed.get_rank(), dtype, self.waiting)
 
     def waiting(self) -> contextlib.AbstractContextManager[object]:
         """Return a context that is entered where this process may wait for others."""
@@ -136,7 +145,7 @@ def block_setup(
     piece = None
     if role.groups > 1:
         piece = _slice(net, role.own.start, role.place, data, GroupExchange(role, neighbours.traffic))
-    return ProcessSetup(role, neighbours, spread, watchdog, piece, _words(placement))
+    return ProcessSetup(role, neighbours, spread, watchdog, piece, _words(placement), placement)
 
 
 def measuring_ranks(placement: Placement, rule: RuleRow) -> dict[str, range]:

@@ -73,9 +73,9 @@ class Recording(Engine):
         super().__init__(net, optimizers)
         self.inputs: list[list[Tensor]] = [[] for _ in net.blocks]
 
-    def run(self, index: int, inputs: Tensor, part: Part) -> Outcome:
+    def run(self, index: int, inputs: Tensor, part: Part, *, joined: bool = False) -> Outcome:
         self.inputs[index].append(inputs.clone())
-        return super().run(index, inputs, part)
+        return super().run(index, inputs, part, joined=joined)
 
 
 # The losses do not know of the network, of which each is there with some.

@@ -68,6 +68,8 @@ def decoupling_file(folder: Path, cuts: list[int], heads: list[str]) -> str:
 
 
 RULES = {rule: ["--rule", rule] for rule in ("greedy", "replay", "gluing")}
+# The checkpoint of step 3 is in the middle of what comes down from step 2 to step 4.
+RULES["greedy, refreshed"] = ["--local.refresh", "2", "--local.momentum", "0.5"]
 RULES["gluing with a cache"] = [*CACHE, *SHORT_EPOCHS, "--gluing.h-every", "2"]
 # Each tells the processes, the network, the cuts, the options, and those that one process does without. Every
 # rule, loss and option of the recipe is in one of them at least.
@@ -173,12 +175,14 @@ def test_nothing_is_sent_back_and_bf16_halves_the_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "second", "third"), [("greedy", 2, 1), ("replay", 1, 2), ("gluing with a cache", 1, 3)]
+    ("rule", "second", "third"),
+    [("greedy, refreshed", 2, 1), ("replay", 1, 2), ("gluing with a cache", 1, 3)],
 )
 def test_killed_and_continued_on_another_number_of_processes(
     rule: str, second: int, third: int, tmp_path: Path
 ) -> None:
-    words, folder = [*VGG, "--decoupling", "uniform:3:aux1", *RULES[rule], "--recipe.ema", "0.9"], tmp_path
+    head, folder = "aug2" if "refreshed" in rule else "aux1", tmp_path
+    words = [*VGG, "--decoupling", f"uniform:3:{head}", *RULES[rule], "--recipe.ema", "0.9"]
     often = [*SHORT, *words, "--recipe.checkpoint-every", "1", "--run", str(folder / "run")]
     run_up_to("step-00000003.json", SCRIPT, *often, *BLOCKS, ranks=3)
     assert sorted(path.name for path in (folder / "run/checkpoints").glob("step-00000002*")) == [
