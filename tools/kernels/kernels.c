@@ -4,8 +4,12 @@
 // number of threads, and partial sums are added in the order of the parts, so neither do the bits.
 
 #include <math.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 typedef long long whole;
 typedef float wide __attribute__((vector_size(64), aligned(4), may_alias));
@@ -17,6 +21,17 @@ static inline whole most(whole a, whole b) { return a > b ? a : b; }
 // The quotient rounded down, or up, for a positive divisor.
 static inline whole below(whole a, whole b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 static inline whole above(whole a, whole b) { return -below(-a, b); }
+
+// Sum `count` parts of `size` values in double precision.
+static void add_parts(const float *restrict parts, whole count, whole size, float *restrict to) {
+  for (whole first = 0; first < size; first += BLOCK) {
+    whole some = least(BLOCK, size - first);
+    double sum[BLOCK] = {0};
+    for (whole part = 0; part < count; part++)
+      for (whole i = 0; i < some; i++) sum[i] += parts[part * size + first + i];
+    for (whole i = 0; i < some; i++) to[first + i] = (float)sum[i];
+  }
+}
 
 // ---- depthwise convolution -------------------------------------------------------------------------------
 // Weights are (side, side, channels) in memory.
@@ -119,21 +134,62 @@ void depthwise_backward_taps(const float *restrict gradient, const float *restri
             }
           }
     }
-  for (whole i = 0; i < size; i++) {
-    double sum = 0;
-    for (whole part = 0; part < count; part++) sum += parts[part * size + i];
-    to[i] = (float)sum;
+  add_parts(parts, count, size, to);
+}
+
+typedef int bits __attribute__((vector_size(64), aligned(4), may_alias));
+
+static inline wide choose(bits which, wide yes, wide no) {
+  return (wide)((which & (bits)yes) | (~which & (bits)no));
+}
+
+// Write to a map that is too large for the cache: what is there need not be read, nor what is written be kept.
+static inline void stream(float *to, wide values) {
+#ifdef __AVX512F__
+  if ((uintptr_t)to % sizeof(wide) == 0) {
+    _mm512_stream_ps(to, (__m512)values);
+    return;
   }
+#endif
+  *(wide *)to = values;
+}
+
+// To be called by each thread after it has streamed.
+static inline void streamed(void) {
+#ifdef __AVX512F__
+  _mm_sfence();
+#endif
 }
 
 // ---- BatchNorm with a clamp --------------------------------------------------------------------------------
 // A clamp from `low` to `high` is ReLU (0, inf), ReLU6 (0, 6) or nothing (-inf, inf).
 
-// Sum the parts, each of ROWS rows and two values for each channel, into doubles.
-static void add_parts(const float *restrict parts, whole count, whole chs, whole which, double *to) {
-  for (whole c = 0; c < chs; c++) to[c] = 0;
-  for (whole p = 0; p < count; p++)
-    for (whole c = 0; c < chs; c++) to[c] += parts[(2 * p + which) * chs + c];
+// Mean and biased variance of each channel, from parts of `size` rows, each with its mean and its sum of squares
+// about that.
+static void join_statistics(const float *restrict parts, whole rows, whole size, whole chs, float *restrict mean,
+                            float *restrict variance) {
+  whole count = (rows + size - 1) / size;
+  double *total = malloc(2 * chs * sizeof(double)), *square = total + chs;
+  memset(total, 0, 2 * chs * sizeof(double));
+  for (whole p = 0; p < count; p++) {
+    double n = (double)least(size, rows - p * size);
+    for (whole c = 0; c < chs; c++) total[c] += n * parts[2 * p * chs + c];
+  }
+  for (whole c = 0; c < chs; c++) total[c] /= (double)rows;
+  for (whole p = 0; p < count; p++) {
+    double n = (double)least(size, rows - p * size);
+#pragma omp simd
+    for (whole c = 0; c < chs; c++) {
+      double d = parts[2 * p * chs + c] - total[c];
+      square[c] += parts[(2 * p + 1) * chs + c] + n * d * d;
+    }
+  }
+#pragma omp simd
+  for (whole c = 0; c < chs; c++) {
+    mean[c] = (float)total[c];
+    variance[c] = (float)(square[c] / (double)rows);
+  }
+  free(total);
 }
 
 // Mean and biased variance of each channel. `parts` has two values for each part and channel.
@@ -156,47 +212,40 @@ void norm_statistics(const float *restrict in, whole rows, whole chs, float *res
         spread[c] += d * d;
       }
   }
-  double *total = malloc(2 * chs * sizeof(double)), *square = total + chs;
-  memset(total, 0, 2 * chs * sizeof(double));
-  for (whole p = 0; p < count; p++) {
-    double n = (double)least(ROWS, rows - p * ROWS);
-    for (whole c = 0; c < chs; c++) total[c] += n * parts[2 * p * chs + c];
-  }
-  for (whole c = 0; c < chs; c++) total[c] /= (double)rows;
-  for (whole p = 0; p < count; p++) {
-    double n = (double)least(ROWS, rows - p * ROWS);
-#pragma omp simd
-    for (whole c = 0; c < chs; c++) {
-      double d = parts[2 * p * chs + c] - total[c];
-      square[c] += parts[(2 * p + 1) * chs + c] + n * d * d;
-    }
-  }
-#pragma omp simd
-  for (whole c = 0; c < chs; c++) {
-    mean[c] = (float)total[c];
-    variance[c] = (float)(square[c] / (double)rows);
-  }
-  free(total);
+  join_statistics(parts, rows, ROWS, chs, mean, variance);
+}
+
+static inline wide clamp(wide y, float low, float high) {
+  y = choose(y < low, low - (wide){0}, y);
+  return choose(y > high, high - (wide){0}, y);
 }
 
 // out = clamp(in * scale + shift).
 void norm_forward(const float *restrict in, float *restrict out, const float *restrict scale,
                   const float *restrict shift, float low, float high, whole rows, whole chs, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (whole r = 0; r < rows; r++)
-#pragma omp simd
-    for (whole c = 0; c < chs; c++) {
-      float y = in[r * chs + c] * scale[c] + shift[c];
-      y = y < low ? low : y;
-      out[r * chs + c] = y > high ? high : y;
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (whole r = 0; r < rows; r++) {
+      const float *from = in + r * chs;
+      float *to = out + r * chs;
+      whole c = 0;
+      for (; c + LANES <= chs; c += LANES)
+        stream(to + c, clamp(*(wide *)(from + c) * *(wide *)(scale + c) + *(wide *)(shift + c), low, high));
+      for (; c < chs; c++) {
+        float y = from[c] * scale[c] + shift[c];
+        y = y < low ? low : y;
+        to[c] = y > high ? high : y;
+      }
     }
+    streamed();
+  }
 }
 
 // For each channel the sum of the gradient within the clamp, and that of it times (in - mean).
 void norm_backward_sums(const float *restrict gradient, const float *restrict in, const float *restrict mean,
                         const float *restrict scale, const float *restrict shift, float low, float high, whole rows,
-                        whole chs, float *restrict sum, float *restrict product, float *restrict parts,
-                        int threads) {
+                        whole chs, float *restrict sums, float *restrict parts, int threads) {
   whole count = (rows + ROWS - 1) / ROWS;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (whole p = 0; p < count; p++) {
@@ -211,19 +260,14 @@ void norm_backward_sums(const float *restrict gradient, const float *restrict in
         with[c] += g * (x - mean[c]);
       }
   }
-  double *total = malloc(chs * sizeof(double));
-  add_parts(parts, count, chs, 0, total);
-  for (whole c = 0; c < chs; c++) sum[c] = (float)total[c];
-  add_parts(parts, count, chs, 1, total);
-  for (whole c = 0; c < chs; c++) product[c] = (float)total[c];
-  free(total);
+  add_parts(parts, count, 2 * chs, sums);
 }
 
-// to = scale * (gradient within the clamp) - level - slope * (in - mean).
-void norm_backward_inputs(const float *restrict gradient, const float *restrict in,
+// to = scale * (gradient within the clamp) - level - slope * (in - mean). It may replace the gradient.
+void norm_backward_inputs(const float *gradient, const float *restrict in,
                           const float *restrict mean, const float *restrict scale, const float *restrict shift,
                           const float *restrict level, const float *restrict slope, float low, float high,
-                          whole rows, whole chs, float *restrict to, int threads) {
+                          whole rows, whole chs, float *to, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (whole r = 0; r < rows; r++)
 #pragma omp simd
@@ -232,4 +276,287 @@ void norm_backward_inputs(const float *restrict gradient, const float *restrict 
       float g = (y > low) & (y < high) ? gradient[r * chs + c] : 0.0f;
       to[r * chs + c] = g * scale[c] - level[c] - slope[c] * (x - mean[c]);
     }
+}
+
+// ---- BatchNorm with a clamp, depthwise convolution, BatchNorm with a clamp -----------------------------------
+// An image's channels are worked on LANES at a time in planes with a border of zeros, which stay in the cache:
+// the map between the first BatchNorm and the convolution is never in memory, neither are its gradient and
+// that of the map after the convolution. Sides are 3, 5 or 7, strides 1 or 2, and paddings less than a side.
+
+enum { TILE = 8, PLANES = 4, CACHE = 1 << 19 };
+
+// A BatchNorm: clamp(x * scale + shift). Its gradient is scale * (what is within the clamp) - level -
+// slope * (x - mean).
+typedef struct {
+  const float *mean, *scale, *shift, *level, *slope;
+  float low, high;
+} Norm;
+
+typedef struct {
+  wide mean, scale, shift, level, slope;
+  float low, high;
+} NormLanes;
+
+static wide *zeros(whole count) {
+  wide *found = aligned_alloc(sizeof(wide), count * sizeof(wide));
+  memset(found, 0, count * sizeof(wide));
+  return found;
+}
+
+static inline wide load(const float *from, whole lanes) {
+  if (lanes == LANES) return *(const wide *)from;
+  wide found = {0};
+  memcpy(&found, from, lanes * sizeof(float));
+  return found;
+}
+
+static inline void store(float *to, wide values, whole lanes) {
+  if (lanes == LANES)
+    stream(to, values);
+  else
+    memcpy(to, &values, lanes * sizeof(float));
+}
+
+static NormLanes lanes_of(const Norm *norm, whole ch, whole lanes) {
+  NormLanes found = {.low = norm->low, .high = norm->high};
+  found.mean = load(norm->mean + ch, lanes);
+  found.scale = load(norm->scale + ch, lanes);
+  found.shift = load(norm->shift + ch, lanes);
+  if (norm->level) found.level = load(norm->level + ch, lanes), found.slope = load(norm->slope + ch, lanes);
+  return found;
+}
+
+// What is within the clamp of what it let through, and zero elsewhere.
+static inline wide within(const NormLanes *norm, wide outputs, wide gradient) {
+  return (wide)((outputs > norm->low) & (outputs < norm->high) & (bits)gradient);
+}
+
+static inline wide normal(const NormLanes *norm, wide x) {
+  return clamp(x * norm->scale + norm->shift, norm->low, norm->high);
+}
+
+// The planes of an image and of its convolution. A convolution's plane begins with `lead` rows and columns of
+// zeros, so that every input meets all of its taps.
+typedef struct {
+  whole width, size, out_width, out_size, lead, at_once;
+} Planes;
+
+static Planes planes_of(const Shape *s, int both) {
+  Planes p = {.width = s->width + 2 * s->padding, .lead = (s->side - 1) / s->stride};
+  p.size = (s->height + 2 * s->padding) * p.width;
+  p.out_width = p.lead + (s->width - 1 + s->padding) / s->stride + 1;
+  p.out_size = (p.lead + (s->height - 1 + s->padding) / s->stride + 1) * p.out_width;
+  whole bytes = (p.size + (both ? p.out_size : 0)) * sizeof(wide);
+  p.at_once = most(1, least(PLANES, CACHE / bytes));
+  return p;
+}
+
+// The first BatchNorm's outputs for one image, for `count` vectors of channels.
+static void fill(const float *restrict in, const NormLanes *norms, whole ch, whole count, wide *restrict planes,
+                 const Planes *p, const Shape *s) {
+  for (whole y = 0; y < s->height; y++)
+    for (whole v = 0; v < count; v++) {
+      const NormLanes norm = norms[v];
+      whole at = ch + v * LANES, lanes = least(LANES, s->chs - at), chs = s->chs, width = s->width;
+      const float *from = in + y * width * chs + at;
+      wide *to = planes + v * p->size + (y + s->padding) * p->width + s->padding;
+      for (whole x = 0; x < width; x++) to[x] = normal(&norm, load(from + x * chs, lanes));
+    }
+}
+
+// The gradient of the convolution's outputs, for one image, through the second BatchNorm.
+static void fill_gradient(const float *restrict gradient, const float *restrict outputs, const NormLanes *norms,
+                          whole ch, whole count, wide *restrict planes, const Planes *p, const Shape *s) {
+  for (whole y = 0; y < s->out_height; y++)
+    for (whole v = 0; v < count; v++) {
+      const NormLanes norm = norms[v];
+      whole at = ch + v * LANES, lanes = least(LANES, s->chs - at), chs = s->chs, width = s->out_width;
+      whole first = y * width * chs + at;
+      wide *to = planes + v * p->out_size + (y + p->lead) * p->out_width + p->lead;
+      for (whole x = 0; x < width; x++) {
+        wide z = load(outputs + first + x * chs, lanes);
+        wide g = within(&norm, z * norm.scale + norm.shift, load(gradient + first + x * chs, lanes));
+        to[x] = g * norm.scale - norm.level - norm.slope * (z - norm.mean);
+      }
+    }
+}
+
+#define OUTPUTS_AT_ONCE(COUNT)                                                                                \
+  for (; x + COUNT <= count; x += COUNT) {                                                                    \
+    wide sum[COUNT];                                                                                          \
+    for (int i = 0; i < COUNT; i++) sum[i] = (wide){0};                                                       \
+    for (whole r = 0; r < rows; r++)                                                                          \
+      for (whole c = 0; c < columns; c++) {                                                                   \
+        wide tap = taps[r * r_tap + c * c_tap];                                                               \
+        for (int i = 0; i < COUNT; i++) sum[i] += in[r * width + (x + i) * step + c] * tap;                   \
+      }                                                                                                       \
+    for (int i = 0; i < COUNT; i++) to[(x + i) * to_step] = sum[i];                                           \
+  }
+
+static inline __attribute__((always_inline)) void row_of(const wide *restrict in, whole width, whole rows,
+                                                         whole columns, whole step, const wide *restrict taps,
+                                                         whole r_tap, whole c_tap, wide *restrict to,
+                                                         whole to_step, whole count) {
+  whole x = 0;
+  OUTPUTS_AT_ONCE(TILE)
+  OUTPUTS_AT_ONCE(TILE / 2)
+  OUTPUTS_AT_ONCE(1)
+}
+
+// A row of `count` outputs of a convolution, with the loops unrolled for the kernel at hand.
+static void row(const wide *in, whole width, whole rows, whole columns, whole step, const wide *taps,
+                whole r_tap, whole c_tap, wide *to, whole to_step, whole count) {
+#define CASE(COLUMNS, STEP)                                                                                   \
+  if (columns == COLUMNS && step == STEP)                                                                     \
+    return row_of(in, width, rows, COLUMNS, STEP, taps, r_tap, c_tap, to, to_step, count);
+  CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(7, 1) CASE(3, 2) CASE(5, 2) CASE(7, 2)
+#undef CASE
+}
+
+// A row of the inputs' gradient. Input y meets output o through tap y + padding - stride * o.
+static void row_of_gradient(const wide *gradient, const Planes *p, const wide *taps, whole y, wide *to,
+                            const Shape *s) {
+  whole down = y + s->padding, r = down % s->stride, rows = (s->side - r + s->stride - 1) / s->stride;
+  const wide *from = gradient + (down / s->stride - (rows - 1) + p->lead) * p->out_width;
+  for (whole x = 0; x < s->stride; x++) {
+    whole along = x + s->padding, c = along % s->stride;
+    whole columns = (s->side - c + s->stride - 1) / s->stride;
+    const wide *last = taps + (r + s->stride * (rows - 1)) * s->side + c + s->stride * (columns - 1);
+    row(from + along / s->stride - (columns - 1) + p->lead, p->out_width, rows, columns, 1, last,
+        -s->stride * s->side, -s->stride, to + x, s->stride, (s->width - x + s->stride - 1) / s->stride);
+  }
+}
+
+// Add one image's gradient of the taps, `group` rows of them at once.
+static inline __attribute__((always_inline)) void taps_of(const wide *restrict gradient, const wide *restrict in,
+                                                          const Planes *p, const Shape *s, whole side,
+                                                          whole group, whole stride, wide *restrict to) {
+  for (whole first = 0; first < side; first += group) {
+    wide sum[group * side];
+    for (whole t = 0; t < group * side; t++) sum[t] = (wide){0};
+    for (whole y = 0; y < s->out_height; y++)
+      for (whole x = 0; x < s->out_width; x++) {
+        wide g = gradient[(y + p->lead) * p->out_width + x + p->lead];
+        const wide *corner = in + (y * stride + first) * p->width + x * stride;
+        for (whole r = 0; r < group; r++)
+          for (whole c = 0; c < side; c++) sum[r * side + c] += g * corner[r * p->width + c];
+      }
+    for (whole t = 0; t < group * side; t++) to[first * side + t] += sum[t];
+  }
+}
+
+static void add_taps(const wide *gradient, const wide *in, const Planes *p, const Shape *s, wide *to) {
+  if (s->side == 3) return taps_of(gradient, in, p, s, 3, 3, s->stride, to);
+  if (s->side == 5) return taps_of(gradient, in, p, s, 5, 5, s->stride, to);
+  if (s->side == 7) return taps_of(gradient, in, p, s, 7, 1, s->stride, to);
+}
+
+// The first BatchNorm, its clamp and the convolution; and mean and biased variance of what comes out.
+void chain_forward(const float *restrict in, const float *restrict taps, float *restrict to, const Norm *first,
+                   float *restrict mean, float *restrict variance, float *restrict parts, const Shape *shape,
+                   int threads) {
+  const Shape s = *shape;
+  const Planes p = planes_of(&s, 0);
+  whole step = p.at_once * LANES, blocks = (s.chs + step - 1) / step, pixels = s.out_height * s.out_width;
+  whole squares = s.side * s.side;
+#pragma omp parallel num_threads(threads)
+  {
+    wide *planes = zeros(p.at_once * p.size + squares + pixels);
+    wide *own = planes + p.at_once * p.size, *image = own + squares;
+    NormLanes norms[PLANES];
+#pragma omp for schedule(static) collapse(2)
+    for (whole n = 0; n < s.images; n++)
+      for (whole block = 0; block < blocks; block++) {
+        whole ch = block * step, count = least(p.at_once, (s.chs - ch + LANES - 1) / LANES);
+        for (whole v = 0; v < count; v++)
+          norms[v] = lanes_of(first, ch + v * LANES, least(LANES, s.chs - ch - v * LANES));
+        fill(in + n * s.height * s.width * s.chs, norms, ch, count, planes, &p, &s);
+        for (whole v = 0; v < count; v++) {
+          whole at = ch + v * LANES, lanes = least(LANES, s.chs - at);
+          float *out = to + n * pixels * s.chs + at, *part = parts + 2 * n * s.chs + at;
+          for (whole t = 0; t < squares; t++) own[t] = load(taps + t * s.chs + at, lanes);
+          wide level = {0}, spread = {0};
+          for (whole y = 0; y < s.out_height; y++) {
+            wide *line = image + y * s.out_width, sum = {0};
+            row(planes + v * p.size + y * s.stride * p.width, p.width, s.side, s.side, s.stride, own, s.side, 1,
+                line, 1, s.out_width);
+            for (whole x = 0; x < s.out_width; x++) sum += line[x];
+            level += sum;
+          }
+          level /= (float)pixels;
+          for (whole i = 0; i < pixels; i++) {
+            wide off = image[i] - level;
+            spread += off * off;
+            store(out + i * s.chs, image[i], lanes);
+          }
+          store(part, level, lanes);
+          store(part + s.chs, spread, lanes);
+        }
+      }
+    streamed();
+    free(planes);
+  }
+  join_statistics(parts, s.images * pixels, pixels, s.chs, mean, variance);
+}
+
+// From the gradient of the second BatchNorm's outputs to that of the first's, within its clamp; and the gradient
+// of the taps, and the first's sums. `parts` has side * side + 2 values for each IMAGES images and channel.
+void chain_backward(const float *restrict gradient, const float *restrict in, const float *restrict outputs,
+                    const float *restrict taps, const Norm *first, const Norm *second, float *restrict to,
+                    float *restrict sums, float *restrict parts, const Shape *shape, int threads) {
+  const Shape s = *shape;
+  const Planes p = planes_of(&s, 1);
+  whole step = p.at_once * LANES, blocks = (s.chs + step - 1) / step;
+  whole count = (s.images + IMAGES - 1) / IMAGES, squares = s.side * s.side, values = squares + 2;
+#pragma omp parallel num_threads(threads)
+  {
+    whole room = p.at_once * (p.size + p.out_size + squares + values) + s.width;
+    wide *planes = zeros(room), *out_planes = planes + p.at_once * p.size;
+    wide *own = out_planes + p.at_once * p.out_size, *found = own + p.at_once * squares;
+    wide *line = found + p.at_once * values;
+    NormLanes firsts[PLANES], seconds[PLANES];
+#pragma omp for schedule(static) collapse(2)
+    for (whole part = 0; part < count; part++)
+      for (whole block = 0; block < blocks; block++) {
+        whole ch = block * step, vectors = least(p.at_once, (s.chs - ch + LANES - 1) / LANES);
+        for (whole v = 0; v < vectors; v++) {
+          whole at = ch + v * LANES, lanes = least(LANES, s.chs - at);
+          firsts[v] = lanes_of(first, at, lanes), seconds[v] = lanes_of(second, at, lanes);
+          for (whole t = 0; t < squares; t++) own[v * squares + t] = load(taps + t * s.chs + at, lanes);
+        }
+        memset(found, 0, vectors * values * sizeof(wide));
+        for (whole n = part * IMAGES; n < least(s.images, (part + 1) * IMAGES); n++) {
+          whole image = n * s.height * s.width * s.chs, out_image = n * s.out_height * s.out_width * s.chs;
+          fill(in + image, firsts, ch, vectors, planes, &p, &s);
+          fill_gradient(gradient + out_image, outputs + out_image, seconds, ch, vectors, out_planes, &p, &s);
+          for (whole v = 0; v < vectors; v++) {
+            whole at = ch + v * LANES, lanes = least(LANES, s.chs - at);
+            const wide *plane = planes + v * p.size, *out_plane = out_planes + v * p.out_size;
+            wide plain = {0}, with = {0};
+            add_taps(out_plane, plane, &p, &s, found + v * values);
+            for (whole y = 0; y < s.height; y++) {
+              row_of_gradient(out_plane, &p, own + v * squares, y, line, &s);
+              wide sum = {0}, product = {0};
+              for (whole x = 0; x < s.width; x++) {
+                whole pixel = image + (y * s.width + x) * s.chs + at;
+                wide g = within(firsts + v, plane[(y + s.padding) * p.width + x + s.padding], line[x]);
+                store(to + pixel, g, lanes);
+                sum += g;
+                product += g * (load(in + pixel, lanes) - firsts[v].mean);
+              }
+              plain += sum, with += product;
+            }
+            found[v * values + squares] += plain, found[v * values + squares + 1] += with;
+          }
+        }
+        for (whole v = 0; v < vectors; v++)
+          for (whole t = 0; t < values; t++) {
+            whole at = ch + v * LANES;
+            store(parts + (part * values + t) * s.chs + at, found[v * values + t], least(LANES, s.chs - at));
+          }
+      }
+    streamed();
+    free(planes);
+  }
+  add_parts(parts, count, values * s.chs, sums);
 }
