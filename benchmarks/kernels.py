@@ -3,12 +3,13 @@
     OMP_WAIT_POLICY=passive python -m benchmarks.kernels [--threads 1] [--rounds 7] [--cases macro-32-64]
 
 Each round times some steps of both, one after the other; a line has the median of the rounds' ratios and
-their range, images per second, and the peak memory of a process that takes a few steps with one of them.
+their range, images per second, and the memory that a new process needs for a few steps with one of them.
 `--operations` times single functions in place of trainings, and gives their errors against float64.
 """
 
 import argparse
 import copy
+import functools
 import json
 import math
 import multiprocessing
@@ -32,6 +33,8 @@ from tools.layout import use_channels_last
 from tools.run.launch import launch
 
 Step = Callable[[int], Any]
+Making = Callable[[bool], Step]
+"""It makes a step with the project's kernels, or without."""
 SUPERNETS = {"macro": "nas_bench_macro", "mini": "configs/path/mini.toml"}
 STRATEGIES = ("spos", "fair", "greedy", "nongreedy")
 NETWORKS = ("resnet18", "timm/mobilenetv2_100", "timm/efficientnet_b0")
@@ -57,15 +60,15 @@ def main() -> None:
     for case in asked.cases:
         space, size, batch = case.split("-")
         for strategy in asked.strategies:
-            steps = [stepping(space, int(size), int(batch), strategy, native) for native in (False, True)]
+            making = functools.partial(stepping, space, int(size), int(batch), strategy)
             print(
-                json.dumps({"case": case, "strategy": strategy} | compared(steps, int(batch), asked)),
+                json.dumps({"case": case, "strategy": strategy} | compared(making, int(batch), asked)),
                 flush=True,
             )
     for name in asked.networks:
-        steps = [training(name, 32, 64, native) for native in (False, True)]
+        making = functools.partial(training, name, 32, 64)
         print(
-            json.dumps({"network": name, "image_size": 32, "batch": 64} | compared(steps, 64, asked)),
+            json.dumps({"network": name, "image_size": 32, "batch": 64} | compared(making, 64, asked)),
             flush=True,
         )
 
@@ -104,8 +107,9 @@ def data(batch: int, size: int) -> tuple[Tensor, Tensor]:
     return images.contiguous(memory_format=torch.channels_last), torch.arange(batch) % 10
 
 
-def compared(steps: list[Step], batch: int, asked: argparse.Namespace) -> dict[str, Any]:
+def compared(making: Making, batch: int, asked: argparse.Namespace) -> dict[str, Any]:
     """Return how two ways to take a step compare, over interleaved rounds."""
+    steps = [making(native) for native in (False, True)]
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(asked.rounds + 1):
         for each, step in zip(times, steps, strict=True):
@@ -120,27 +124,30 @@ def compared(steps: list[Step], batch: int, asked: argparse.Namespace) -> dict[s
         "images_per_s": [round(batch / statistics.median(each), 1) for each in times],
         "ratio": round(statistics.median(ratios), 2),
         "range": [round(min(ratios), 2), round(max(ratios), 2)],
-        "peak_mib": [peak(step) for step in steps],
+        "peak_mib": [peak(making, native) for native in (False, True)],
     }
 
 
-def peak(step: Step, count: int = 3) -> int:
-    """Return the growth of a forked process's peak memory over a few steps, in MiB."""
-
-    def run(writer: Any) -> None:
-        torch.set_num_threads(1)
-        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-        for number in range(count):
-            step(number)
-        writer.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) >> 20)
-
-    context = multiprocessing.get_context("fork")
+def peak(making: Making, native: bool) -> int:
+    """Return how much memory a few steps in a new process need at most, beyond the network's, in MiB."""
+    # Not a forked one, which would inherit this process's peak and its freed memory.
+    context = multiprocessing.get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=run, args=(writer,))
+    process = context.Process(target=_report_peak, args=(making, native, writer))
     process.start()
+    writer.close()
     grown = int(reader.recv())
     process.join()
     return grown
+
+
+def _report_peak(making: Making, native: bool, writer: Any) -> None:
+    launch(device="cpu", precision="fp32", threads=1, trackers=(), folder=Path())
+    step = making(native)
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    for number in range(8):
+        step(number)
+    writer.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) >> 20)
 
 
 def operations() -> Iterator[dict[str, Any]]:

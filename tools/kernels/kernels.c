@@ -283,7 +283,7 @@ void norm_backward_inputs(const float *gradient, const float *restrict in,
 // the map between the first BatchNorm and the convolution is never in memory, neither are its gradient and
 // that of the map after the convolution. Sides are 3, 5 or 7, strides 1 or 2, and paddings less than a side.
 
-enum { TILE = 8, PLANES = 4, CACHE = 1 << 19 };
+enum { TILE = 8 };
 
 // A BatchNorm: clamp(x * scale + shift). Its gradient is scale * (what is within the clamp) - level -
 // slope * (x - mean).
@@ -338,46 +338,41 @@ static inline wide normal(const NormLanes *norm, wide x) {
 // The planes of an image and of its convolution. A convolution's plane begins with `lead` rows and columns of
 // zeros, so that every input meets all of its taps.
 typedef struct {
-  whole width, size, out_width, out_size, lead, at_once;
+  whole width, size, out_width, out_size, lead;
 } Planes;
 
-static Planes planes_of(const Shape *s, int both) {
+static Planes planes_of(const Shape *s) {
   Planes p = {.width = s->width + 2 * s->padding, .lead = (s->side - 1) / s->stride};
   p.size = (s->height + 2 * s->padding) * p.width;
   p.out_width = p.lead + (s->width - 1 + s->padding) / s->stride + 1;
   p.out_size = (p.lead + (s->height - 1 + s->padding) / s->stride + 1) * p.out_width;
-  whole bytes = (p.size + (both ? p.out_size : 0)) * sizeof(wide);
-  p.at_once = most(1, least(PLANES, CACHE / bytes));
   return p;
 }
 
-// The first BatchNorm's outputs for one image, for `count` vectors of channels.
-static void fill(const float *restrict in, const NormLanes *norms, whole ch, whole count, wide *restrict planes,
+// Ask for a row of pixels long before it is read, so that memory works while the processor computes.
+static inline void fetch(const float *from, whole width, whole chs) {
+  for (whole x = 0; x < width; x++) __builtin_prefetch(from + x * chs, 0, 2);
+}
+
+// The first BatchNorm's outputs for one image.
+static void fill(const float *restrict in, const NormLanes *norm, whole lanes, wide *restrict plane,
                  const Planes *p, const Shape *s) {
   for (whole y = 0; y < s->height; y++)
-    for (whole v = 0; v < count; v++) {
-      const NormLanes norm = norms[v];
-      whole at = ch + v * LANES, lanes = least(LANES, s->chs - at), chs = s->chs, width = s->width;
-      const float *from = in + y * width * chs + at;
-      wide *to = planes + v * p->size + (y + s->padding) * p->width + s->padding;
-      for (whole x = 0; x < width; x++) to[x] = normal(&norm, load(from + x * chs, lanes));
-    }
+    for (whole x = 0; x < s->width; x++)
+      plane[(y + s->padding) * p->width + x + s->padding] =
+          normal(norm, load(in + (y * s->width + x) * s->chs, lanes));
 }
 
 // The gradient of the convolution's outputs, for one image, through the second BatchNorm.
-static void fill_gradient(const float *restrict gradient, const float *restrict outputs, const NormLanes *norms,
-                          whole ch, whole count, wide *restrict planes, const Planes *p, const Shape *s) {
+static void fill_gradient(const float *restrict gradient, const float *restrict outputs, const NormLanes *norm,
+                          whole lanes, wide *restrict plane, const Planes *p, const Shape *s) {
   for (whole y = 0; y < s->out_height; y++)
-    for (whole v = 0; v < count; v++) {
-      const NormLanes norm = norms[v];
-      whole at = ch + v * LANES, lanes = least(LANES, s->chs - at), chs = s->chs, width = s->out_width;
-      whole first = y * width * chs + at;
-      wide *to = planes + v * p->out_size + (y + p->lead) * p->out_width + p->lead;
-      for (whole x = 0; x < width; x++) {
-        wide z = load(outputs + first + x * chs, lanes);
-        wide g = within(&norm, z * norm.scale + norm.shift, load(gradient + first + x * chs, lanes));
-        to[x] = g * norm.scale - norm.level - norm.slope * (z - norm.mean);
-      }
+    for (whole x = 0; x < s->out_width; x++) {
+      whole pixel = (y * s->out_width + x) * s->chs;
+      wide z = load(outputs + pixel, lanes);
+      wide g = within(norm, z * norm->scale + norm->shift, load(gradient + pixel, lanes));
+      plane[(y + p->lead) * p->out_width + x + p->lead] =
+          g * norm->scale - norm->level - norm->slope * (z - norm->mean);
     }
 }
 
@@ -456,47 +451,43 @@ void chain_forward(const float *restrict in, const float *restrict taps, float *
                    float *restrict mean, float *restrict variance, float *restrict parts, const Shape *shape,
                    int threads) {
   const Shape s = *shape;
-  const Planes p = planes_of(&s, 0);
-  whole step = p.at_once * LANES, blocks = (s.chs + step - 1) / step, pixels = s.out_height * s.out_width;
-  whole squares = s.side * s.side;
+  const Planes p = planes_of(&s);
+  whole squares = s.side * s.side, size = s.height * s.width * s.chs, out_size = s.out_height * s.out_width;
 #pragma omp parallel num_threads(threads)
   {
-    wide *planes = zeros(p.at_once * p.size + squares + pixels);
-    wide *own = planes + p.at_once * p.size, *image = own + squares;
-    NormLanes norms[PLANES];
+    wide *plane = zeros(p.size + out_size + squares), *image = plane + p.size, *own = image + out_size;
 #pragma omp for schedule(static) collapse(2)
     for (whole n = 0; n < s.images; n++)
-      for (whole block = 0; block < blocks; block++) {
-        whole ch = block * step, count = least(p.at_once, (s.chs - ch + LANES - 1) / LANES);
-        for (whole v = 0; v < count; v++)
-          norms[v] = lanes_of(first, ch + v * LANES, least(LANES, s.chs - ch - v * LANES));
-        fill(in + n * s.height * s.width * s.chs, norms, ch, count, planes, &p, &s);
-        for (whole v = 0; v < count; v++) {
-          whole at = ch + v * LANES, lanes = least(LANES, s.chs - at);
-          float *out = to + n * pixels * s.chs + at, *part = parts + 2 * n * s.chs + at;
-          for (whole t = 0; t < squares; t++) own[t] = load(taps + t * s.chs + at, lanes);
-          wide level = {0}, spread = {0};
-          for (whole y = 0; y < s.out_height; y++) {
-            wide *line = image + y * s.out_width, sum = {0};
-            row(planes + v * p.size + y * s.stride * p.width, p.width, s.side, s.side, s.stride, own, s.side, 1,
-                line, 1, s.out_width);
-            for (whole x = 0; x < s.out_width; x++) sum += line[x];
-            level += sum;
-          }
-          level /= (float)pixels;
-          for (whole i = 0; i < pixels; i++) {
-            wide off = image[i] - level;
-            spread += off * off;
-            store(out + i * s.chs, image[i], lanes);
-          }
-          store(part, level, lanes);
-          store(part + s.chs, spread, lanes);
+      for (whole ch = 0; ch < s.chs; ch += LANES) {
+        whole lanes = least(LANES, s.chs - ch);
+        const float *from = in + n * size + ch;
+        const float *next = ch + LANES < s.chs ? from + LANES : in + least(n + 1, s.images - 1) * size;
+        NormLanes norm = lanes_of(first, ch, lanes);
+        for (whole t = 0; t < squares; t++) own[t] = load(taps + t * s.chs + ch, lanes);
+        fill(from, &norm, lanes, plane, &p, &s);
+        wide level = {0}, spread = {0};
+        for (whole y = 0; y < s.out_height; y++) {
+          wide *line = image + y * s.out_width, sum = {0};
+          for (whole r = y * s.stride; r < least(s.height, (y + 1) * s.stride); r++)
+            fetch(next + r * s.width * s.chs, s.width, s.chs);
+          row(plane + y * s.stride * p.width, p.width, s.side, s.side, s.stride, own, s.side, 1, line, 1,
+              s.out_width);
+          for (whole x = 0; x < s.out_width; x++) sum += line[x];
+          level += sum;
         }
+        level /= (float)out_size;
+        for (whole i = 0; i < out_size; i++) {
+          wide off = image[i] - level;
+          spread += off * off;
+          store(to + (n * out_size + i) * s.chs + ch, image[i], lanes);
+        }
+        store(parts + 2 * n * s.chs + ch, level, lanes);
+        store(parts + (2 * n + 1) * s.chs + ch, spread, lanes);
       }
     streamed();
-    free(planes);
+    free(plane);
   }
-  join_statistics(parts, s.images * pixels, pixels, s.chs, mean, variance);
+  join_statistics(parts, s.images * out_size, out_size, s.chs, mean, variance);
 }
 
 // From the gradient of the second BatchNorm's outputs to that of the first's, within its clamp; and the gradient
@@ -505,58 +496,51 @@ void chain_backward(const float *restrict gradient, const float *restrict in, co
                     const float *restrict taps, const Norm *first, const Norm *second, float *restrict to,
                     float *restrict sums, float *restrict parts, const Shape *shape, int threads) {
   const Shape s = *shape;
-  const Planes p = planes_of(&s, 1);
-  whole step = p.at_once * LANES, blocks = (s.chs + step - 1) / step;
+  const Planes p = planes_of(&s);
   whole count = (s.images + IMAGES - 1) / IMAGES, squares = s.side * s.side, values = squares + 2;
+  whole line_size = s.width * s.chs, size = s.height * line_size;
+  whole out_line_size = s.out_width * s.chs, out_size = s.out_height * out_line_size;
 #pragma omp parallel num_threads(threads)
   {
-    whole room = p.at_once * (p.size + p.out_size + squares + values) + s.width;
-    wide *planes = zeros(room), *out_planes = planes + p.at_once * p.size;
-    wide *own = out_planes + p.at_once * p.out_size, *found = own + p.at_once * squares;
-    wide *line = found + p.at_once * values;
-    NormLanes firsts[PLANES], seconds[PLANES];
+    wide *plane = zeros(p.size + p.out_size + squares + values + s.width), *out_plane = plane + p.size;
+    wide *own = out_plane + p.out_size, *found = own + squares, *line = found + values;
 #pragma omp for schedule(static) collapse(2)
     for (whole part = 0; part < count; part++)
-      for (whole block = 0; block < blocks; block++) {
-        whole ch = block * step, vectors = least(p.at_once, (s.chs - ch + LANES - 1) / LANES);
-        for (whole v = 0; v < vectors; v++) {
-          whole at = ch + v * LANES, lanes = least(LANES, s.chs - at);
-          firsts[v] = lanes_of(first, at, lanes), seconds[v] = lanes_of(second, at, lanes);
-          for (whole t = 0; t < squares; t++) own[v * squares + t] = load(taps + t * s.chs + at, lanes);
-        }
-        memset(found, 0, vectors * values * sizeof(wide));
-        for (whole n = part * IMAGES; n < least(s.images, (part + 1) * IMAGES); n++) {
-          whole image = n * s.height * s.width * s.chs, out_image = n * s.out_height * s.out_width * s.chs;
-          fill(in + image, firsts, ch, vectors, planes, &p, &s);
-          fill_gradient(gradient + out_image, outputs + out_image, seconds, ch, vectors, out_planes, &p, &s);
-          for (whole v = 0; v < vectors; v++) {
-            whole at = ch + v * LANES, lanes = least(LANES, s.chs - at);
-            const wide *plane = planes + v * p.size, *out_plane = out_planes + v * p.out_size;
-            wide plain = {0}, with = {0};
-            add_taps(out_plane, plane, &p, &s, found + v * values);
-            for (whole y = 0; y < s.height; y++) {
-              row_of_gradient(out_plane, &p, own + v * squares, y, line, &s);
-              wide sum = {0}, product = {0};
-              for (whole x = 0; x < s.width; x++) {
-                whole pixel = image + (y * s.width + x) * s.chs + at;
-                wide g = within(firsts + v, plane[(y + s.padding) * p.width + x + s.padding], line[x]);
-                store(to + pixel, g, lanes);
-                sum += g;
-                product += g * (load(in + pixel, lanes) - firsts[v].mean);
-              }
-              plain += sum, with += product;
+      for (whole ch = 0; ch < s.chs; ch += LANES) {
+        whole lanes = least(LANES, s.chs - ch), start = part * IMAGES, end = least(s.images, start + IMAGES);
+        NormLanes one = lanes_of(first, ch, lanes), two = lanes_of(second, ch, lanes);
+        for (whole t = 0; t < squares; t++) own[t] = load(taps + t * s.chs + ch, lanes);
+        memset(found, 0, values * sizeof(wide));
+        for (whole n = start; n < end; n++) {
+          whole next = n + 1 < end ? n + 1 : start, next_ch = n + 1 < end ? ch : least(ch + LANES, s.chs - 1);
+          fill(in + n * size + ch, &one, lanes, plane, &p, &s);
+          fill_gradient(gradient + n * out_size + ch, outputs + n * out_size + ch, &two, lanes, out_plane, &p, &s);
+          add_taps(out_plane, plane, &p, &s, found);
+          wide plain = {0}, with = {0};
+          for (whole y = 0; y < s.height; y++) {
+            fetch(in + next * size + y * line_size + next_ch, s.width, s.chs);
+            if (y < s.out_height) {
+              whole out_line = next * out_size + y * out_line_size + next_ch;
+              fetch(gradient + out_line, s.out_width, s.chs);
+              fetch(outputs + out_line, s.out_width, s.chs);
             }
-            found[v * values + squares] += plain, found[v * values + squares + 1] += with;
+            row_of_gradient(out_plane, &p, own, y, line, &s);
+            wide sum = {0}, product = {0};
+            for (whole x = 0; x < s.width; x++) {
+              whole pixel = n * size + y * line_size + x * s.chs + ch;
+              wide g = within(&one, plane[(y + s.padding) * p.width + x + s.padding], line[x]);
+              store(to + pixel, g, lanes);
+              sum += g;
+              product += g * (load(in + pixel, lanes) - one.mean);
+            }
+            plain += sum, with += product;
           }
+          found[squares] += plain, found[squares + 1] += with;
         }
-        for (whole v = 0; v < vectors; v++)
-          for (whole t = 0; t < values; t++) {
-            whole at = ch + v * LANES;
-            store(parts + (part * values + t) * s.chs + at, found[v * values + t], least(LANES, s.chs - at));
-          }
+        for (whole t = 0; t < values; t++) store(parts + (part * values + t) * s.chs + ch, found[t], lanes);
       }
     streamed();
-    free(planes);
+    free(plane);
   }
   add_parts(parts, count, values * s.chs, sums);
 }

@@ -256,7 +256,9 @@ def _statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
     mean, variance = torch.empty(2, chs)
     parts = torch.empty(-(-rows // _ROWS), 2, chs)
     size = (ctypes.c_longlong(rows), ctypes.c_longlong(chs))
-    library().norm_statistics(_at(inputs), *size, _at(mean), _at(variance), _at(parts), torch.get_num_threads())
+    library().norm_statistics(
+        _at(inputs), *size, _at(mean), _at(variance), _at(parts), torch.get_num_threads()
+    )
     return mean, variance
 
 
@@ -275,15 +277,16 @@ class MBConv(InvertedResidual):
     """This is timm's block, which goes from its first BatchNorm to its second in one function."""
 
     def forward(self, x: Tensor) -> Tensor:
+        features: Tensor
         if self.conv_s2d is not None:
-            result: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
-            return result
+            features = super().forward(x)  # type: ignore[no-untyped-call]
+            return features
         features = self.conv_pw(x)
         if _fuses(self, features):
             features = _convolved(self.bn1, self.conv_dw, self.bn2, features)
         else:
             features = self.bn2(self.conv_dw(self.bn1(features)))
-        features = self.bn3(self.conv_pwl(self.se(self.aa(features))))
+        features = self.bn3(self.conv_pwl(self.se(self.aa(features))))  # type: ignore[misc]
         return self.drop_path(features) + x if self.has_skip else features
 
 
@@ -300,7 +303,7 @@ def _fuses(block: MBConv, features: Tensor) -> bool:
         and int(conv.padding[0]) < conv.kernel_size[0] <= min(features.shape[-2:]) + 2 * int(conv.padding[0])
         and all(type(norm) is NormAct for norm in norms)
         and all(type(norm.act) in _CLAMPS and isinstance(norm.drop, nn.Identity) for norm in norms)
-        and not any(map(_is_watched, (conv, *norms, *(norm.act for norm in norms))))
+        and not any(map(_is_watched, (conv, *norms)))
         and all(_can(norm, features) for norm in norms)
         and torch.is_grad_enabled()
         and _fits("convolution", features, conv.weight)
@@ -382,7 +385,10 @@ class _ChainFunction(torch.autograd.Function):
             threads,
         )
         ctx.save_for_backward(inputs, weight, bias, kernel, second_weight, second_bias, middle)
-        ctx.firsts, ctx.seconds = (mean, scale, shift, inverse), (second_mean, second_scale, second_shift, second_inverse)
+        ctx.firsts, ctx.seconds = (
+            (mean, scale, shift, inverse),
+            (second_mean, second_scale, second_shift, second_inverse),
+        )
         ctx.settings, ctx.shape, ctx.taps = settings, shape, taps
         found = mean, variance, second_mean, second_variance
         ctx.mark_non_differentiable(*found)
@@ -424,7 +430,9 @@ class _ChainFunction(torch.autograd.Function):
             *map(_at, (gradient, inputs, middle, ctx.taps)),
             ctypes.byref(_Norm(_at(mean), _at(scale), _at(shift), None, None, *first_settings[1:])),
             ctypes.byref(
-                _Norm(*map(_at, (second_mean, second_scale, second_shift, level, slope)), *second_settings[1:])
+                _Norm(
+                    *map(_at, (second_mean, second_scale, second_shift, level, slope)), *second_settings[1:]
+                )
             ),
             *map(_at, (found_inputs, sums, parts)),
             ctypes.byref(shape),

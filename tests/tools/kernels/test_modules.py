@@ -6,14 +6,16 @@ from collections.abc import Callable
 import pytest
 import torch
 from timm.layers.norm_act import BatchNormAct2d
+from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 
 from supernet.presets import preset
 from supernet.space import Architecture
 from supernet.supernet import Supernet
 from tools.batchnorm import frozen_statistics
+from tools.cost import saved_activation_bytes
 from tools.kernels import modules
-from tools.kernels.modules import Depthwise, Norm, NormAct, use_kernels
+from tools.kernels.modules import Depthwise, MBConv, Norm, NormAct, use_kernels
 from tools.layout import use_channels_last
 from tools.second_order import FastSecondOrder
 
@@ -85,7 +87,83 @@ def test_gradients_of_batchnorm_with_an_activation(
         torch.testing.assert_close(ours, right)
 
 
-def block() -> nn.Module:
+CHAINS = [
+    (side, stride, padding, chs, height, width)
+    for side, stride, (chs, height, width) in itertools.product(
+        (3, 5, 7), (1, 2), ((5, 9, 7), (83, 8, 11), (32, 16, 16), (64, 7, 4))
+    )
+    for padding in {0, side // 2, side - 1}
+    if side <= min(height, width) + 2 * padding
+]
+
+
+def mbconv(chs: int = 6, side: int = 3, stride: int = 1, act: type[nn.Module] = nn.ReLU) -> nn.Module:
+    torch.manual_seed(0)
+    net = InvertedResidual(chs, chs, side, stride=stride, exp_ratio=4, act_layer=act)
+    use_channels_last(net)
+    for norm in (net.bn1, net.bn2, net.bn3):
+        nn.init.uniform_(norm.weight, -1.0, 2.0)
+        nn.init.normal_(norm.bias)
+    return net
+
+
+class Middle(nn.Sequential):
+    """The part of a block from its first BatchNorm to its second, in one function."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.dtype == torch.float64:
+            return super().forward(features)  # type: ignore[no-any-return,no-untyped-call]
+        first, conv, second = self
+        return modules._convolved(first, conv, second, features)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("side", "stride", "padding", "chs", "height", "width"), CHAINS)
+def test_gradients_from_one_batchnorm_to_the_next(
+    side: int, stride: int, padding: int, chs: int, height: int, width: int
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(chs, chs, side, stride, padding, groups=chs, bias=False)
+    norms = (BatchNormAct2d(chs, act_layer=nn.ReLU6), BatchNormAct2d(chs))
+    middle = Middle(norms[0], conv, norms[1])
+    for norm in norms:
+        # A weight near zero makes the map nearly constant, which the second BatchNorm takes away again.
+        nn.init.uniform_(norm.weight, 1.0, 2.0)
+        nn.init.normal_(norm.bias)
+    use_kernels(middle)
+    assert_near(middle, maps(9, chs, height, width))
+
+
+@pytest.mark.parametrize(("side", "stride", "act"), [(3, 1, nn.ReLU), (5, 2, nn.ReLU6), (7, 1, nn.ReLU)])
+def test_a_block_of_timm_computes_what_it_did(side: int, stride: int, act: type[nn.Module]) -> None:
+    block = mbconv(13, side, stride, act)
+    theirs, inputs = copy.deepcopy(block), maps(9, 13, 12, 12)
+    use_kernels(block)
+    assert type(block) is MBConv
+    assert_near(block, inputs, 1e-5)
+    block(inputs), theirs(inputs), theirs(inputs)
+    for ours, right in zip(block.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(ours, right)
+
+
+def test_a_block_keeps_less_for_its_backward_pass() -> None:
+    """Of four maps as wide as the expansion, the one between BatchNorm and convolution is not kept."""
+    block, inputs = mbconv(16), maps(8, 16, 16, 16)
+    before = saved_activation_bytes(lambda: block(inputs))
+    use_kernels(block)
+    assert before - saved_activation_bytes(lambda: block(inputs)) > 0.9 * 8 * 64 * 16 * 16 * 4
+
+
+@pytest.mark.parametrize("name", ["bn1", "conv_dw", "bn2"])
+def test_who_watches_the_inside_of_a_block_sees_it(name: str) -> None:
+    seen: list[torch.Size] = []
+    block = mbconv()
+    use_kernels(block)
+    block.get_submodule(name).register_forward_hook(lambda module, args, outputs: seen.append(outputs.shape))
+    block(maps(4, 6, 8, 8))
+    assert seen == [(4, 24, 8, 8)]
+
+
+def block() -> nn.Sequential:
     torch.manual_seed(0)
     conv = nn.Conv2d(24, 24, 5, padding=2, groups=24, bias=False)
     net = nn.Sequential(BatchNormAct2d(24), conv, BatchNormAct2d(24, act_layer=nn.ReLU6), nn.BatchNorm2d(24))
@@ -93,8 +171,9 @@ def block() -> nn.Module:
     return net
 
 
-def test_threads_change_no_bit() -> None:
-    net = block()
+@pytest.mark.parametrize("make", [block, lambda: Middle(*list(block())[:3])])
+def test_threads_change_no_bit(make: Callable[[], nn.Module]) -> None:
+    net = make()
     use_kernels(net)
     found = []
     for threads in (1, 2, 3):
@@ -104,7 +183,8 @@ def test_threads_change_no_bit() -> None:
         assert all(map(torch.equal, found[0], others))
 
 
-def test_second_derivatives_are_torchs() -> None:
+@pytest.mark.parametrize("make", [block, lambda: mbconv(24)])
+def test_second_derivatives_are_torchs(make: Callable[[], nn.Module]) -> None:
     """The gradient of the gradient's norm, with the kernels and in float64."""
 
     def second(net: nn.Module, inputs: Tensor) -> list[Tensor]:
@@ -116,7 +196,7 @@ def test_second_derivatives_are_torchs() -> None:
         total = torch.stack([gradient.square().sum() for gradient in first]).sum()
         return list(torch.autograd.grad(total, [inputs, *net.parameters()]))
 
-    net, inputs = block(), maps(6, 24, 8, 8)
+    net, inputs = make(), maps(6, 24, 8, 8)
     exact = second(copy.deepcopy(net).double(), inputs.double().contiguous())
     use_kernels(net)
     for found, right in zip(second(net, inputs), exact, strict=True):
@@ -146,14 +226,17 @@ def _for_each_image(net: nn.Module, inputs: Tensor) -> Tensor:
         _in_bfloat16,
         _for_each_image,
         lambda net, inputs: net(inputs.double()),
-        lambda net, inputs: net[0](inputs.contiguous()),
+        lambda net, inputs: next(net.children())(inputs.contiguous()),
         lambda net, inputs: net.eval()(inputs),
     ],
 )
+@pytest.mark.parametrize("make", [block, lambda: mbconv(24)])
 def test_whatever_the_kernels_do_not_know_is_left_to_torch(
-    way: Callable[[nn.Module, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], nn.Module],
+    way: Callable[[nn.Module, Tensor], Tensor],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    net, inputs = block(), maps(6, 24, 8, 8)
+    net, inputs = make(), maps(6, 24, 8, 8)
     theirs = copy.deepcopy(net)
     use_kernels(net)
 
