@@ -251,11 +251,7 @@ class Space:
     @cached_property
     def tail_cost(self) -> Cost:
         """What the tail costs."""
-        in_chs = self.layers[-1].out_chs
-        with torch.device("meta"):
-            tail = build_tail(self.tail, in_chs, self.num_classes, self.style)
-        macs = count_macs(tail, (in_chs, self.sizes[-1], self.sizes[-1]))
-        return Cost(macs, count_params(tail))
+        return _counted_tail(self.tail, self.layers[-1].out_chs, self.num_classes, self.style, self.sizes[-1])
 
     def _chosen(self, architecture: Architecture) -> Iterator[Cost]:
         self.validate(architecture)
@@ -312,6 +308,13 @@ def _counted(op: Op, place: Place, style: Style, size: int) -> Cost:
     with torch.device("meta"):
         module = op.build(place, style)
     return Cost(count_macs(module, (place.in_chs, size, size)), count_params(module))
+
+
+@cache
+def _counted_tail(tail: Tail, in_chs: int, num_classes: int, style: Style, size: int) -> Cost:
+    with torch.device("meta"):
+        module = build_tail(tail, in_chs, num_classes, style)
+    return Cost(count_macs(module, (in_chs, size, size)), count_params(module))
 
 
 def stage(
