@@ -36,6 +36,10 @@ def seed_globals(seed: int, purpose: str, *indices: int) -> None:
     This is for code that takes no generator: initialisers, dropout, other people's transforms.
     """
     value = derive(seed, purpose, *indices)
-    torch.manual_seed(value)
+    if torch.accelerator.is_available():
+        torch.manual_seed(value)
+    else:
+        # Otherwise torch would keep each seed for devices that never come, with the stack of its caller.
+        torch.default_generator.manual_seed(value)
     np.random.seed(value % 2**32)  # noqa: NPY002 - the global numpy generator is what is being set
     random.seed(value)
