@@ -111,7 +111,7 @@ def train_network(
             tensors = job.by_file_names(job.final_network)
             last = notes | {"step": plan.num_steps}
             on_main(accelerator, lambda: save_tensors(run.last_weights, tensors, last))
-        tested = _tested(job, run, supply, validates=len(data.validation) > 0)
+        tested = _tested(job, run, supply, end, validates=len(data.validation) > 0)
         results = _results(facts, plan.num_steps, end, tested)
         with setup.waiting():
             on_main(accelerator, lambda: run.write_results(results))
@@ -242,10 +242,12 @@ def _about_heads(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _tested(job: Training, run: Run, supply: Supply, *, validates: bool) -> dict[str, Any]:
+def _tested(job: Training, run: Run, supply: Supply, end: Position, *, validates: bool) -> dict[str, Any]:
     """Use the test set, here and once, for the two networks that were chosen without it."""
     tested = {"last": job.measure(job.final_network, supply.test)}
-    if validates:
+    if validates and end.best_step == end.step:
+        tested["best"] = tested["last"]
+    elif validates:
         best = copy.deepcopy(job.final_network)
         job.load_from_file(best, read_weights(run.best_weights, label="run"))
         tested["best"] = job.measure(best, supply.test)
