@@ -74,7 +74,7 @@ class Training:
             else:
                 net = convert_sync_batchnorm(net, role.group)  # type: ignore[no-untyped-call]
         self._dtype = torch.float64 if config.precision == "fp64" else torch.float32
-        self.net = net.to(accelerator.device, self._dtype)
+        self.net = net.to(accelerator.device, self._dtype).train()
         use_channels_last(self.net)
         if config.kernels == "native":
             use_kernels(self.net)
@@ -133,7 +133,8 @@ class Training:
         self._set_rates(step)
         for schedule in self._schedules:
             schedule.step_update(step)
-        self.net.train()
+        if not self.net.training:
+            self.net.train()
         self._engine.begin(step)
         if self._neighbours is not None:
             self._neighbours.begin(step)
