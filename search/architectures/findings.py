@@ -6,7 +6,6 @@ from typing import Any
 
 from search.architectures.config import ArchitectureSearchConfig
 from search.architectures.evaluations import NAMES, described, in_units, said_of_noise
-from search.architectures.figures import course_figure, front_figure, operations_figure
 from search.fronts import front
 from search.limits import UNITS
 from search.method import Method, Scored
@@ -30,6 +29,12 @@ def write_architecture_findings(
 
     Networks of other searches count where they are within this search's limits.
     """
+    from search.architectures.figures import (  # matplotlib waits until there is something to draw
+        course_figure,
+        front_figure,
+        operations_figure,
+    )
+
     scored = [network for generation in method.history for network in generation]
     best = method.best(config.top)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import t
+from scipy.special import stdtrit
 from torch import Tensor
 
 from local_learning.chain import Chain
@@ -18,7 +18,6 @@ from local_learning.cuts.head_width import parse_head_width
 from local_learning.cuts.profile import measure_costs
 from local_learning.decoupling import Decoupling, save_decoupling
 from search.cuts.config import DecouplingSearchConfig
-from search.cuts.figures import preference_figure, structure_figure
 from search.discretisation import (
     PartCosts,
     SearchSpread,
@@ -142,7 +141,7 @@ def _spread(config: DecouplingSearchConfig, outcomes: Sequence[FinishedSearch]) 
     """
     if len(outcomes) > 1:
         ends = [(outcome.alpha, outcome.beta) for outcome in outcomes]
-        errors = float(t.ppf(0.975, len(outcomes) - 1))
+        errors = float(stdtrit(len(outcomes) - 1, 0.975))
         return SearchSpread(ends, errors=errors, of_mean=True, source="searches from this pretraining")
     updates = outcomes[0].updates
     if not 2 <= config.search.steps == len(updates.effects):
@@ -304,6 +303,8 @@ def _draw(
     num_layers: int,
     errors: Sequence[float],
 ) -> None:
+    from search.cuts.figures import preference_figure, structure_figure  # matplotlib waits until here
+
     signals = [shares(row)[0] for row in alpha]
     preference_figure(
         folder / "preferences.svg",
