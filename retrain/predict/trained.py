@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from tools.mistake import Mistake
 from tools.options.config import check_choice
@@ -11,6 +12,9 @@ from tools.run.folder import Run
 @dataclass(frozen=True, kw_only=True)
 class TrainedNetwork:
     """The options name a trained network by its finished run or by a file."""
+
+    FILES: ClassVar[tuple[str, ...]] = ("weights",)
+    """These options name files that a new run reads."""
 
     run_of: str = ""
     """Take the network of this finished run of retrain_model.py."""

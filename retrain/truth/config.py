@@ -35,6 +35,8 @@ class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
         **{f"cluster.{each.name}": MEANT_NOTHING for each in fields(ClusterOptions)},
     }
 
+    FILES: ClassVar[tuple[str, ...]] = (*NetworkChoice.FILES, "architectures")
+
     run: str = "runs/truth"
     space: str = ""
     """Draw --networks from this space: a preset, or a .toml or .json file of your own. With --architectures,

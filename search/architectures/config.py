@@ -96,6 +96,9 @@ class ArchitectureSearchConfig(KernelOptions, RunOptions):
     EARLIER: ClassVar[dict[str, Any]] = KernelOptions.KERNELS_OF_BEFORE
     NAMES: ClassVar[dict[str, Iterable[str]]] = {"methods": METHODS}
 
+    FILES: ClassVar[tuple[str, ...]] = ("supernet",)
+    """These options name files that a new run reads."""
+
     run: str = "runs/evolution"
     supernet: str = "runs/supernet"
     """The supernet: the run of train_supernet.py, or a weights file."""

@@ -19,6 +19,9 @@ class NetworkChoice:
         "classifier_init": lambda config: "timm" if config.architecture else "torch"
     }
 
+    FILES: ClassVar[tuple[str, ...]] = ("architecture", "weights")
+    """These options name files that a new run reads."""
+
     network: str = "resnet18"
     """The network: {networks}, timm/<model name>, or your own."""
     architecture: str = ""

@@ -66,6 +66,9 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
     EARLIER: ClassVar[dict[str, Any]] = {"classifier_init": "timm", **KernelOptions.KERNELS_OF_BEFORE}
     NAMES: ClassVar[dict[str, Iterable[str]]] = {"strategies": STRATEGIES, "objectives": OBJECTIVES}
 
+    FILES: ClassVar[tuple[str, ...]] = ("weights",)
+    """These options name files that a new run reads."""
+
     run: str = "runs/supernet"
     space: str = "nas_bench_macro"
     """The space: lwsl_table1, lwsl_fit, cream, nas_bench_macro, tiny, your own, or its .toml or .json

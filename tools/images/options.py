@@ -6,6 +6,7 @@ Nothing here imports torch, so options are read, checked and explained without w
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from tools.images.preparation import RESIZE_RATIO, Preparation
 from tools.mistake import Mistake
@@ -255,6 +256,18 @@ class DataConfig:
     def known(self) -> KnownSet:
         """Return what is known of the data set."""
         return KNOWN_SETS[self.name]
+
+    @property
+    def cure(self) -> str:
+        """Return what to do where the folder of the images is not as it should be."""
+        fetch = "; `data.download` fetches it" if self.known.torchvision else ""
+        return f"for {self.name} put there {self.known.layout}{fetch}"
+
+    def check_root(self) -> None:
+        """Refuse a folder that is not there, unless the images are generated or will be downloaded."""
+        root = Path(self.root)
+        if self.name != "shapes" and not root.is_dir() and not self.download:
+            raise Mistake("data.root", f"{root} is not a folder", self.cure)
 
     @property
     def size(self) -> int:

@@ -45,9 +45,8 @@ def read_source(config: DataConfig) -> Source:
     """Read the data set that the options name; a ValueError says what is missing and what to do."""
     if config.name == "shapes":
         return _read_shapes(config)
+    config.check_root()
     root = Path(config.root)
-    if not root.is_dir() and not config.download:
-        raise Mistake("data.root", f"{root} is not a folder", _cure(config))
     if config.known.torchvision:
         return _read_torchvision(config, root)
     readers = {
@@ -57,11 +56,6 @@ def read_source(config: DataConfig) -> Source:
         "folder": _read_folder,
     }
     return readers[config.name](config, root)
-
-
-def _cure(config: DataConfig) -> str:
-    fetch = "; `data.download` fetches it" if config.known.torchvision else ""
-    return f"for {config.name} put there {config.known.layout}{fetch}"
 
 
 def _read_shapes(config: DataConfig) -> Source:
@@ -94,7 +88,7 @@ def _read_torchvision(config: DataConfig, root: Path) -> Source:
                 "data.root",
                 f"{config.name} cannot be read from {root}: a file is missing or is not the "
                 f"official one ({str(error).split('.')[0]})",
-                _cure(config),
+                config.cure,
             ) from None
     names = tuple(str(name) for name in train.classes)
     return Source(_from_array(train.data, train.targets), _from_array(test.data, test.targets), names)
@@ -128,7 +122,7 @@ def _read_tiny_imagenet(config: DataConfig, root: Path) -> Source:
     classes = list_classes(train)
     annotations = root / "val" / "val_annotations.txt"
     if not annotations.is_file():
-        raise Mistake("data.root", f"{annotations} is missing", _cure(config))
+        raise Mistake("data.root", f"{annotations} is missing", config.cure)
     rows = [line.split("\t") for line in annotations.read_text().splitlines() if line.strip()]
     numbers = {name: label for label, name in enumerate(classes)}
     if any(len(row) < 2 or row[1] not in numbers for row in rows):
@@ -176,7 +170,7 @@ def _readable_parts(
 
 def _subfolder(config: DataConfig, root: Path, name: str) -> Path:
     if not (root / name).is_dir():
-        raise Mistake("data.root", f"{root} has no folder {name}", _cure(config))
+        raise Mistake("data.root", f"{root} has no folder {name}", config.cure)
     return root / name
 
 
@@ -194,7 +188,7 @@ def _read_batch(config: DataConfig, root: Path, name: str) -> tuple[Tensor, Tens
     path = root / f"{name}.npz"
     path = path if path.is_file() else root / name
     if not path.is_file():
-        raise Mistake("data.root", f"{path} is missing", _cure(config))
+        raise Mistake("data.root", f"{path} is missing", config.cure)
     try:
         with path.open("rb") as file:
             content: Mapping[str, Any] = (

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 from tools.failures import Interrupted, RunFailed
 from tools.files.provenance import HOUSE
+from tools.images.options import DataConfig
 from tools.mistake import Mistake
 from tools.options import plugins
 from tools.options.config import flag, flatten, given, message_of, parse
@@ -39,7 +40,9 @@ def main(
         if not (sys.argv[1:] or bare):
             raise ValueError(_usage(description or ""))
         plugins.load_asked(*given(sys.argv[1:], "plugins"))
-        run(parse(cls, sys.argv[1:], prog=Path(sys.argv[0]).name, description=description or ""))
+        config = parse(cls, sys.argv[1:], prog=Path(sys.argv[0]).name, description=description or "")
+        _check_files(config)
+        run(config)
     except ValueError as error:
         if not is_ours(error):
             raise
@@ -65,6 +68,23 @@ def is_ours(error: ValueError) -> bool:
     # Other libraries lie inside a checkout (.venv), and around an installed package.
     ours = raised_in.parent == HOUSE or any(raised_in.is_relative_to(HOUSE / floor) for floor in FLOORS)
     return ours and not plugins.is_plugin(raised_in)
+
+
+def _check_files(config: Any) -> None:
+    """Refuse files that are not there before torch is imported, which takes seconds.
+
+    A run that exists may go on without them: it has copies of its own.
+    """
+    if Path(getattr(config, "run", ""), "config.toml").exists():
+        return
+    for option in getattr(config, "FILES", ()):
+        value = getattr(config, option)
+        for name in (value,) if isinstance(value, str) else value:
+            if name and not os.path.exists(name):
+                raise Mistake(option, f"there is no file '{name}'")
+    data = getattr(config, "data", None)
+    if isinstance(data, DataConfig):
+        data.check_root()
 
 
 def _usage(description: str) -> str:
