@@ -18,6 +18,7 @@ from local_learning.groups import GroupedHeads
 from local_learning.heads import HeadsOf, layout_for
 from local_learning.later.request import head_at
 from tools.cost import count_macs, count_params, saved_activation_bytes
+from tools.kernels.modules import use_kernels
 
 _REPEATS = 5
 CORRECTIONS = 4
@@ -48,6 +49,7 @@ def measure_costs(
     image_chs: int = 3,
     batch_size: int = 32,
     head_width: str | float = PAPER,
+    native: bool = False,
 ) -> Costs:
     """Measure the cost of forward and backward passes.
 
@@ -57,8 +59,12 @@ def measure_costs(
         head: The kind of head to put on each layer. Without one, heads cost nothing.
         by: What to measure: time in seconds, macs (multiply-accumulates of the forward pass), or memory
             (bytes kept for the backward pass).
+        native: Whether times are those of Cleave's kernels, as in a run that computes with them.
     """
     chain = copy.deepcopy(chain).train()
+    native = native and by == "time"
+    if native:
+        use_kernels(chain)
     reference = next(chain.parameters())
     with torch.random.fork_rng(devices=[reference.device] if reference.is_cuda else []), torch.enable_grad():
         torch.manual_seed(0)
@@ -75,6 +81,8 @@ def measure_costs(
                 kind, shape = head_at(head, number, chain.num_layers), tuple(features.shape)
                 made = _OnFeatures(heads_of.after(number, kind, shape), layout_for(kind, shape))
                 # One at a time: the heads of all layers, with gradients, can be far larger than the network.
+                if native:
+                    use_kernels(made)
                 heads += _measured([(made.train(), features)], by)
                 del made
         costs = _measured([*pieces, (chain.classifier, features)], by)
@@ -99,6 +107,7 @@ def balanced(
     image_chs: int = 3,
     batch_size: int = 32,
     head_width: str | float = PAPER,
+    native: bool = False,
     costs_of: str | None = None,
     blocks_cost: Callable[[Decoupling], Sequence[float]] | None = None,
 ) -> Decoupling:
@@ -106,6 +115,7 @@ def balanced(
 
     Arguments:
         by: What to measure, as in `measure_costs`.
+        native: Whether Cleave's kernels compute, likewise.
         costs_of: The kind of head whose cost counts, where it is not `head`. It is empty for rules without
             heads.
         blocks_cost: Measures whole blocks. Layers measured one by one do not quite add up to blocks. Their
@@ -120,6 +130,7 @@ def balanced(
         image_chs=image_chs,
         batch_size=batch_size,
         head_width=head_width,
+        native=native,
     )
 
     def cut(layers: Sequence[float]) -> Decoupling:

@@ -77,6 +77,7 @@ class Subject:
     num_classes: int
     optimizer: str
     precision: str
+    kernels: str = "torch"
     head_width: str | float = PAPER
 
 

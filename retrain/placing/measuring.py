@@ -10,6 +10,7 @@ from retrain.placing.block_costs import block_seconds, measure_block_costs
 from retrain.placing.forecast import BlockCosts, Conditions, Subject, stage_forecast
 from retrain.placing.placement import Placement, place_by
 from tools.images.datasets import Data
+from tools.kernels.modules import use_kernels
 from tools.optim import make_optimizer
 
 
@@ -57,6 +58,7 @@ def subject_of(
         num_classes=data.num_classes,
         optimizer=config.recipe.optimizer,
         precision=config.precision,
+        kernels=config.kernels,
         head_width=decoupling.head_width,
     )
 
@@ -67,7 +69,7 @@ def measure_here(
     """Train each block for a few steps on this process's device, and return the costs."""
     large = max(4, min(config.recipe.batch_size, _enough(subject, accelerator) // 4))
     return measure_block_costs(
-        net.to(torch.float64 if config.precision == "fp64" else torch.float32),
+        _as_trained(net, config, accelerator),
         subject,
         lambda parameters: make_optimizer(config.recipe, parameters),
         device=accelerator.device,
@@ -81,13 +83,20 @@ def seconds_here(
 ) -> list[float]:
     """Return the seconds of a step of each block, alone on this process's device, on the rows of a batch."""
     return block_seconds(
-        net.to(torch.float64 if config.precision == "fp64" else torch.float32),
+        _as_trained(net, config, accelerator),
         subject,
         lambda parameters: make_optimizer(config.recipe, parameters),
         device=accelerator.device,
         rows=min(config.recipe.batch_size // config.recipe.accumulate, _enough(subject, accelerator)),
         autocast=accelerator.autocast,
     )
+
+
+def _as_trained(net: DecoupledNet, config: RetrainConfig, accelerator: Accelerator) -> DecoupledNet:
+    """Give a net the numbers and the functions with which the run computes."""
+    if config.kernels == "native" and accelerator.device.type == "cpu":
+        use_kernels(net)
+    return net.to(torch.float64 if config.precision == "fp64" else torch.float32)
 
 
 def _enough(subject: Subject, accelerator: Accelerator) -> int:

@@ -1,7 +1,7 @@
 """This module prints the plan: how devices would share the blocks, how fast that is, and what limits it."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from tools.images.images import ArrayImages
 from tools.mistake import Mistake
 from tools.options.config import flag
 from tools.run.launch import launch
+from tools.run.stage import usual_kernels
 
 GIB = 2**30
 
@@ -42,6 +43,8 @@ def plan(config: RetrainConfig) -> None:
         trackers=(),
         folder=Path(config.run),
     )
+    if config.kernels == "auto":
+        config = replace(config, kernels=usual_kernels(config, accelerator))
     costs = _costs(config, accelerator)
     cluster = config.cluster
     print("\n".join(report(costs, conditions_of(config), cluster.devices, cluster.memory)), flush=True)

@@ -234,6 +234,7 @@ def _costs(net: RelaxedNet, config: DecouplingSearchConfig, data: Data) -> PartC
             by="time",
             image_chs=data.channels,
             head_width=parse_head_width(config.head_width),
+            native=config.kernels == "native",
         )
         for kind in net.head_kinds
     ]

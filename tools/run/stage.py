@@ -31,6 +31,12 @@ class StageConfig(Protocol):
     def trackers(self) -> tuple[str, ...]: ...
 
 
+def usual_kernels(config: StageConfig, accelerator: Accelerator) -> str:
+    """Return what `kernels` auto stands for in a new run on this machine."""
+    fits = accelerator.device.type == "cpu" and config.precision == "fp32"
+    return "native" if fits and not getattr(config, "compile", False) and is_there() else "torch"
+
+
 _Config = TypeVar("_Config", bound=StageConfig)
 _Result = TypeVar("_Result")
 
@@ -125,10 +131,8 @@ class Stage(Generic[_Config]):
             return
 
         def choose() -> str:
-            if self.run.has_begun:  # a run that began with torch's says so, and `continued` has read it
-                return "native"
-            fits = self.accelerator.device.type == "cpu" and config.precision == "fp32"
-            return "native" if fits and not getattr(config, "compile", False) and is_there() else "torch"
+            # A run that began with torch's says so, and `continued` has read it.
+            return "native" if self.run.has_begun else usual_kernels(config, self.accelerator)
 
         self.config = dataclasses.replace(config, kernels=from_main(self.accelerator, choose))
 

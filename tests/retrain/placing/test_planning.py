@@ -26,6 +26,7 @@ from retrain.placing.forecast import BlockCosts, Conditions, Line, Subject
 from retrain.placing.planning import plan, report
 from tests.local_learning.nets import small_chain
 from tests.script import SMALL
+from tools.kernels.library import is_there
 from tools.options.config import parse
 
 OPTIONS = [*SMALL, "--network", "vgg6a", "--width", "0.125", "--plan"]
@@ -145,6 +146,7 @@ OTHER: list[tuple[dict[str, Any], str]] = [
     ({"heads": ("aux1", "linear")}, "heads linear, linear, not aux1, linear"),
     ({"rule": "replay"}, "rule greedy, not replay"),
     ({"num_classes": 10}, "number of classes 5, not 10"),
+    ({"kernels": "native"}, "kernels torch, not native"),
     ({"image_shape": (3, 8, 8)}, "image shape 3, 4, 4, not 3, 8, 8"),
 ]
 
@@ -190,6 +192,11 @@ def test_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "The stages of 8 devices" in said
     # From the file the same comes out, to the letter.
     assert planned(capsys, *options) == said
+    # Times are those of the functions with which a run would compute.
+    usual, other = ("native", "torch") if is_there() else ("torch", "native")
+    assert json.loads(path.read_text())["kernels"] == usual
+    with pytest.raises(ValueError, match=f"with kernels {usual}, not {other}"):
+        planned(capsys, *options, "--kernels", other)
     assert not (tmp_path / "run").exists()
 
     with pytest.raises(ValueError, match="with cuts 1, 3, not 2"):
