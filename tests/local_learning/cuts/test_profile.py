@@ -119,8 +119,7 @@ def test_kernels_are_timed_where_the_run_has_them(by: str) -> None:
     class Watched(nn.Sequential):
         def forward(self, input: Tensor) -> Tensor:
             seen.add(type(self[1]))
-            outputs: Tensor = super().forward(input)
-            return outputs
+            return self[1](self[0](input))  # type: ignore[no-any-return]
 
     layers = [Watched(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 1)]
     chain = Chain(layers, nn.Sequential(nn.Flatten(), nn.Linear(4 * SIZE**2, CLASSES)))

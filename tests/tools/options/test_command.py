@@ -58,7 +58,7 @@ def test_files_are_looked_for_before_the_work_begins(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    begun = []
+    begun: list[Any] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [script, *words.split()])
     with pytest.raises(SystemExit, match=r"^2$"):
