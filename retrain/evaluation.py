@@ -15,6 +15,7 @@ from retrain.pipeline.neighbours import Neighbours
 from retrain.pipeline.role import Role
 from tools.exact_means import exact_means
 from tools.images.loaders import Batch
+from tools.options.config import flag
 
 
 def evaluate(
@@ -40,6 +41,25 @@ def votes(network: DecoupledNet) -> list[int]:
     """Return the number of logits of every block that has a head: one, or one per neuron group."""
     heads = [block.head for block in network.blocks if block.head is not None]
     return [len(head.heads) if isinstance(head, GroupedHeads) else 1 for head in heads]
+
+
+def heads_at_chance(accuracies: Mapping[str, float], num_classes: int) -> dict[int, float]:
+    """Return the accuracy of those heads that do little better than guessing, by block."""
+    chance = 1 / num_classes
+    limit = min(1.5 * chance, chance + 0.1 * (1 - chance))
+    heads = {
+        int(name.rpartition("/")[2]): value for name, value in accuracies.items() if "heads_top1/" in name
+    }
+    return {block: value for block, value in heads.items() if value < limit}
+
+
+def about_chance(block: int, accuracy: float, num_classes: int) -> str:
+    """Say that the head of a block has not learnt, and what helps."""
+    return (
+        f"the head of block {block} is right for {accuracy:.2%} of the images, where guessing is for "
+        f"{1 / num_classes:.2%}, and teaches its block little. A lower {flag('local.head_rate')}, such as "
+        f"0.25, often cures this, or {flag('local.last_layer')} 0.1, or another head"
+    )
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from timm.layers.norm_act import convert_sync_batchnorm
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
+from tqdm import tqdm
 
 from local_learning.alignment import gradient_alignment
 from local_learning.blocks import DecoupledNet, file_names
@@ -18,7 +19,7 @@ from local_learning.rules.engine import Part, Rule, loss_name
 from local_learning.rules.whole import Whole
 from retrain.config import RetrainConfig
 from retrain.engine import AccelerateEngine
-from retrain.evaluation import evaluate, evaluate_in_stages, votes
+from retrain.evaluation import about_chance, evaluate, evaluate_in_stages, heads_at_chance, votes
 from retrain.pipeline.setup import ProcessSetup
 from retrain.pipeline.shards import Shards, order_of
 from retrain.rates import Rates
@@ -47,6 +48,7 @@ class Training:
         validation: Iterable[Batch],
         keep: Callable[[Mapping[str, Tensor], int, float], None],
         setup: ProcessSetup,
+        num_classes: int,
     ) -> None:
         recipe, role, neighbours = config.recipe, setup.role, setup.neighbours
         self._recipe, self._accelerator = recipe, accelerator
@@ -57,6 +59,7 @@ class Training:
             evaluate_every,
         )
         self._waiting = setup.waiting
+        self._num_classes, self._warned, self._last_step = num_classes, set[int](), 0
         self._validation, self._keep = validation, keep
         self._names, self._votes = file_names(net), votes(net)
         self._ways = ways_down(net) if config.local.refresh else {}
@@ -130,6 +133,7 @@ class Training:
 
     def step(self, batch: Batch | None, step: int) -> Mapping[str, Tensor]:
         """Make one update of the blocks on this process's rows; without a batch, the rows come from below."""
+        self._last_step = step
         self._set_rates(step)
         for schedule in self._schedules:
             schedule.step_update(step)
@@ -225,9 +229,21 @@ class Training:
         for prefix, network in networks.items():
             accuracies = self.measure(network, self._validation)
             values |= {f"validation_{prefix}{name}": value for name, value in accuracies.items()}
+        self._warn(values)
         values |= {name: float(mean) for name, mean in self._cosines.means().items()}
         self._cosines = Sums()
         return values | {"score": values["validation_top1"]}
+
+    def _warn(self, values: Mapping[str, float]) -> None:
+        """Name heads that have not learnt in a quarter of the steps, once and before the end."""
+        if (
+            self._num_steps // 4 <= self._last_step < self._num_steps - 1
+            and self._accelerator.is_main_process
+        ):
+            for block, accuracy in heads_at_chance(values, self._num_classes).items():
+                if block not in self._warned:
+                    tqdm.write(about_chance(block, accuracy, self._num_classes))
+                    self._warned.add(block)
 
     def keep_best(self, step: int, score: float) -> None:
         """Write the network as the best so far."""

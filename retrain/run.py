@@ -17,6 +17,7 @@ from local_learning.decoupling import Decoupling, load_decoupling, save_decoupli
 from local_learning.later.refresh import bytes_down, ways_down
 from local_learning.published import is_tied
 from retrain.config import FREE_IN_RETRAINING, RetrainConfig
+from retrain.evaluation import about_chance, heads_at_chance
 from retrain.job import Training
 from retrain.networks import choose_decoupling, make_net
 from retrain.pipeline.setup import block_setup, whole_setup
@@ -104,6 +105,7 @@ def train_network(
             validation=supply.validation,
             keep=keep_best,
             setup=setup,
+            num_classes=data.num_classes,
         )
         start_trackers(accelerator, config)
         end = Loop(job, plan, run, accelerator, setup.spread).run(supply.batches)
@@ -167,7 +169,11 @@ def _facts(
                 facts["head_costs"] = [asdict(costs) for costs in head_costs(net, shape)]
     if config.local.refresh:
         facts["refresh_bytes"] = bytes_down(ways_down(net), next(net.parameters()).element_size())
-    facts |= {"test_images": len(data.test), "processes": accelerator.num_processes}
+    facts |= {
+        "classes": data.num_classes,
+        "test_images": len(data.test),
+        "processes": accelerator.num_processes,
+    }
     if accelerator.is_main_process and all(block.head is not None for block in net.blocks):
         # Replay and gluing keep other things. A user's own head that takes no two images may still train.
         with contextlib.suppress(ValueError, RuntimeError):
@@ -239,6 +245,12 @@ def _about_heads(facts: Mapping[str, Any]) -> list[str]:
             f"above; keeps {cost['kept_bytes'] / 1024:,.0f} KiB for an image"
         )
         lines.append(line)
+        if cost["depth"] > cost["depth_above"]:
+            lines.append(
+                f"    it has {cost['depth']} convolutions and linear layers, and all that is above has "
+                f"{cost['depth_above']}: the block may leave to the head what the network cannot do; "
+                "aug:all has as many"
+            )
     return lines
 
 
@@ -284,6 +296,9 @@ def retraining_summary(run: Run, results: dict[str, Any]) -> str:
                     for words, prefix in (("last two together", "last_two_"), ("all by depth", "layerwise_"))
                 ]
                 lines.append("; ".join([f"  heads below {heads}", *together]))
+    if "classes" in results:  # runs of before do not say how many there are
+        weak = heads_at_chance(results["test"]["last"], results["classes"])
+        lines += [about_chance(block, accuracy, results["classes"]) for block, accuracy in weak.items()]
     lines.append(f"results {run.results_path}, metrics {run.metrics_path}")
     return "\n".join(lines)
 

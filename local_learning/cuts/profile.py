@@ -233,6 +233,10 @@ class HeadCosts:
     """Its MACs in relation to those of all layers above the cut and the classifier."""
     kept_bytes: int
     """The bytes that it keeps for its backward pass."""
+    depth: int
+    """How many convolutions and linear layers it has."""
+    depth_above: int
+    """How many all layers above the cut and the classifier have."""
 
 
 def head_costs(net: DecoupledNet, image_shape: Sequence[int]) -> list[HeadCosts]:
@@ -265,9 +269,16 @@ def head_costs(net: DecoupledNet, image_shape: Sequence[int]) -> list[HeadCosts]
                     of_block=macs / max(1, macs + trunks[index]),
                     of_above=macs / max(1, above),
                     kept_bytes=math.ceil(kept / len(inputs)),
+                    depth=_depth(head.heads[0] if isinstance(head, GroupedHeads) else head),
+                    depth_above=sum(map(_depth, net.blocks[index + 1 :]))
+                    - sum(_depth(each) for each, *_ in heads[index + 1 : -1]),
                 )
             )
     return costs
+
+
+def _depth(module: nn.Module) -> int:
+    return sum(isinstance(part, nn.Conv2d | nn.Linear) for part in module.modules())
 
 
 class _OnFeatures(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from local_learning.blocks import Block, DecoupledNet
 from local_learning.decoupling import Decoupling
 from local_learning.groups import GroupedHeads
-from retrain.evaluation import evaluate
+from retrain.evaluation import evaluate, heads_at_chance
 from retrain.run import retraining_summary
 from tools.images.batches import Batch
 from tools.run.folder import Run
@@ -130,3 +130,21 @@ def test_of_five_classes_and_fewer_nothing_is_said_of_the_top_five(classes: int)
     results = {"steps": 1, "training_seconds": 1.0, "test": {"last": found}}
     assert ("top-5" in retraining_summary(Run(Path("run")), results)) == (classes > 5)
     assert max(found["top1"], found["last_two_top1"], found["layerwise_top1"]) < 1
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "accuracy", "weak"),
+    [
+        (10, 0.149, True),
+        (10, 0.151, False),
+        (2, 0.54, True),
+        (2, 0.56, False),
+        (100, 0.014, True),
+        (100, 0.016, False),
+    ],
+)
+def test_heads_that_guess(num_classes: int, accuracy: float, weak: bool) -> None:
+    accuracies = {"heads_top1/1": 0.9, "heads_top1/2": accuracy, "top1": 0.0}
+    assert heads_at_chance(accuracies, num_classes) == ({2: accuracy} if weak else {})
+    in_validation = {f"validation_{name}": value for name, value in accuracies.items()}
+    assert heads_at_chance(in_validation, num_classes) == ({2: accuracy} if weak else {})
