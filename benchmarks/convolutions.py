@@ -277,7 +277,8 @@ def collect() -> list[Case]:
                 assert isinstance(layer, nn.ModuleList)
                 features = [run(candidate, features) for candidate in layer][0]  # noqa: RUF015 # all must run
             run(net.tail, features)
-        for (chs, size), kind in itertools.product(MAPS, HEADS.ours):
+        of_a_map = [kind for kind in HEADS.ours if HEADS[kind].takes_map]
+        for (chs, size), kind in itertools.product(MAPS, of_a_map):
             run(make_head(kind, chs, size, 10, width=0.25), torch.zeros(2, chs, size, size))
     return list(cases)
 

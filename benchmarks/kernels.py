@@ -5,6 +5,8 @@
 Each round times some steps of both, one after the other; a line has the median of the rounds' ratios and
 their range, images per second, and the memory that a new process needs for a few steps with one of them.
 `--operations` times single functions in place of trainings, and gives their errors against float64.
+`--sweep N` compares N blocks and layers of random shapes with float64, each in a process of its own, so that
+one that dies or hangs is one line; torch's own error stands beside ours.
 """
 
 import argparse
@@ -13,21 +15,26 @@ import functools
 import json
 import math
 import multiprocessing
+import random
 import resource
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.layers.norm_act import BatchNormAct2d
+from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.convolutions import in_a_process
 from benchmarks.supernet import make
 from local_learning.build import build_chain
 from supernet.presets import preset
+from tools.kernels import modules
 from tools.kernels.modules import use_kernels
 from tools.layout import use_channels_last
 from tools.run.launch import launch
@@ -51,8 +58,12 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=4, help="in each round")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--operations", action="store_true")
+    options.add_argument("--sweep", type=int, default=0)
     asked = options.parse_args()
     launch(device="cpu", precision="fp32", threads=asked.threads, trackers=(), folder=Path())
+    if asked.sweep:
+        sweep(asked.sweep)
+        return
     if asked.operations:
         for line in operations():
             print(json.dumps(line), flush=True)
@@ -189,6 +200,69 @@ def operations() -> Iterator[dict[str, Any]]:
                 "ratio": round(found[0] / found[1], 2),
                 "errors": [error(gradients(way, images), exact) for way in (module, ours)],
             }
+
+
+def sweep(count: int) -> None:
+    """Print a line for each random case that is wrong, dies or hangs, and one for all."""
+    rng, outcomes = random.Random(0), Counter[str]()
+    for number in range(count):
+        case: dict[str, Any] = {
+            "kind": rng.choice(("MBConv", "MBConv", "BatchNorm", "depthwise")),
+            "images": rng.choice((2, 3, 8, 17)),
+            "chs": rng.choice((1, 2, 3, 5, 8, 13, 16, 24, 33, 48, 96)),
+            "side": rng.choice((3, 5, 7)),
+            "stride": rng.choice((1, 2)),
+            "height": rng.randint(4, 34),
+            "width": rng.randint(4, 34),
+            "threads": rng.choice((1, 2, 3)),
+        }
+        found = in_a_process(functools.partial(errors, number, **case), 60)
+        if isinstance(found, str):
+            outcome = found
+        else:
+            theirs, ours = found
+            outcome = "right" if ours <= max(1e-4, 3 * theirs) else "wrong"
+        outcomes[outcome] += 1
+        if outcome != "right":
+            print(json.dumps({"outcome": outcome, "errors": found} | case), flush=True)
+    print(json.dumps({"cases": count} | outcomes), flush=True)
+
+
+def errors(
+    seed: int,
+    *,
+    kind: str,
+    images: int,
+    chs: int,
+    side: int,
+    stride: int,
+    height: int,
+    width: int,
+    threads: int,
+) -> tuple[float, float]:
+    """Return the errors of torch's gradients and of ours, of the norm of all of them together."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    modules.SMALLEST.update(norm=1, convolution=1)
+    made: nn.Module
+    if kind == "MBConv":
+        made = InvertedResidual(chs, chs, side, stride=stride, exp_ratio=3.0)
+    elif kind == "BatchNorm":
+        made = BatchNormAct2d(chs)
+    else:
+        made = nn.Conv2d(chs, chs, side, stride, side // 2, groups=chs, bias=False)
+    use_channels_last(made)
+    ours, exact = copy.deepcopy(made), copy.deepcopy(made).double()
+    use_kernels(ours)
+    inputs = torch.randn(images, chs, height, width).contiguous(memory_format=torch.channels_last)
+    right = gradients(exact, inputs.double().contiguous())
+    size = sum(float(each.square().sum()) for each in right)
+    found = []
+    for way in (made, ours):
+        pairs = zip(gradients(way, inputs), right, strict=True)
+        wrong = sum(float((one.double() - two).square().sum()) for one, two in pairs)
+        found.append((wrong / size) ** 0.5)
+    return found[0], found[1]
 
 
 def gradients(module: nn.Module, images: Tensor) -> list[Tensor]:

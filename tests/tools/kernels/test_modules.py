@@ -292,3 +292,45 @@ def test_names_and_copies_stay() -> None:
         BatchNormAct2d,
         nn.BatchNorm2d,
     ]
+
+
+# ---- a training ----------------------------------------------------------------------------------------
+
+
+def test_a_hundred_steps_end_as_near_to_float64_as_with_torchs_own() -> None:
+    """Rounding grows from step to step, whoever rounds; so torch's own error is the measure."""
+    space = preset("tiny", num_classes=10, image_size=16)
+    torch.manual_seed(0)
+    begin = Supernet(space).extract(Architecture((1,) * len(space.layers)))
+    use_channels_last(begin)
+    images, labels = maps(8 * 16, 3, 16, 16), torch.arange(8 * 16) % 10
+
+    def trained(dtype: torch.dtype, *, native: bool) -> tuple[nn.Module, Tensor]:
+        net = copy.deepcopy(begin).to(dtype).train()
+        if native:
+            use_kernels(net)
+            assert any(isinstance(part, MBConv) for part in net.modules())
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
+        losses = []
+        for step in range(100):
+            rows = slice(step % 8 * 16, step % 8 * 16 + 16)
+            loss = nn.functional.cross_entropy(net(images[rows].to(dtype)), labels[rows])
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            losses.append(loss.detach().double())
+        return net, torch.stack(losses)
+
+    exact, right = trained(torch.float64, native=False)
+    apart, wrong = [], []
+    for native in (False, True):
+        net, losses = trained(torch.float32, native=native)
+        pairs = zip(net.parameters(), exact.parameters(), strict=True)
+        squares = [
+            ((one.double() - two).detach().square().sum(), two.detach().square().sum()) for one, two in pairs
+        ]
+        apart.append(float((sum(s for s, _ in squares) / sum(s for _, s in squares)) ** 0.5))
+        wrong.append(float((losses - right).abs().max()))
+    assert apart[1] <= max(2 * apart[0], 1e-4)
+    assert wrong[1] <= max(2 * wrong[0], 1e-4)
+    assert wrong[1] < 1e-3

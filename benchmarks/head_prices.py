@@ -1,0 +1,121 @@
+"""What each kind of head costs in accuracy and in work, at each cut of a network: trainings of make_truth.py.
+
+    python -m benchmarks.head_prices --run runs/head-prices --repeats 5 --jobs 2
+    python -m benchmarks.head_prices --run runs/more --cuts 2 --heads aug1 aug2@0.5 -- --recipe.lr 0.05
+
+Every cut is trained with every kind of head that fits it, and the network as a whole, all once before any of
+them is trained again. Options behind -- go to make_truth.py. A run that is cut off goes on. One JSON line for
+each head at each cut says how many points it loses to the whole network, with a 95 % interval over the
+seeds, which pairs trainings of one seed; what the head itself reaches; and its work and memory.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student
+
+from local_learning.decoupling import Decoupling, save_decoupling
+from local_learning.later.request import parse_later
+
+HEADS = (
+    *("linear", "linear4", "aux1", "aux2", "aux3", "aux4", "mlp_sr", "aug1", "aug2", "aug3", "aug:all"),
+    *("aug1@0.5", "aug:all@0.5", "aug:all/pool", "aug:all@0.5/pool"),
+)
+WHOLE = "whole"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--run", type=Path, required=True)
+    options.add_argument("--config", default="configs/demo/retrain.toml")
+    options.add_argument("--space", default="configs/demo/mini.toml")
+    options.add_argument("--choices", type=int, nargs="+", default=[1, 2, 1, 1, 1])
+    options.add_argument("--layers", type=int, default=5, help="of that architecture")
+    options.add_argument("--cuts", type=int, nargs="+", default=[1, 2, 3, 4])
+    options.add_argument("--heads", nargs="+", default=HEADS)
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--jobs", type=int, default=1)
+    options.add_argument("others", nargs="*", help="options of make_truth.py")
+    asked = options.parse_args()
+    asked.run.mkdir(parents=True, exist_ok=True)
+    named = write_cuts(asked)
+    architecture = asked.run / "architecture.json"
+    architecture.write_text(
+        json.dumps(
+            {"format": "cleave/architecture", "version": 1, "space": asked.space, "choices": asked.choices}
+        )
+    )
+    subprocess.run(
+        [
+            *(sys.executable, "make_truth.py", "--config", asked.config, "--architecture", str(architecture)),
+            *("--decouplings", *named, "--repeats", str(asked.repeats), "--jobs", str(asked.jobs)),
+            *("--run", str(asked.run / "truth"), *asked.others),
+        ],
+        check=True,
+    )
+    for line in prices(asked.run / "truth", named):
+        print(json.dumps(line))
+
+
+def write_cuts(asked: argparse.Namespace) -> dict[str, tuple[int, str]]:
+    """Write a file for each head at each cut that it fits, and return what each of them is."""
+    named: dict[str, tuple[int, str]] = {}
+    whole = asked.run / f"{WHOLE}.json"
+    save_decoupling(whole, Decoupling((), ()))
+    named[str(whole)] = (0, WHOLE)
+    for cut in asked.cuts:
+        for head in asked.heads:
+            later = parse_later(head)
+            if later is not None and later.depth >= max(2, asked.layers - cut):
+                continue  # as aug:all there, or too deep
+            path = asked.run / f"after-{cut}-{head.replace('/', '_').replace(':', '_')}.json"
+            save_decoupling(path, Decoupling((cut,), (head,)))
+            named[str(path)] = (cut, head)
+    return named
+
+
+def prices(truth: Path, named: dict[str, tuple[int, str]]) -> list[dict[str, Any]]:
+    """Return a line for each head at each cut, and one for the whole network."""
+    results: dict[tuple[int, str], dict[int, dict[str, Any]]] = {}
+    for number, place in enumerate(named.values(), start=1):
+        for folder in sorted((truth / "trainings").glob(f"{number:04d}-*")):
+            found = json.loads((folder / "results.json").read_text())
+            results.setdefault(place, {})[int(folder.name.rpartition("-")[2])] = found
+    whole = {seed: 100 * each["test"]["last"]["top1"] for seed, each in results[0, WHOLE].items()}
+    lines: list[dict[str, Any]] = [{"head": WHOLE, "accuracy": round(statistics.fmean(whole.values()), 2)}]
+    for (cut, head), by_seed in results.items():
+        if head == WHOLE:
+            continue
+        tested = {seed: each["test"]["last"] for seed, each in by_seed.items()}
+        lost = [whole[seed] - 100 * each["top1"] for seed, each in tested.items()]
+        cost = next(iter(by_seed.values()))["head_costs"][0]
+        lines.append(
+            {
+                **{"cut": cut, "head": head, "lost": round(statistics.fmean(lost), 2), "half": half(lost)},
+                "own": round(statistics.fmean(100 * each["heads_top1/1"] for each in tested.values()), 2),
+                **{name: cost[name] for name in ("macs", "params", "kept_bytes")},
+                **{name: round(cost[name], 3) for name in ("of_above", "of_block")},
+                "seeds": len(lost),
+            }
+        )
+    return lines
+
+
+def half(values: list[float]) -> float | None:
+    """Return half the width of the mean's 95 % interval."""
+    if len(values) < 2:
+        return None
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return round(float(student.ppf(0.975, len(values) - 1)) * error, 2)
+
+
+if __name__ == "__main__":
+    main()
