@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tools.images import shapes
+from tools.images.drawn import drawn
 from tools.images.images import ArrayImages, FolderImages, Images, from_names, list_classes, list_images
 from tools.images.inspection import inspect, sentences, without_broken
 from tools.images.options import DataConfig
@@ -64,10 +65,8 @@ def _read_shapes(config: DataConfig) -> Source:
     def split(name: str, count: int) -> ArrayImages:
         if count < num_classes:
             raise Mistake(f"data.{name}_size", f"{count} images are too few for {num_classes} classes")
-        images, labels = shapes.generate(
-            count, num_classes=num_classes, image_size=config.size, seed=SHAPES_SEED, split=name
-        )
-        return ArrayImages(torch.from_numpy(images), torch.from_numpy(labels))
+        images = drawn(count, num_classes=num_classes, image_size=config.size, seed=SHAPES_SEED, split=name)
+        return ArrayImages(torch.from_numpy(images), torch.arange(count) % num_classes)
 
     names = tuple(shapes.class_names(num_classes))
     return Source(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch  # noqa: F401 # its OpenMP is the one that the library shall use, so it comes first
 
+from tools.files.cache import cache_folder
 from tools.mistake import Mistake
 
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -52,7 +53,7 @@ def library_or_reason() -> ctypes.CDLL | str:
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
         key = "\n".join([SOURCE.read_text(), *FLAGS, version, _processor()])
-        path = _cache() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
+        path = cache_folder() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
         if not path.exists():
             _compile(compiler, path)
         return ctypes.CDLL(str(path))
@@ -83,11 +84,3 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         words += sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
     return "\n".join(words)
-
-
-def _cache() -> Path:
-    """Return the user's folder for such files."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "cleave"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
