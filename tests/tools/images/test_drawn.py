@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools.images import drawn as module
 from tools.images import shapes
 from tools.images.drawn import FEWEST, drawn
 
@@ -57,7 +56,7 @@ def test_another_way_to_draw_has_files_of_its_own(
     drawn(FEWEST, **WANTED)  # type: ignore[arg-type]
     other = tmp_path / "shapes.py"
     other.write_text("another way")
-    monkeypatch.setattr(module.shapes, "__file__", str(other))
+    monkeypatch.setattr(shapes, "__file__", str(other))
     drawn(FEWEST, **WANTED)  # type: ignore[arg-type]
     assert len(list(cache.iterdir())) == 2
 
