@@ -305,6 +305,12 @@ RESUMED = {
         *GROUPED,
         *("--alignment", "--recipe.ema", "0.9", "--block-rates", "1", "0.5", "2"),
     ],
+    # Of seven steps the first two and the last are of the whole network; step 4 is amid a refresh.
+    "help from above": [
+        *(*VGG, "--decoupling", "uniform:3:aug2", "--local.refresh", "3", "--local.momentum", "0.5"),
+        *("--local.whole-first", "28", "--local.join-last", "14", "--local.movement", "0.01"),
+        *("--local.head-rate", "0.5", "--local.head-warmup", "0.8"),
+    ],
 }
 # Steps 1 to 4 see every image once: what follows needs what the cache was given. Evaluations may leave
 # checkpoints too, and step 4 is amid an interval of theirs.

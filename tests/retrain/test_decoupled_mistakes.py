@@ -113,6 +113,27 @@ OTHERS = [
     ([*GLUING, "--precision", "bf16"], "--precision: --rule gluing moves by less than bf16 tells"),
     ([*GLUING, "--gluing.h-every", "2"], "--gluing.h-every: needs --gluing.cache"),
     ([*GLUING, "--gluing.refresh", "2"], "--gluing.refresh: needs --gluing.cache"),
+    (
+        ["--decoupling", "uniform:3:aug9"],
+        "head 'aug9' asks for 9 layers above the cut after layer 1, and there are 4; take aug4",
+    ),
+    (["--decoupling", "uniform:3:aug2@0.01"], "head 'aug2@0.01' leaves none of the"),
+    (["--decoupling", "uniform:3:aug2@5"], "--decoupling: head 'aug2@5': the width is 5; it must be above 0"),
+    (["--decoupling", "balanced:3:aug3~.5"], "has a slope; which goes with uniform:K:HEAD alone"),
+    ([*THREE, "--local.momentum", "0.5"], "--local.momentum: goes with --local.refresh"),
+    ([*THREE, "--local.refresh", "2"], "--local.refresh: a training with heads aux1 does not look at it"),
+    (
+        [*THREE, "--local.whole-first", "60", "--local.join-last", "50"],
+        "--local.whole-first and --local.join-last: are more than all steps together",
+    ),
+    (
+        [*THREE, "--local.whole-first", "60", "--parallel", "blocks"],
+        "--local.whole-first: trains the whole network, which no process of --parallel blocks has",
+    ),
+    (
+        [*FIVE, "--groups", "2", "--local.movement", "0.1"],
+        "--local.movement: is for blocks without neuron groups; leave out --groups",
+    ),
 ]
 
 
