@@ -38,8 +38,8 @@ def main() -> None:
     options.add_argument("--config", default="configs/demo/retrain.toml")
     options.add_argument("--space", default="configs/demo/mini.toml")
     options.add_argument("--choices", type=int, nargs="+", default=[1, 2, 1, 1, 1])
-    options.add_argument("--layers", type=int, default=5, help="of that architecture")
-    options.add_argument("--cuts", type=int, nargs="+", default=[1, 2, 3, 4])
+    options.add_argument("--layers", type=int, default=4, help="of that architecture")
+    options.add_argument("--cuts", type=int, nargs="+", default=[1, 2, 3])
     options.add_argument("--heads", nargs="+", default=HEADS)
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--jobs", type=int, default=1)
@@ -74,7 +74,7 @@ def write_cuts(asked: argparse.Namespace) -> dict[str, tuple[int, str]]:
     for cut in asked.cuts:
         for head in asked.heads:
             later = parse_later(head)
-            if later is not None and later.depth >= max(2, asked.layers - cut):
+            if later is not None and later.depth > 1 and later.depth >= asked.layers - cut:
                 continue  # as aug:all there, or too deep
             path = asked.run / f"after-{cut}-{head.replace('/', '_').replace(':', '_')}.json"
             save_decoupling(path, Decoupling((cut,), (head,)))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from local_learning.catalogue import HEADS
 from local_learning.cuts.head_width import PAPER, check_head_width
+from local_learning.later.request import parse_later
 from local_learning.networks.catalogue import NETWORKS
 from supernet.network.choice import NetworkChoice
 from tools.images.options import DataConfig
@@ -17,6 +18,16 @@ from tools.options.shared import KernelOptions, RunOptions
 
 SEDONA_2021 = "sedona-2021"
 REPLACE, OLDEST = "replace", "oldest"
+
+
+def _check_later(kind: str) -> None:
+    """Check a head of later layers."""
+    try:
+        later = parse_later(kind)
+    except Mistake as mistake:
+        raise mistake.about("heads") from None
+    if later is not None and later.slope:
+        raise Mistake("heads", f"'{kind}' has a slope", "a search chooses the depth at each cut by itself")
 
 
 def searchable_heads() -> tuple[str, ...]:
@@ -183,6 +194,7 @@ class DecouplingSearchConfig(NetworkChoice, KernelOptions, RunOptions):
             HEADS.check("heads", kind, among=searchable_heads())
             if not HEADS[kind].searchable:
                 raise Mistake("heads", f"'{kind}' says of itself that it cannot be searched")
+            _check_later(kind)
         if self.head_width:
             check_head_width(self.head_width)
         if len(set(self.heads)) != len(self.heads) or not self.heads:
