@@ -395,3 +395,14 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_head_of_later_layers_has_no_more_of_them_than_there_are() -> None:
+    """A search may prefer aug2 where fewer layers remain; its costs are those of what was searched."""
+    alpha, beta = [[0.0, 1.0], [1.0, 0.0], [0.0, 0.5]], [[0.0, 1.0]] * 3
+    kinds = ("linear", "aug2")
+    found = discretise(alpha, beta, kinds, 3)
+    assert (found.cuts, found.heads) == ((2, 3), ("aug2", "aug1"))
+    costs = PartCosts(layers=(1.0, 1.0, 1.0, 1.0), heads=((0.0, 2.0), (0.0, 1.0), (0.0, 0.5)), classifier=0.0)
+    assert imbalance(found, kinds, costs) == pytest.approx(3.0 * 3 / (3.0 + 1.5 + 1.0))
+    assert random_heads(alpha, [[0.0]] * 3, ("aug2",), 3, random.Random(0)) == found

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from local_learning.build import build_chain
+from local_learning.catalogue import HEADS
 from local_learning.chain import Chain
 from local_learning.features import as_map, layout_of
 from search.hypergradient import hypergradient
@@ -89,7 +90,8 @@ def gradients_of_nested_loss(net: RelaxedNet, named: Named, images: Tensor, targ
         if index < len(net.heads):
             maps = as_map(features, layout_of(features.shape))
             heads: Any = net.heads[index]
-            own = [called(head, named, f"heads.{index}.{m}.", maps) for m, head in enumerate(heads)]
+            seen = [maps if HEADS[kind].takes_map else features for kind in net.head_kinds]
+            own = [called(head, named, f"heads.{index}.{m}.", seen[m]) for m, head in enumerate(heads)]
             logits = torch.stack(own, dim=-1) @ mixture[index]
             total = total + signals[index, 0] * product * F.cross_entropy(
                 logits, targets, label_smoothing=0.1
@@ -153,7 +155,8 @@ CASES = [
     ("vgg6a", ("mlp_sr", "conv1c2f"), 5),
     ("shallow", ("linear", "conv1c2f"), 1),
     ("deep", ("linear", "conv1c2f"), 3),
-    pytest.param("timm/vit_tiny_patch16_224", ("aux1", "linear"), 2, marks=pytest.mark.slow),
+    ("resnet18", ("linear", "aug2@0.5/pool"), 2),
+    pytest.param("timm/vit_tiny_patch16_224", ("aug1", "linear"), 2, marks=pytest.mark.slow),
 ]
 
 

@@ -274,6 +274,8 @@ def test_other_networks(network: str, head: str, tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--heads", "aux1", "predsim"], "--heads: unknown value 'predsim'"),
+        (["--heads", "aux1", "aug2@9"], "--heads: head 'aug2@9': the width is 9"),
+        (["--heads", "aug3~.5"], "--heads: 'aug3~.5' has a slope; a search chooses the depth"),
         (["--heads", "aux1", "aux1"], "--heads: name one kind or more, each once"),
         (["--recipe.optimizer", "adam"], "--recipe.optimizer: the search differentiates plain SGD"),
         (["--data.validation", "0"], "--data.validation: the search needs validation images"),
