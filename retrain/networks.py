@@ -17,6 +17,7 @@ from local_learning.cuts.head_width import parse_head_width
 from local_learning.cuts.profile import balanced
 from local_learning.cuts.requests import parse_request
 from local_learning.decoupling import Decoupling
+from local_learning.later.request import parse_later
 from local_learning.losses import CrossEntropy
 from local_learning.published import published
 from retrain.config import RetrainConfig
@@ -175,6 +176,15 @@ def _check_rule(config: RetrainConfig, decoupling: Decoupling) -> None:
     rule, grouped = config.rule_row, decoupling.groups != 1
     if grouped and rule.cuts and not rule.trains_heads:
         raise Mistake("groups", f"their heads teach them, which `rule` {config.rule} does without")
+    if (
+        any(later and later.averaged for later in map(parse_later, decoupling.heads))
+        and not config.local.refresh
+    ):
+        raise Mistake(
+            "local.refresh",
+            "heads with +man have copies that follow the layers",
+            "say how often, such as `local.refresh` 1 with `local.momentum` 0.995",
+        )
     rows = [row for row in map(HEADS.get, decoupling.heads) if row]
     pairs = (grouped and config.local.diversity > 0) or any(row.needs_classes for row in rows)
     if pairs and rule.trains_heads and (config.data.mixup or config.data.cutmix):

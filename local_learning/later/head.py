@@ -88,9 +88,11 @@ def later_head(
             except ValueError as error:
                 named = _named(number, chain.num_layers)
                 raise ValueError(f"head '{kind}': {named} does not fit: {error}") from error
+            averaged = copy.deepcopy(part) if later.averaged and not classifies else None
             if not later.copied:
                 redraw(part)
-            parts["classifier" if classifies else f"layer{number}"] = part
+            whole = part if averaged is None else Summed(part, averaged)
+            parts["classifier" if classifies else f"layer{number}"] = whole
             before = number
         if tuple(features.shape[1:]) != (num_classes,):
             raise ValueError(
@@ -150,6 +152,21 @@ class Fit(nn.Module):
             tokens = grid.flatten(2).transpose(1, 2)
             pooled = torch.cat([features[:, : features.shape[1] - side**2], tokens], dim=1)
         return pooled
+
+
+class Summed(nn.Module):
+    """This module sums what two copies of a layer give, of which only the first is trained (MAN).
+
+    The second begins with the layer's own weights. `local_learning.later.refresh` moves it.
+    """
+
+    def __init__(self, trained: nn.Module, averaged: nn.Module) -> None:
+        super().__init__()
+        self.trained, self.averaged = trained, averaged.requires_grad_(False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        summed: Tensor = self.trained(features.clone()) + self.averaged(features)
+        return summed
 
 
 class _Apart(nn.Module):

@@ -41,11 +41,15 @@ def ways_down(net: DecoupledNet) -> dict[Way, list[Link]]:
     blocks = net.decoupling.blocks(sum(len(block.layers) for block in net.blocks))
     ways: dict[Way, list[Link]] = {}
     for index, kind in enumerate(net.decoupling.heads):
-        head = net.blocks[index].head
-        if head is None or parse_later(kind) is None:
+        head, later = net.blocks[index].head, parse_later(kind)
+        if head is None or later is None:
             continue
         for name, tensor in head.state_dict().items():
             part, _, rest = name.partition(".")
+            if later.averaged:
+                copied, _, rest = rest.partition(".")
+                if copied != "averaged":
+                    continue  # it is trained
             if part == "classifier":
                 above, source = len(blocks) - 1, f"head.{rest}"
             elif part.startswith("layer"):

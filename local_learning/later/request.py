@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from tools.mistake import Mistake
 
 ALL = 0
-FORM = "aug2, aug2@0.5 (narrower), aug2/pool (on a smaller map) or aug2=copy (the layers' own weights)"
+FORM = (
+    "aug2, aug2@0.5 (narrower), aug2/pool (on a smaller map), aug2=copy (the layers' own weights) or "
+    "aug2+man (beside an average of them)"
+)
 _HEAD = re.compile(r"aug(\d+|:all)(.*)")
-_REST = re.compile(r"(?:~(\d*\.?\d+))?(?:@(\d*\.?\d+))?(/pool)?(=copy)?")
+_REST = re.compile(r"(?:~(\d*\.?\d+))?(?:@(\d*\.?\d+))?(/pool)?(=copy)?(\+man)?")
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,14 @@ class Later:
     """Whether the layers work on a map of half the side."""
     copied: bool = False
     """Whether the head starts with the layers' own weights, not with new ones."""
+    averaged: bool = False
+    """Whether a second copy of each layer, which is not trained but follows the layer itself, adds what it
+    gives (MAN)."""
 
     def __str__(self) -> str:
         slope = f"~{self.slope:g}" if self.slope else ""
         width = f"@{self.width:g}" if self.width != 1 else ""
-        ends = f"{'/pool' if self.pooled else ''}{'=copy' if self.copied else ''}"
+        ends = f"{'/pool' * self.pooled}{'=copy' * self.copied}{'+man' * self.averaged}"
         return f"aug{self.depth or ':all'}{slope}{width}{ends}"
 
     def layers(self, cut: int, num_layers: int) -> tuple[int, ...]:
@@ -74,7 +80,7 @@ def parse_later(kind: str) -> Later | None:
     if rest is None:
         raise Mistake("", f"head '{kind}' cannot be read", f"write {FORM}, in this order")
     depth = ALL if head[1] == ":all" else int(head[1])
-    later = Later(depth, float(rest[1] or 0), float(rest[2] or 1), bool(rest[3]), bool(rest[4]))
+    later = Later(depth, float(rest[1] or 0), float(rest[2] or 1), *map(bool, rest.groups()[2:]))
     if head[1] != ":all" and not depth:
         raise Mistake("", f"head '{kind}' has no layers", "aug1 has one, and linear has none")
     if not 0 < later.width <= 1:

@@ -120,6 +120,7 @@ OTHERS = [
     (["--decoupling", "uniform:3:aug2@0.01"], "head 'aug2@0.01' leaves none of the"),
     (["--decoupling", "uniform:3:aug2@5"], "--decoupling: head 'aug2@5': the width is 5; it must be above 0"),
     (["--decoupling", "balanced:3:aug3~.5"], "has a slope; which goes with uniform:K:HEAD alone"),
+    (["--decoupling", "uniform:3:aug1+man"], "--local.refresh: heads with +man have copies that follow the"),
     ([*THREE, "--local.momentum", "0.5"], "--local.momentum: goes with --local.refresh"),
     ([*THREE, "--local.refresh", "2"], "--local.refresh: a training with heads aux1 does not look at it"),
     (

@@ -11,6 +11,7 @@ from local_learning.chain import Chain
 from local_learning.cuts.profile import measure_costs, module_macs
 from local_learning.decoupling import Decoupling
 from local_learning.heads import make_head, register_head
+from local_learning.later.refresh import Refresh, ways_down
 from tests.local_learning.nets import CLASSES, SIZE, batch, small_chain, small_net
 from tools.cost import count_macs, count_params
 
@@ -77,6 +78,30 @@ def test_a_head_trains_and_is_cheaper_than_all_of_the_later_layers(name: str, he
     gradients = {name: parameter.grad for name, parameter in net.blocks[0].named_parameters()}
     assert [name for name, grad in gradients.items() if grad is None or not grad.isfinite().all()] == []
     assert not outputs.detach().requires_grad
+
+
+def test_a_layer_may_be_the_sum_of_a_trained_copy_and_one_that_follows_it() -> None:
+    net = cut("resnet18", 3, "aug1+man")
+    head, chain = net.blocks[0].head, net.chain()
+    assert head is not None
+    summed = head.get_submodule("layer8")
+    trained, averaged = summed.get_submodule("trained"), summed.get_submodule("averaged")
+    for name, parameter in averaged.named_parameters():
+        assert not parameter.requires_grad
+        assert torch.equal(parameter, chain.layers[7].get_parameter(name))
+    assert not torch.equal(trained.get_parameter("conv1.weight"), averaged.get_parameter("conv1.weight"))
+    features = torch.randn(4, 64, 4, 4, dtype=torch.float64)
+    assert torch.equal(summed(features), trained(features) + averaged(features))
+
+    ways = ways_down(net)
+    assert {link.head.split(".")[1:3][1] for links in ways.values() for link in links} == {"averaged"}
+    refresh = Refresh(net, ways, range(2), every=1, momentum=0.75)
+    before = averaged.get_parameter("conv1.weight").clone()
+    with torch.no_grad():
+        chain.layers[7].get_parameter("conv1.weight").add_(1)
+    refresh.after(0)
+    refresh.after(1)
+    torch.testing.assert_close(averaged.get_parameter("conv1.weight"), before + 0.25)
 
 
 def test_layers_that_are_far_apart_are_joined_by_what_fits() -> None:

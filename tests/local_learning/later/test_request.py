@@ -13,7 +13,8 @@ WRITTEN = {
     "aug12/pool": Later(12, pooled=True),
     "aug:all=copy": Later(copied=True),
     "aug3~0.5": Later(3, slope=0.5),
-    "aug:all@0.25/pool=copy": Later(width=0.25, pooled=True, copied=True),
+    "aug1+man": Later(1, averaged=True),
+    "aug:all@0.25/pool=copy+man": Later(width=0.25, pooled=True, copied=True, averaged=True),
 }
 
 
