@@ -41,20 +41,23 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=["mini"], choices=list(CASES))
     parser.add_argument("--data-root", default="", help="where CIFAR-10 lies, for macro")
     parser.add_argument("--networks", type=int, default=6)
-    parser.add_argument("--kernels", default="torch")
+    parser.add_argument(
+        "--kernels", default="torch", help="of this checkout; the other does as it always does"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     ctypes.CDLL(None).prctl(ADOPT_ORPHANS, 1, 0, 0, 0)
     houses = {"before": asked.before.resolve(), "now": HERE}
     for case in asked.cases:
-        options = [*CASES[case].split(), "--networks", str(asked.networks), "--kernels", asked.kernels]
+        options = [*CASES[case].split(), "--networks", str(asked.networks)]
         options += ["--data.root", str(Path(asked.data_root).resolve())] if case == "macro" else []
         times: dict[str, dict[str, list[float]]] = {name: {"training": [], "start": []} for name in houses}
         truths = set()
         for _ in range(asked.rounds):
             for name, house in houses.items():
-                once, _ = timed(house, [*options, "--repeats", "1"])
-                twice, truth = timed(house, [*options, "--repeats", "2"])
+                own = [*options, "--kernels", asked.kernels] if name == "now" else options
+                once, _ = timed(house, [*own, "--repeats", "1"])
+                twice, truth = timed(house, [*own, "--repeats", "2"])
                 times[name]["training"].append((twice - once) / asked.networks)
                 times[name]["start"].append(2 * once - twice)
                 truths.add(truth)
@@ -97,6 +100,15 @@ def compared(times: dict[str, dict[str, list[float]]], same: bool) -> dict[str, 
         "seconds_a_training": {name: round(parts["training"], 2) for name, parts in middle.items()},
         "networks_an_hour": {name: round(3600 / parts["training"]) for name, parts in middle.items()},
         "ratio": round(middle["before"]["training"] / middle["now"]["training"], 3),
+        "range": [
+            round(
+                find(
+                    old / new for old, new in zip(*(times[name]["training"] for name in times), strict=True)
+                ),
+                3,
+            )
+            for find in (min, max)
+        ],
         "start_seconds": {name: round(parts["start"], 1) for name, parts in middle.items()},
         "start_ratio": round(middle["before"]["start"] / middle["now"]["start"], 3),
     }
