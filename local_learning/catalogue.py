@@ -110,7 +110,11 @@ HEADS: Catalogue[HeadRow] = Catalogue(
         _plain("conv1c2f", "one convolution and two linear layers (InfoPro, GN-DGL)", 128),
         _plain("linear", "a global average and a linear classifier"),
         _plain("linear4", "an average over each of 4x4 parts of the map and a linear classifier"),
-        _later("aug1", "a copy of the last layer and the classifier, with new weights (AugLocal)", "aug.*"),
+        _later(
+            "aug1",
+            "a copy of the last layer and the classifier, with new weights (AugLocal)",
+            r"aug(\d+|:all).*",
+        ),
         _later("aug2", "two of the later layers; aug2@0.5 has half their channels, aug2/pool half the map"),
         _later("aug3", "three of them; aug:all has all, and =copy behind a head starts with their weights"),
     ],

@@ -69,8 +69,8 @@ class LocalLosses:
     join_last: float = 0.0
     """Train the network by backpropagation for the last part of the steps, in percent."""
     movement: float = 0.0
-    """Add this many times the mean square by which each layer that keeps its shape changes the features
-    (TRGL)."""
+    """Add this many times the mean square by which each layer below a cut changes the features, if it keeps
+    their shape (TRGL)."""
     shared_heads: bool = True
     """Let each group's head see the other groups' features too, detached (GN-DGL's stop-gradient variant)."""
 
@@ -86,7 +86,7 @@ class LocalLosses:
         check_range("local.head_warmup", self.head_warmup, 0, 1)
         check_range("local.last_layer", self.last_layer, 0)
         check_range("local.refresh", self.refresh, 0)
-        check_range("local.momentum", self.momentum, 0, 1)
+        check_range("local.momentum", self.momentum, 0, 0.999999)
         if self.momentum and not self.refresh:
             raise Mistake("local.momentum", "goes with `local.refresh`", "nothing is brought down without")
         check_range("local.movement", self.movement, 0)
@@ -96,9 +96,9 @@ class LocalLosses:
     def idle_with(self, heads: Collection[str], *, grouped: bool) -> set[str]:
         """Return the options that blocks with these heads, in neuron groups or not, do not look at."""
         names = {field.name for field in fields(self)}
-        used = {"head_rate", "head_warmup", "last_layer", "movement", "whole_first", "join_last"}
-        if any(map(parse_later, heads)):
-            used |= {"refresh", "momentum"}
+        used = {"head_rate", "head_warmup", "movement", "whole_first", "join_last"}
+        later = [parse_later(head) is not None for head in heads]
+        used |= ({"refresh", "momentum"} if any(later) else set()) | (set() if all(later) else {"last_layer"})
         for row in map(HEADS.get, heads):
             if row is None or (row.reads is None and row.loss):
                 return set()  # nobody knows what the loss of a user's own looks at

@@ -9,6 +9,7 @@ from local_learning.catalogue import HEADS
 from local_learning.cuts.head_width import PAPER, check_head_width
 from local_learning.cuts.requests import parse_request
 from local_learning.decoupling import Decoupling, load_decoupling
+from local_learning.later.request import parse_later
 from local_learning.options import GluingOptions, LocalLosses
 from local_learning.published import published
 from local_learning.rules.catalogue import RULES, RuleRow, usual_rule
@@ -20,6 +21,9 @@ from tools.options.recipes import Recipe
 from tools.options.shared import FREE, ExtendOptions, FastOptions, KernelOptions, RunOptions
 
 PARALLEL = ("none", "data", "blocks")
+
+HELP_FROM_ABOVE = ("whole_first", "join_last", "refresh", "movement")
+"""By these options of `local`, blocks are not wholly apart, or not all of the time."""
 
 FREE_IN_RETRAINING = FREE | {
     *("parallel", "plan", "pipeline.queue", "pipeline.patience"),
@@ -210,14 +214,32 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
         """Check the options by which blocks are not wholly apart, or not all of the time."""
         local = self.local
         if local.whole_first + local.join_last > 100:
-            raise Mistake("`local.whole_first` and `local.join_last`", "are more than all steps together")
-        for name in ("whole_first", "join_last", "refresh", "movement"):
+            raise Mistake(
+                "`local.whole_first` and `local.join_last`",
+                "are more than all steps together",
+                "give at most 100 % for both",
+            )
+        for name in HELP_FROM_ABOVE:
             if getattr(local, name) and self.groups > 1:
                 raise Mistake(f"local.{name}", "is for blocks without neuron groups", "leave out `groups`")
         for name in ("whole_first", "join_last"):
             if getattr(local, name) and self.parallel == "blocks":
                 raise Mistake(
-                    f"local.{name}", "trains the whole network, which no process of `parallel` blocks has"
+                    f"local.{name}",
+                    "trains the whole network, which no process of `parallel` blocks has",
+                    "leave one of the two out",
+                )
+            if getattr(local, name) and self.extend:
+                raise Mistake(
+                    f"local.{name}", "is a part of the length, which `extend` changes", "start a new run"
+                )
+            if getattr(local, name) and not self.rule_row.trains_heads:
+                raise Mistake(f"local.{name}", f"`rule` {self.chosen_rule} has blocks without heads")
+            if getattr(local, name) and self.precision == "fp16":
+                raise Mistake(
+                    f"local.{name}",
+                    "blocks that go backward together cannot each scale their gradients",
+                    "use bf16 or fp32",
                 )
 
     def _check_parallel(self) -> None:
@@ -299,7 +321,9 @@ class RetrainConfig(TrainingOptions, ExtendOptions, FastOptions, NetworkChoice, 
         with contextlib.suppress(ValueError, OSError):  # which are told where the cuts are settled
             match request.kind:
                 case "file":
-                    return load_decoupling(request.path)
+                    asked = load_decoupling(request.path)
+                    list(map(parse_later, asked.heads))
+                    return asked
                 case "published":
                     return published(self.network, request.num_blocks)
                 case _:

@@ -20,7 +20,7 @@ from local_learning.decoupling import Decoupling
 from local_learning.later.request import parse_later
 from local_learning.losses import CrossEntropy
 from local_learning.published import published
-from retrain.config import RetrainConfig
+from retrain.config import HELP_FROM_ABOVE, RetrainConfig
 from retrain.placing.measuring import seconds_here, subject_of
 from supernet.network.network import Network
 from tools.images.datasets import Data
@@ -80,6 +80,8 @@ def make_net(
 ) -> DecoupledNet:
     """Return the chain in blocks as the rule trains them, with given tensors in place of initial weights."""
     recipe = config.recipe
+    if tensors is not None and decoupling.groups == 1 and any(map(parse_later, decoupling.heads)):
+        _load_layers(config, network, chain, tensors)  # of which these heads are made
     seed_globals(config.seed, "heads")
     try:
         net = decouple(
@@ -174,12 +176,12 @@ def _grouped(config: RetrainConfig, chain: Chain, decoupling: Decoupling) -> Dec
 def _check_rule(config: RetrainConfig, decoupling: Decoupling) -> None:
     """Refuse what the rule or the images would make meaningless."""
     rule, grouped = config.rule_row, decoupling.groups != 1
+    for name in HELP_FROM_ABOVE:
+        if grouped and getattr(config.local, name):
+            raise Mistake(f"local.{name}", "is for blocks without neuron groups", "leave it out")
     if grouped and rule.cuts and not rule.trains_heads:
         raise Mistake("groups", f"their heads teach them, which `rule` {config.rule} does without")
-    if (
-        any(later and later.averaged for later in map(parse_later, decoupling.heads))
-        and not config.local.refresh
-    ):
+    if rule.trains_heads and not config.local.refresh and any(map(_is_averaged, decoupling.heads)):
         raise Mistake(
             "local.refresh",
             "heads with +man have copies that follow the layers",
@@ -191,6 +193,11 @@ def _check_rule(config: RetrainConfig, decoupling: Decoupling) -> None:
         raise Mistake(
             "`data.mixup` and `data.cutmix`", "the loss between groups or images needs one class each"
         )
+
+
+def _is_averaged(kind: str) -> bool:
+    later = parse_later(kind)
+    return later is not None and later.averaged
 
 
 def _check_mixed(config: RetrainConfig, net: DecoupledNet, data: Data) -> None:
@@ -211,6 +218,14 @@ def _check_mixed(config: RetrainConfig, net: DecoupledNet, data: Data) -> None:
                 f"of classes ({reason})",
                 "leave them out, or let it take both",
             ) from None
+
+
+def _load_layers(
+    config: RetrainConfig, network: Network, chain: Chain, tensors: Mapping[str, Tensor]
+) -> None:
+    """Load given weights into a chain that has no heads yet."""
+    skip = ("heads.", "classifier.") if config.reset_classifier else ("heads.",)
+    load_weights(chain, network.with_chain_names(chain, tensors), source=Path(config.weights), skip=skip)
 
 
 def _load(config: RetrainConfig, network: Network, net: DecoupledNet, tensors: Mapping[str, Tensor]) -> None:

@@ -168,7 +168,7 @@ def _facts(
             with contextlib.suppress(ValueError, RuntimeError):  # of a user's own head
                 facts["head_costs"] = [asdict(costs) for costs in head_costs(net, shape)]
     if config.local.refresh:
-        facts["refresh_bytes"] = bytes_down(ways_down(net), next(net.parameters()).element_size())
+        facts["refresh_bytes"] = bytes_down(ways_down(net), 8 if config.precision == "fp64" else 4)
     facts |= {
         "classes": data.num_classes,
         "test_images": len(data.test),

@@ -16,6 +16,7 @@ from local_learning.decoupling import Decoupling
 from local_learning.features import as_map
 from local_learning.groups import GroupedHeads
 from local_learning.heads import HeadsOf, layout_for
+from local_learning.later.head import Fit, Summed
 from local_learning.later.request import head_at
 from tools.cost import count_macs, count_params, saved_activation_bytes
 from tools.kernels.modules import use_kernels
@@ -278,7 +279,12 @@ def head_costs(net: DecoupledNet, image_shape: Sequence[int]) -> list[HeadCosts]
 
 
 def _depth(module: nn.Module) -> int:
-    return sum(isinstance(part, nn.Conv2d | nn.Linear) for part in module.modules())
+    """Return how many convolutions and linear layers a module has, without copies and what fits features."""
+    if isinstance(module, Fit):
+        return 0
+    if isinstance(module, Summed):
+        return _depth(module.trained)
+    return isinstance(module, nn.Conv2d | nn.Linear) + sum(map(_depth, module.children()))
 
 
 class _OnFeatures(nn.Module):

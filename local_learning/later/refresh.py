@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from local_learning.blocks import DecoupledNet
-from local_learning.later.renewed import resized
+from local_learning.later.renewed import parts_of, resized
 from local_learning.later.request import parse_later
 
 
@@ -39,6 +39,9 @@ class Way(NamedTuple):
 def ways_down(net: DecoupledNet) -> dict[Way, list[Link]]:
     """Return the links between the heads of a whole net and the blocks above them."""
     blocks = net.decoupling.blocks(sum(len(block.layers) for block in net.blocks))
+    shapes = [
+        {name: tuple(tensor.shape) for name, tensor in block.state_dict().items()} for block in net.blocks
+    ]
     ways: dict[Way, list[Link]] = {}
     for index, kind in enumerate(net.decoupling.heads):
         head, later = net.blocks[index].head, parse_later(kind)
@@ -59,8 +62,8 @@ def ways_down(net: DecoupledNet) -> dict[Way, list[Link]]:
             else:
                 continue  # what fits features to a layer is the head's own
             if tensor.is_floating_point():
-                shape = tuple(net.blocks[above].state_dict()[source].shape)
-                ways.setdefault(Way(above, index), []).append(Link(f"head.{name}", source, shape))
+                link = Link(f"head.{name}", source, shapes[above][source])
+                ways.setdefault(Way(above, index), []).append(link)
     return ways
 
 
@@ -146,7 +149,7 @@ class Refresh:
 
     def _values(self, index: int, names: Sequence[str]) -> Tensor:
         tensors = self._net.blocks[index].state_dict()
-        return torch.cat([tensors[name].detach().flatten().cpu() for name in names])
+        return torch.cat([tensors[name].detach().flatten() for name in names]).cpu()
 
     @torch.no_grad()
     def _apply(self, way: Way, values: Tensor) -> None:
@@ -154,7 +157,8 @@ class Refresh:
         parts = torch.split(values, [math.prod(link.shape) for link in links])
         for link, part in zip(links, parts, strict=True):
             own = tensors[link.head]
-            own.lerp_(resized(part.view(link.shape), own.shape).to(own), 1 - self._momentum)
+            wanted = resized(part.view(link.shape), own.shape, parts_of(link.head))
+            own.lerp_(wanted.to(own), 1 - self._momentum)
 
 
 def bytes_down(ways: Mapping[Way, Sequence[Link]], itemsize: int) -> int:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.layers.norm import LayerNorm2d, RmsNorm
+from timm.layers.norm import LayerNorm2d, LayerNorm2dFp32, LayerNormExp2d, RmsNorm
+from timm.layers.norm_act import LayerNormAct2d
 from torch import Tensor, nn
 
 from local_learning.features import probe
@@ -68,11 +69,15 @@ def redraw(module: nn.Module) -> None:
                 parameter.copy_(torch.randn(parameter.shape).to(parameter) * size)
 
 
-def resized(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+def resized(tensor: Tensor, shape: Sequence[int], parts: int = 1) -> Tensor:
     """Return a weight in another shape: its first entries in each dimension, or these repeated.
 
-    What is no vector is scaled so that outputs keep their variance.
+    What is no vector is scaled so that outputs keep their variance. Where the rows are several parts, such
+    as queries, keys and values, each keeps its own first rows.
     """
+    if parts > 1 and tensor.shape[0] != shape[0]:
+        own = (shape[0] // parts, *shape[1:])
+        return torch.cat([resized(part, own) for part in tensor.detach().chunk(parts)])
     new = tensor.detach()
     for dim, (old, size) in enumerate(zip(tensor.shape, shape, strict=True)):
         if old != size:
@@ -82,13 +87,18 @@ def resized(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     return new
 
 
-def _resize(module: nn.Module, name: str, *shape: int) -> None:
+def _resize(module: nn.Module, name: str, *shape: int, parts: int = 1) -> None:
     """Give a module's tensor another shape."""
     tensor = getattr(module, name)
     if tensor is not None and tuple(tensor.shape) != shape:
-        new = resized(tensor, shape)
+        new = resized(tensor, shape, parts)
         parameter = isinstance(tensor, nn.Parameter)
         setattr(module, name, nn.Parameter(new, tensor.requires_grad) if parameter else new)
+
+
+def parts_of(name: str) -> int:
+    """Return of how many parts the rows of a tensor are, by its name: timm's attentions keep three in one."""
+    return 3 if "qkv" in name.split(".") else 1
 
 
 Given = Callable[[int], int]
@@ -111,9 +121,9 @@ def _take_row(linear: nn.Linear, inputs: Tensor, given: Given) -> None:
     _resize_linear(linear, inputs.shape[-1], given(linear.out_features))
 
 
-def _resize_linear(linear: nn.Linear, chs: int, out_chs: int) -> None:
-    _resize(linear, "weight", out_chs, chs)
-    _resize(linear, "bias", out_chs)
+def _resize_linear(linear: nn.Linear, chs: int, out_chs: int, parts: int = 1) -> None:
+    _resize(linear, "weight", out_chs, chs, parts=parts)
+    _resize(linear, "bias", out_chs, parts=parts)
     linear.in_features, linear.out_features = chs, out_chs
 
 
@@ -134,7 +144,13 @@ def _take_groups(norm: nn.GroupNorm, inputs: Tensor, given: Given) -> None:
 
 
 def _take_layer(norm: nn.LayerNorm | nn.RMSNorm | RmsNorm, inputs: Tensor, given: Given) -> None:
-    chs = inputs.shape[1 if isinstance(norm, LayerNorm2d) else -1]
+    before = tuple(norm.normalized_shape)
+    of_map = inputs.ndim == 4 and isinstance(norm, _OF_A_MAP)
+    if tuple(inputs.shape[-len(before) :]) == before and not of_map:
+        return
+    if len(before) > 1:
+        raise ValueError(f"its normalisation is over {before}, which is fixed")
+    chs = inputs.shape[1 if of_map else -1]
     for name in ("weight", "bias"):
         if hasattr(norm, name):
             _resize(norm, name, chs)
@@ -151,6 +167,10 @@ _TAKERS: dict[type[nn.Module], Callable[..., None]] = {
     RmsNorm: _take_layer,
 }
 _KNOWN = tuple(_TAKERS)
+
+
+_OF_A_MAP = (LayerNorm2d, LayerNorm2dFp32, LayerNormExp2d, LayerNormAct2d)
+"""These normalise the channels of a map, which come before its rows and columns."""
 
 
 def _narrow_vectors(part: nn.Module, width: float) -> None:
@@ -172,7 +192,7 @@ def _narrow_attention(part: Any, chs: int) -> None:
         return
     if chs % heads:
         raise ValueError(f"its {heads} attention heads do not divide {chs} channels")
-    _resize_linear(part.qkv, chs, 3 * chs)
+    _resize_linear(part.qkv, chs, 3 * chs, parts_of("qkv"))
     part.head_dim, part.scale = chs // heads, (chs // heads) ** -0.5
     if hasattr(part, "attn_dim"):
         part.attn_dim = chs

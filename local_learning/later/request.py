@@ -9,7 +9,7 @@ from tools.mistake import Mistake
 ALL = 0
 FORM = (
     "aug2, aug2@0.5 (narrower), aug2/pool (on a smaller map), aug2=copy (the layers' own weights) or "
-    "aug2+man (beside an average of them)"
+    "aug2+man (beside an average of them); aug6~.5 with uniform:K (a pyramid)"
 )
 _HEAD = re.compile(r"aug(\d+|:all)(.*)")
 _REST = re.compile(r"(?:~(\d*\.?\d+))?(?:@(\d*\.?\d+))?(/pool)?(=copy)?(\+man)?")

@@ -28,6 +28,8 @@ def _check_later(kind: str) -> None:
         raise mistake.about("heads") from None
     if later is not None and later.slope:
         raise Mistake("heads", f"'{kind}' has a slope", "a search chooses the depth at each cut by itself")
+    if later is not None and later.averaged:
+        raise Mistake("heads", f"'{kind}' has copies that follow the layers, which a search does not move")
 
 
 def searchable_heads() -> tuple[str, ...]:

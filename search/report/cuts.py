@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 
 from local_learning.later.request import kinds_at
 from search.records import Relaxation
@@ -150,5 +150,6 @@ def _preference(relaxation: Relaxation, cut: CutNetwork) -> float:
         total += float(log_softmax(alpha)[0 if layer in heads else 1])
         if layer in heads:
             kinds = kinds_at(relaxation.head_kinds, layer, len(relaxation.alpha) + 1)
-            total += float(log_softmax(beta)[kinds.index(heads[layer])])
+            same = [m for m, kind in enumerate(kinds) if kind == heads[layer]]  # at late cuts, several are
+            total += float(logsumexp(log_softmax(beta)[same]))
     return total

@@ -276,6 +276,16 @@ def test_bf16_trains_weights_in_fp32(made: Made, name: str) -> None:
     assert first["loss"] == pytest.approx(exact["loss"], rel=0.05)
 
 
+def test_copies_are_of_the_weights_that_the_network_starts_from(made: Made, tmp_path: Path) -> None:
+    trained = made(*AUX)
+    options = [*VGG, "--decoupling", "uniform:2:aug1=copy", "--weights", str(trained / "weights.safetensors")]
+    start, given = parameters(made(*options, *FROZEN)), parameters(trained)
+    copies = {name: value for name, value in start.items() if name.startswith("heads.1.layer5.")}
+    assert copies
+    for name, value in copies.items():
+        torch.testing.assert_close(value, given[name.replace("heads.1.layer5.", "layers.4.")])
+
+
 def test_a_rate_of_0_keeps_a_block_as_it_was(made: Made) -> None:
     start, end = parameters(made(*AUX, *FROZEN)), parameters(made(*AUX, "--block-rates", "1", "0", "0.5"))
     for name, value in start.items():

@@ -117,6 +117,11 @@ OTHERS = [
         ["--decoupling", "uniform:3:aug9"],
         "head 'aug9' asks for 9 layers above the cut after layer 1, and there are 4; take aug4",
     ),
+    (["--decoupling", "uniform:3:augg"], "--decoupling: head 'augg' is unknown; did you mean 'aug"),
+    (
+        [*THREE, "--local.whole-first", "50", "--precision", "fp16"],
+        "--local.whole-first: blocks that go backward together cannot each scale their gradients",
+    ),
     (["--decoupling", "uniform:3:aug2@0.01"], "head 'aug2@0.01' leaves none of the"),
     (["--decoupling", "uniform:3:aug2@5"], "--decoupling: head 'aug2@5': the width is 5; it must be above 0"),
     (["--decoupling", "balanced:3:aug3~.5"], "has a slope; which goes with uniform:K:HEAD alone"),

@@ -83,7 +83,8 @@ def _check_files(config: Any) -> None:
             if name and not os.path.exists(name):
                 raise Mistake(option, f"there is no file '{name}'")
     data = getattr(config, "data", None)
-    if isinstance(data, DataConfig):
+    plans = getattr(config, "plan", False) and getattr(data, "name", "") != "folder"  # which reads no images
+    if isinstance(data, DataConfig) and not plans:
         data.check_root()
 
 

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from timm.layers.norm import LayerNorm2d
+from timm.layers.norm_act import LayerNormAct2d
 from torch import Tensor, nn
 
 from local_learning.blocks import DecoupledNet, decouple
@@ -169,6 +171,51 @@ def test_a_head_that_works_in_place_leaves_the_features_to_the_block_above() -> 
         net.losses(images, targets)[1],
         decouple(chain, Decoupling((1,), ("linear",)), CLASSES, SIZE).losses(images, targets)[1],
     )
+
+
+class Normed(nn.Module):
+    def __init__(self, chs: int, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(chs, chs, 3, padding=1), norm
+
+    def forward(self, features: Tensor) -> Tensor:
+        outputs: Tensor = self.norm(self.conv(features))
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("norm", "fits"),
+    [
+        (LayerNormAct2d(16), True),
+        (LayerNorm2d(16), True),
+        (nn.LayerNorm([16, SIZE, SIZE]), False),
+        (nn.GroupNorm(4, 16), True),
+        (nn.InstanceNorm2d(16, affine=True), True),
+    ],
+)
+def test_normalisations_of_every_kind(norm: nn.Module, fits: bool) -> None:
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES))
+    layers = [nn.Conv2d(3, 16, 3, padding=1), *(Normed(16, copy.deepcopy(norm)) for _ in range(2))]
+    chain = Chain(layers, classifier)
+    decouple(chain, Decoupling((1,), ("aug1",)), CLASSES, SIZE)
+    if not fits:
+        with pytest.raises(ValueError, match="its normalisation is over"):
+            decouple(chain, Decoupling((1,), ("aug1@0.5",)), CLASSES, SIZE)
+        return
+    net = decouple(chain, Decoupling((1,), ("aug1@0.5",)), CLASSES, SIZE).train()
+    images, targets = batch().images.float(), batch().targets
+    torch.autograd.backward(net.losses(images, targets)[0])
+
+
+def test_queries_keys_and_values_each_keep_their_first_rows() -> None:
+    net = cut("timm/test_vit", 4, "aug1@0.5=copy")
+    head = net.blocks[0].head
+    assert head is not None
+    name = next(name for name, _ in head.named_parameters() if name.endswith("qkv.weight"))
+    theirs = net.chain().layers[-1].get_parameter(name.partition(".")[2])
+    chs = theirs.shape[1]
+    first = [part[: chs // 2, : chs // 2] * 2**0.5 for part in theirs.chunk(3)]
+    assert torch.allclose(head.get_parameter(name), torch.cat(first))
 
 
 def test_costs_of_the_heads_after_each_layer() -> None:

@@ -27,7 +27,9 @@ def test_a_head_is_read_and_written(kind: str, later: Later) -> None:
 
 
 def test_heads_that_are_written_otherwise_are_no_later_layers() -> None:
-    assert [parse_later(kind) for kind in ("aux1", "linear", "augment", "aug")] == [None] * 4
+    others = ("aux1", "linear", "augment", "aug", "aug_2", "augg")
+    assert [parse_later(kind) for kind in others] == [None] * 6
+    assert [kind in HEADS for kind in others] == [True, True, False, False, False, False]
 
 
 @pytest.mark.parametrize(
