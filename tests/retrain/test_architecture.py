@@ -192,4 +192,4 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "none.json"
     done = run("retrain_model.py", *FEW, "--architecture", str(missing), "--run", str(tmp_path / "run"))
     assert done.returncode == 2
-    assert f"--architecture: cannot read {missing}" in done.stderr
+    assert f"--architecture: there is no file '{missing}'" in done.stderr

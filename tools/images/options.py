@@ -265,8 +265,10 @@ class DataConfig:
 
     def check_root(self) -> None:
         """Refuse a folder that is not there, unless the images are generated or will be downloaded."""
+        if self.name == "shapes" or self.download:
+            return
         root = Path(self.root)
-        if self.name != "shapes" and not root.is_dir() and not self.download:
+        if not root.is_dir():
             raise Mistake("data.root", f"{root} is not a folder", self.cure)
 
     @property

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from local_learning.blocks import Block, DecoupledNet, Outcome
-from local_learning.catalogue import HEADS
 from local_learning.decoupling import Decoupling
 from local_learning.later.request import heads_at
 from local_learning.options import GluingOptions, LocalLosses
@@ -17,7 +16,7 @@ from local_learning.rules.engine import Engine, Part, Rule
 from local_learning.rules.gluing import Gluing
 from local_learning.rules.greedy import Greedy
 from local_learning.rules.replay import Replay
-from tests.local_learning.nets import batch, engine_of, equal_to, small_chain, small_net
+from tests.local_learning.nets import OF_A_MAP, batch, engine_of, equal_to, small_chain, small_net
 from tools.cost import saved_activation_bytes
 
 NETWORKS = ["resnet18", "vgg6a", "timm/test_vit", "timm/test_convnext"]
@@ -27,7 +26,7 @@ def losses_and_blocks(net: DecoupledNet, part: Part) -> tuple[list[Tensor], list
     return net.losses(part.images, part.targets), [list(block.parameters()) for block in net.blocks]
 
 
-@pytest.mark.parametrize("head", [*HEADS.ours, "aug2@0.5/pool=copy"])
+@pytest.mark.parametrize("head", [*OF_A_MAP, "aug2@0.5/pool=copy"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_loss_reaches_all_of_its_own_block_and_nothing_else(name: str, head: str) -> None:
     width = 0.0625 if name == "vgg6a" else 0.125
