@@ -58,7 +58,7 @@ def about_chance(block: int, accuracy: float, num_classes: int) -> str:
     return (
         f"the head of block {block} is right for {accuracy:.2%} of the images, where guessing is for "
         f"{1 / num_classes:.2%}, and teaches its block little. A lower {flag('local.head_rate')}, such as "
-        f"0.25, often cures this; so does, for heads of the papers, {flag('local.last_layer')} 0.1"
+        f"0.25, may cure this, and so may, for heads of the papers, {flag('local.last_layer')} 0.1"
     )
 
 
