@@ -172,15 +172,8 @@ def module_macs(net: DecoupledNet, image_shape: Sequence[int]) -> list[int]:
     Such a module is a block with its head, or one neuron group of it. The largest number belongs to the
     busiest module, which bounds the time of training in parallel (GN-DGL).
     """
-    reference = next(net.parameters())
-    features = torch.zeros(2, *image_shape, device=reference.device, dtype=reference.dtype)
     macs = []
-    for block in net.blocks:
-        trunk = 0
-        for layer in block.layers:
-            trunk += count_macs(layer, features.shape[1:])
-            features = _shape_after(layer, features)
-        inputs = as_map(features, block.layout) if block.layout else features
+    for block, trunk, inputs in _block_by_block(net, image_shape):
         match block.head:
             case None:
                 macs.append(trunk)
@@ -246,15 +239,8 @@ def head_costs(net: DecoupledNet, image_shape: Sequence[int]) -> list[HeadCosts]
     Raises:
         ValueError: if a head has an operation that cannot be counted.
     """
-    reference = next(net.parameters())
-    features = torch.zeros(2, *image_shape, device=reference.device, dtype=reference.dtype)
     trunks, heads = [], []
-    for block in net.blocks:
-        trunk = 0
-        for layer in block.layers:
-            trunk += count_macs(layer, features.shape[1:])
-            features = _shape_after(layer, features)
-        inputs = as_map(features, block.layout) if block.layout else features
+    for block, trunk, inputs in _block_by_block(net, image_shape):
         assert block.head is not None
         trunks.append(trunk)
         heads.append((block.head, count_macs(block.head, inputs.shape[1:]), inputs))
@@ -276,6 +262,18 @@ def head_costs(net: DecoupledNet, image_shape: Sequence[int]) -> list[HeadCosts]
                 )
             )
     return costs
+
+
+def _block_by_block(net: DecoupledNet, image_shape: Sequence[int]) -> Iterator[tuple[Block, int, Tensor]]:
+    """Yield each block, the MACs of its layers, and what its head takes, for two images."""
+    reference = next(net.parameters())
+    features = torch.zeros(2, *image_shape, device=reference.device, dtype=reference.dtype)
+    for block in net.blocks:
+        trunk = 0
+        for layer in block.layers:
+            trunk += count_macs(layer, features.shape[1:])
+            features = _shape_after(layer, features)
+        yield block, trunk, as_map(features, block.layout) if block.layout else features
 
 
 def _depth(module: nn.Module) -> int:
