@@ -33,14 +33,14 @@ from benchmarks.convolutions import in_a_process
 from benchmarks.supernet import make
 from local_learning.build import build_chain
 from supernet.presets import preset
-from tools.kernels import modules
+from tools.kernels.maps import SMALLEST
 from tools.kernels.modules import use_kernels
 from tools.layout import use_channels_last
 from tools.run.launch import launch
 
 Step = Callable[[int], Any]
-Making = Callable[[bool], Step]
-"""It makes a step with the project's kernels, or without."""
+Making = Callable[[str], Step]
+"""It makes a step with these kernels."""
 SUPERNETS = {"macro": "nas_bench_macro", "mini": "configs/path/mini.toml"}
 STRATEGIES = ("spos", "fair", "greedy", "nongreedy")
 NETWORKS = ("resnet18", "timm/mobilenetv2_100", "timm/efficientnet_b0")
@@ -56,6 +56,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--steps", type=int, default=4, help="in each round")
     options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--kernels", default="native", choices=("native", "bf16"), help="beside torch's")
     options.add_argument("--operations", action="store_true")
     options.add_argument("--sweep", type=int, default=0)
     asked = options.parse_args()
@@ -72,7 +73,10 @@ def main() -> None:
         for strategy in asked.strategies:
             making = functools.partial(stepping, space, int(size), int(batch), strategy)
             print(
-                json.dumps({"case": case, "strategy": strategy} | compared(making, int(batch), asked)),
+                json.dumps(
+                    {"case": case, "strategy": strategy, "kernels": asked.kernels}
+                    | compared(making, int(batch), asked)
+                ),
                 flush=True,
             )
     for name in asked.networks:
@@ -83,22 +87,20 @@ def main() -> None:
         )
 
 
-def stepping(space: str, size: int, batch: int, strategy: str, native: bool) -> Step:
+def stepping(space: str, size: int, batch: int, strategy: str, kernels: str) -> Step:
     """Return a step of a supernet's training."""
     made = make(strategy, preset(SUPERNETS[space], num_classes=10, image_size=size), torch.device("cpu"))
-    if native:
-        use_kernels(made.net)
+    use_kernels(made.net, kernels)
     images, labels = data(batch, size)
     return lambda step: made.step(images, labels, step)
 
 
-def training(name: str, size: int, batch: int, native: bool) -> Step:
+def training(name: str, size: int, batch: int, kernels: str) -> Step:
     """Return a step of a single network's training by backpropagation."""
     torch.manual_seed(0)
     chain = build_chain(name, num_classes=10, image_size=size)
     use_channels_last(chain)
-    if native:
-        use_kernels(chain)
+    use_kernels(chain, kernels)
     optimizer = torch.optim.SGD(chain.parameters(), lr=0.01, momentum=0.9, fused=True)
     images, labels = data(batch, size)
 
@@ -119,7 +121,8 @@ def data(batch: int, size: int) -> tuple[Tensor, Tensor]:
 
 def compared(making: Making, batch: int, asked: argparse.Namespace) -> dict[str, Any]:
     """Return how two ways to take a step compare, over interleaved rounds."""
-    steps = [making(native) for native in (False, True)]
+    ways = "torch", asked.kernels
+    steps = [making(way) for way in ways]
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(asked.rounds + 1):
         for each, step in zip(times, steps, strict=True):
@@ -134,16 +137,16 @@ def compared(making: Making, batch: int, asked: argparse.Namespace) -> dict[str,
         "images_per_s": [round(batch / statistics.median(each), 1) for each in times],
         "ratio": round(statistics.median(ratios), 2),
         "range": [round(min(ratios), 2), round(max(ratios), 2)],
-        "peak_mib": [peak(making, native) for native in (False, True)],
+        "peak_mib": [peak(making, way) for way in ways],
     }
 
 
-def peak(making: Making, native: bool) -> int:
+def peak(making: Making, kernels: str) -> int:
     """Return how much memory a few steps in a new process need at most, beyond the network's, in MiB."""
     # Not a forked one, which would inherit this process's peak and its freed memory.
     context = multiprocessing.get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_report_peak, args=(making, native, writer))
+    process = context.Process(target=_report_peak, args=(making, kernels, writer))
     process.start()
     writer.close()
     grown = int(reader.recv())
@@ -151,9 +154,9 @@ def peak(making: Making, native: bool) -> int:
     return grown
 
 
-def _report_peak(making: Making, native: bool, writer: Any) -> None:
+def _report_peak(making: Making, kernels: str, writer: Any) -> None:
     launch(device="cpu", precision="fp32", threads=1, trackers=(), folder=Path())
-    step = making(native)
+    step = making(kernels)
     before = _kib("VmRSS")
     Path("/proc/self/clear_refs").write_text(
         "5"
@@ -251,7 +254,7 @@ def errors(
     """Return the errors of torch's gradients and of ours, of the norm of all of them together."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    modules.SMALLEST.update(norm=1, convolution=1)
+    SMALLEST.update(norm=1, convolution=1)
     made: nn.Module
     if kind == "MBConv":
         made = InvertedResidual(chs, chs, side, stride=stride, exp_ratio=3.0)

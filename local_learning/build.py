@@ -7,12 +7,11 @@ import timm
 from torch import nn
 
 from local_learning.chain import Chain
-from local_learning.networks.catalogue import NETWORKS
+from local_learning.networks.catalogue import NETWORKS, TIMM, check_named
 from local_learning.networks.init import initialise
 from local_learning.networks.traced import build_traced, split
 from tools.mistake import Mistake, quoted
-from tools.options.config import suggest
-from tools.options.plugins import ORIGIN, call, takes
+from tools.options.plugins import call, takes
 from tools.seeding import seed_globals
 
 register_network = NETWORKS.register
@@ -72,7 +71,7 @@ def build_chain(
         if init != "fan_in":
             raise ValueError(f"init: {name} is initialised as timm does it; leave it at fan_in")
         return build_traced(
-            name.removeprefix("timm/"),
+            name.removeprefix(TIMM),
             **images,
             dropout=dropout,
             drop_path=drop_path,
@@ -95,11 +94,8 @@ def build_chain(
 
 def check_name(name: str) -> None:
     """Refuse a name that is neither a known network nor, behind timm/, a model of timm."""
-    if name in NETWORKS or (name.startswith("timm/") and timm.is_model(name.removeprefix("timm/"))):
-        return
-    hint = suggest(name, [*NETWORKS, *(f"timm/{model}" for model in timm.list_models())])
-    hint = hint or f"; the networks are {', '.join(NETWORKS)} and timm/<model name>."
-    raise Mistake("", f"network '{name}' is unknown{hint} {ORIGIN}")
+    if not (name.startswith(TIMM) and timm.is_model(name.removeprefix(TIMM))):
+        check_named(name, models=timm.list_models())
 
 
 def _own(name: str, images: dict[str, int], options: dict[str, Any]) -> Chain:

@@ -79,8 +79,7 @@ class Training:
         self._dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.net = net.to(accelerator.device, self._dtype).train()
         use_channels_last(self.net)
-        if config.kernels == "native":
-            use_kernels(self.net)
+        use_kernels(self.net, config.kernels)
         self.ema: ModelEmaV3 | None = (
             ModelEmaV3(net, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         )

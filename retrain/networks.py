@@ -131,7 +131,7 @@ def _cuts(
             groups=config.groups,
             head_width=head_width_of(config, network),
             image_chs=data.channels,
-            native=config.kernels == "native",
+            kernels=config.kernels,
             costs_of=request.head if config.rule_row.trains_heads else "",
             blocks_cost=_measure_of(config, network, chain, data, accelerator) if accelerator else None,
         )

@@ -1,23 +1,25 @@
-"""Spaces are made by name: those of the papers, and the user's own."""
-
-from collections.abc import Callable
+"""Spaces are made by name: those of the papers, and one for trying things out."""
 
 from supernet.layers import Conv, DepthwiseSeparable, MBConv, Op, Projection, Skip, Style
 from supernet.space import Fixed, Layer, Space, stage
+from supernet.spaces import SPACES
 from supernet.tail import Tail
-from tools.options.catalogue import Catalogue, Row
+from tools.options.catalogue import by_name
 from tools.options.config import check_choice
 
-Maker = Callable[[int, int, int], Space]
+PRESETS = SPACES.ours
+register_space = SPACES.register
 SIX = tuple(MBConv(kernel, exp, 0.25) for kernel in (3, 5, 7) for exp in (4, 6))
 
 
 def preset(name: str, *, num_classes: int, image_size: int, in_chs: int = 3) -> Space:
     """Return the space called `name`, for square images of `image_size` pixels."""
-    check_choice("space", name, tuple(PRESETS))
-    return PRESETS[name](num_classes, image_size, in_chs)
+    check_choice("space", name, PRESETS)
+    space: Space = SPACES[name].maker(num_classes=num_classes, image_size=image_size, in_chs=in_chs)
+    return space
 
 
+@by_name
 def lwsl(
     depth: int,
     *,
@@ -52,15 +54,8 @@ def lwsl(
     )
 
 
-def _lwsl_table1(num_classes: int, image_size: int, in_chs: int) -> Space:
-    return lwsl(3, name="lwsl_table1", num_classes=num_classes, image_size=image_size, in_chs=in_chs)
-
-
-def _lwsl_fit(num_classes: int, image_size: int, in_chs: int) -> Space:
-    return lwsl(4, name="lwsl_fit", num_classes=num_classes, image_size=image_size, in_chs=in_chs)
-
-
-def _cream(num_classes: int, image_size: int, in_chs: int) -> Space:
+@by_name
+def cream(num_classes: int, image_size: int, in_chs: int) -> Space:
     """Return the space of Cream of the Crop.
 
     Its squeeze-and-excitation keeps a quarter of the expanded channels.
@@ -80,7 +75,8 @@ def _cream(num_classes: int, image_size: int, in_chs: int) -> Space:
     )
 
 
-def _nas_bench_macro(num_classes: int, image_size: int, in_chs: int) -> Space:
+@by_name
+def nas_bench_macro(num_classes: int, image_size: int, in_chs: int) -> Space:
     """Return the space of NAS-Bench-Macro, whose choices are the benchmark's digits."""
     blocks = (MBConv(3, 3), MBConv(5, 6))
     layers: list[Layer] = []
@@ -99,7 +95,8 @@ def _nas_bench_macro(num_classes: int, image_size: int, in_chs: int) -> Space:
     )
 
 
-def _tiny(num_classes: int, image_size: int, in_chs: int) -> Space:
+@by_name
+def tiny(num_classes: int, image_size: int, in_chs: int) -> Space:
     """Return a space for trying things out, which takes seconds on a CPU."""
     ops = (MBConv(3, 2), MBConv(5, 2), MBConv(3, 4, 0.25), Skip())
     layers = [
@@ -115,19 +112,3 @@ def _tiny(num_classes: int, image_size: int, in_chs: int) -> Space:
         image_size=image_size,
         in_chs=in_chs,
     )
-
-
-PRESETS: dict[str, Maker] = {
-    "lwsl_table1": _lwsl_table1,
-    "lwsl_fit": _lwsl_fit,
-    "cream": _cream,
-    "nas_bench_macro": _nas_bench_macro,
-    "tiny": _tiny,
-}
-
-SPACES: Catalogue[Row] = Catalogue(
-    "space", Row, [Row(name=name, make=maker) for name, maker in PRESETS.items()]
-)
-"""These are our spaces and the user's own, each with what makes it."""
-
-register_space = SPACES.register

@@ -50,7 +50,7 @@ def measure_costs(
     image_chs: int = 3,
     batch_size: int = 32,
     head_width: str | float = PAPER,
-    native: bool = False,
+    kernels: str = "torch",
 ) -> Costs:
     """Measure the cost of forward and backward passes.
 
@@ -60,12 +60,11 @@ def measure_costs(
         head: The kind of head to put on each layer. Without one, heads cost nothing.
         by: What to measure: time in seconds, macs (multiply-accumulates of the forward pass), or memory
             (bytes kept for the backward pass).
-        native: Whether times are those of Cleave's kernels, as in a run that computes with them.
+        kernels: Whose functions compute what is timed, as `--kernels` names them.
     """
     chain = copy.deepcopy(chain).train()
-    native = native and by == "time"
-    if native:
-        use_kernels(chain)
+    kernels = kernels if by == "time" else "torch"
+    use_kernels(chain, kernels)
     reference = next(chain.parameters())
     with torch.random.fork_rng(devices=[reference.device] if reference.is_cuda else []), torch.enable_grad():
         torch.manual_seed(0)
@@ -82,8 +81,7 @@ def measure_costs(
                 kind, shape = head_at(head, number, chain.num_layers), tuple(features.shape)
                 made = _OnFeatures(heads_of.after(number, kind, shape), layout_for(kind, shape))
                 # One at a time: the heads of all layers, with gradients, can be far larger than the network.
-                if native:
-                    use_kernels(made)
+                use_kernels(made, kernels)
                 heads += _measured([(made.train(), features)], by)
                 del made
         costs = _measured([*pieces, (chain.classifier, features)], by)
@@ -108,7 +106,7 @@ def balanced(
     image_chs: int = 3,
     batch_size: int = 32,
     head_width: str | float = PAPER,
-    native: bool = False,
+    kernels: str = "torch",
     costs_of: str | None = None,
     blocks_cost: Callable[[Decoupling], Sequence[float]] | None = None,
 ) -> Decoupling:
@@ -116,7 +114,7 @@ def balanced(
 
     Arguments:
         by: What to measure, as in `measure_costs`.
-        native: Whether Cleave's kernels compute, likewise.
+        kernels: Whose functions compute, likewise.
         costs_of: The kind of head whose cost counts, where it is not `head`. It is empty for rules without
             heads.
         blocks_cost: Measures whole blocks. Layers measured one by one do not quite add up to blocks. Their
@@ -131,7 +129,7 @@ def balanced(
         image_chs=image_chs,
         batch_size=batch_size,
         head_width=head_width,
-        native=native,
+        kernels=kernels,
     )
 
     def cut(layers: Sequence[float]) -> Decoupling:

@@ -1,8 +1,15 @@
 """This catalogue lists the networks by name, with the options that each of them has. Free of torch."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from tools.mistake import Mistake
 from tools.options.catalogue import Catalogue, Row
+from tools.options.config import suggest
+from tools.options.plugins import ORIGIN
+
+TIMM = "timm/"
+"""A model of timm has this before its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +71,15 @@ NETWORKS: Catalogue[NetworkRow] = Catalogue(
     ],
 )
 """These are the papers' networks and the user's own. Beside them, "timm/<model name>" is any timm model."""
+
+
+def check_named(name: str, option: str = "", models: Collection[str] = ()) -> None:
+    """Refuse what is not the name of a network; `models` of timm are among those that were perhaps meant."""
+    if name in NETWORKS:
+        return
+    hint = suggest(name, [*NETWORKS, *(f"{TIMM}{model}" for model in models)])
+    if hint.endswith("?"):
+        hint += "" if models else f" A model of timm is {TIMM}<model name>."
+    else:
+        hint = f"; the networks are {', '.join(NETWORKS)} and {TIMM}<model name>."
+    raise Mistake(option, f"network '{name}' is unknown{hint} {ORIGIN}")

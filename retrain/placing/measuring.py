@@ -94,8 +94,8 @@ def seconds_here(
 
 def _as_trained(net: DecoupledNet, config: RetrainConfig, accelerator: Accelerator) -> DecoupledNet:
     """Give a net the numbers and the functions with which the run computes."""
-    if config.kernels == "native" and accelerator.device.type == "cpu":
-        use_kernels(net)
+    if accelerator.device.type == "cpu":
+        use_kernels(net, config.kernels)
     return net.to(torch.float64 if config.precision == "fp64" else torch.float32)
 
 

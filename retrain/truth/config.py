@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from local_learning.cuts.head_width import PAPER
 from retrain.config import ClusterOptions, RetrainConfig, TrainingOptions
 from supernet.network.choice import NetworkChoice
+from supernet.spaces import check_space
 from tools.images.options import DataConfig
 from tools.mistake import Mistake
 from tools.options.config import MEANT_NOTHING, check_range, flatten, idle_options
@@ -124,6 +125,8 @@ class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
             raise (mistake.about("decouplings") if mistake.option == "decoupling" else mistake) from None
 
     def _check_together(self) -> None:
+        if self.space:
+            check_space(self.space, "space")
         for option, given in (("space", self.space), ("architectures", self.architectures)):
             if self.decouplings and given:
                 raise Mistake(

@@ -67,8 +67,7 @@ def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator
     )
     net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
     use_channels_last(net)
-    if config.kernels == "native":
-        use_kernels(net)
+    use_kernels(net, config.kernels)
     on_main(accelerator, lambda: _compare_images(config, run, images, measured))
     others = on_main(accelerator, lambda: _others(config, run, space)) or {}
     known = from_main(accelerator, lambda: read_evaluations(run.evaluations_path, space))

@@ -234,7 +234,7 @@ def _costs(net: RelaxedNet, config: DecouplingSearchConfig, data: Data) -> PartC
             by="time",
             image_chs=data.channels,
             head_width=parse_head_width(config.head_width),
-            native=config.kernels == "native",
+            kernels=config.kernels,
         )
         for kind in net.head_kinds
     ]

@@ -56,8 +56,7 @@ def make_relaxed(
         raise Mistake(network.asked_for, quoted(error)) from error
     net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
     use_channels_last(net)
-    if config.kernels == "native":
-        use_kernels(net)
+    use_kernels(net, config.kernels)
     return net
 
 

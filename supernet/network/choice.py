@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from local_learning.networks.catalogue import NETWORKS
+from local_learning.networks.catalogue import NETWORKS, TIMM, check_named
 from supernet.options import CLASSIFIER_INITS
 from tools.mistake import Mistake
 from tools.options.config import check_choice, check_range
@@ -48,6 +48,8 @@ class NetworkChoice:
 
     def check_network(self) -> None:
         """Refuse values that are out of range, or that do not go together."""
+        if not self.network.startswith(TIMM):
+            check_named(self.network, "network")
         check_range("width", self.width, 0, open_low=True)
         check_range("dropout", self.dropout, 0, 0.99)
         check_range("drop_path", self.drop_path, 0, 0.99)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from supernet.layers import Op, Style, parse_op
-from supernet.presets import PRESETS, SPACES, preset
+from supernet.presets import PRESETS, preset
 from supernet.space import Architecture, Fixed, Layer, Space, stage
+from supernet.spaces import SPACES, check_space
 from supernet.tail import Tail
 from tools.files.atomic import check_format, read_document, write_document
 from tools.mistake import Mistake, quoted
@@ -22,21 +23,15 @@ Plain = TypeVar("Plain", Style, Tail)
 
 def find_space(name: str, *, num_classes: int, image_size: int, in_chs: int = 3) -> Space:
     """Return the space of this name, or the one that a .toml or .json file describes, for these images."""
-    if name in PRESETS:
-        return preset(name, num_classes=num_classes, image_size=image_size, in_chs=in_chs)
-    if SPACES.is_own(name):
-        images = {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}
+    check_space(name)
+    images = {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs}
+    if name in SPACES:
         space: Space = call(SPACES[name].maker, **images)
         return replace(space, name=name)
     path = Path(name)
-    if path.suffix not in (".toml", ".json"):
-        raise Mistake("", f"space '{name}' is unknown{SPACES.hint(name)}, or name a .toml or .json file")
     description = read_space_file(path)
     try:
-        return space_from(
-            description | {"num_classes": num_classes, "image_size": image_size, "in_chs": in_chs},
-            name=path.stem,
-        )
+        return space_from(description | images, name=path.stem)
     except ValueError as error:
         raise Mistake("", quoted(error), source=str(path)) from None
 

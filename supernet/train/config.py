@@ -12,6 +12,7 @@ from supernet.options import (
     LayerwiseOptions,
     PathOptions,
 )
+from supernet.spaces import check_space
 from tools.images.options import DataConfig
 from tools.mistake import Mistake
 from tools.options.config import check_choice, check_range, within
@@ -99,6 +100,7 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
         self.check_kernels(precision=self.precision, compile=self.compile)
         if not self.space:
             raise Mistake("space", "name a preset or a file")
+        check_space(self.space, "space")
         STRATEGIES.check("strategy", self.strategy)
         OBJECTIVES.check("objective", self.objective)
         check_choice("classifier_init", self.classifier_init, CLASSIFIER_INITS)

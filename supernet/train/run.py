@@ -175,8 +175,7 @@ def _supernet(config: SupernetConfig, space: Space, accelerator: Accelerator) ->
     net = Supernet(space, classifier_init=config.classifier_init)
     net.to(accelerator.device, torch.float64 if config.precision == "fp64" else torch.float32)
     use_channels_last(net)
-    if config.kernels == "native":
-        use_kernels(net)
+    use_kernels(net, config.kernels)
     return net
 
 

@@ -62,18 +62,21 @@ class KernelOptions:
     kernels: str = "auto"
     """On a CPU, compute BatchNorm, ReLU and depthwise convolutions by torch's functions (torch) or by
     Cleave's own (native), which are faster and differ in rounding alone. auto takes native where there is a
-    C compiler, in fp32 and without --compile."""
+    C compiler, in fp32 and without --compile. bf16 is native, and the
+    other convolutions multiply in bf16 in training, which is faster on CPUs with AVX512-BF16 or AMX."""
 
     def check_kernels(self, *, precision: str, compile: bool = False) -> None:
         """Refuse a choice that is unknown, or that nothing would look at."""
-        check_choice("kernels", self.kernels, ("auto", "native", "torch"))
-        if self.kernels == "native":
+        check_choice("kernels", self.kernels, ("auto", "native", "bf16", "torch"))
+        if self.kernels in ("native", "bf16"):
             for name, value, wanted in (
                 ("precision", precision != "fp32", "`precision` fp32"),
                 ("compile", compile, "`compile=False`"),
             ):
                 if value:
-                    raise Mistake("kernels", f"native goes with {wanted}", f"leave it out with this `{name}`")
+                    raise Mistake(
+                        "kernels", f"{self.kernels} goes with {wanted}", f"leave it out with this `{name}`"
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from accelerate import Accelerator
 
 from tools.failures import SMALLER, RunFailed, known_cause
+from tools.kernels.dense import why_no_gain
 from tools.kernels.library import is_there
 from tools.options.config import flag, flatten
 from tools.run.folder import Run
@@ -77,12 +78,10 @@ class Stage(Generic[_Config]):
         )
         self._kept = flatten(self.config)
         self._settle_kernels()
-        self.say(
-            *(
-                f"note: {note}"
-                for note in unheard(self.config.precision, self.accelerator.num_processes, os.environ)
-            )
-        )
+        notes = unheard(self.config.precision, self.accelerator.num_processes, os.environ)
+        if getattr(self.config, "kernels", "") == "bf16":
+            notes += why_no_gain(self.accelerator.device.type)
+        self.say(*(f"note: {note}" for note in notes))
         try:
             self._open()
         except BaseException as error:

@@ -25,7 +25,7 @@ from local_learning.heads import make_head
 from local_learning.options import LocalLosses
 from tests.local_learning.nets import CLASSES, SIZE, batch, small_chain, small_net
 from tools.cost import count_macs, count_params, saved_activation_bytes
-from tools.kernels.modules import Norm
+from tools.kernels.norm import Norm
 
 NETWORKS = ["resnet18", "vgg6a", "timm/test_vit"]
 
@@ -123,9 +123,9 @@ def test_kernels_are_timed_where_the_run_has_them(by: str) -> None:
 
     layers = [Watched(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 1)]
     chain = Chain(layers, nn.Sequential(nn.Flatten(), nn.Linear(4 * SIZE**2, CLASSES)))
-    for native, norm in ((False, nn.BatchNorm2d), (True, Norm if by == "time" else nn.BatchNorm2d)):
+    for kernels, norm in (("torch", nn.BatchNorm2d), ("native", Norm if by == "time" else nn.BatchNorm2d)):
         seen.clear()
-        measure_costs(chain, "linear", CLASSES, SIZE, by=by, batch_size=2, native=native)
+        measure_costs(chain, "linear", CLASSES, SIZE, by=by, batch_size=2, kernels=kernels)
         assert seen == {norm}
 
 

@@ -9,13 +9,20 @@ from timm.layers.norm_act import BatchNormAct2d
 from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 
+import tools.kernels.depthwise
+import tools.kernels.maps
+import tools.kernels.mbconv
+import tools.kernels.norm
 from supernet.presets import preset
 from supernet.space import Architecture
 from supernet.supernet import Supernet
 from tools.batchnorm import frozen_statistics
 from tools.cost import saved_activation_bytes
-from tools.kernels import modules
-from tools.kernels.modules import Depthwise, MBConv, Norm, NormAct, use_kernels
+from tools.kernels.dense import Dense, why_no_gain
+from tools.kernels.depthwise import Depthwise
+from tools.kernels.mbconv import MBConv
+from tools.kernels.modules import use_kernels
+from tools.kernels.norm import Norm, NormAct
 from tools.layout import use_channels_last
 from tools.second_order import FastSecondOrder
 
@@ -24,7 +31,7 @@ LAST = torch.channels_last
 
 @pytest.fixture(autouse=True)
 def _small_maps_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "SMALLEST", {"norm": 1, "convolution": 1})
+    monkeypatch.setattr(tools.kernels.maps, "SMALLEST", {"norm": 1, "convolution": 1})
 
 
 def maps(images: int, chs: int, height: int, width: int) -> Tensor:
@@ -114,7 +121,7 @@ class Middle(nn.Sequential):
         if features.dtype == torch.float64:
             return super().forward(features)  # type: ignore[no-any-return,no-untyped-call]
         first, conv, second = self
-        return modules._convolved(first, conv, second, features)  # type: ignore[arg-type]
+        return tools.kernels.mbconv._convolved(first, conv, second, features)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("side", "stride", "padding", "chs", "height", "width"), CHAINS)
@@ -243,7 +250,8 @@ def test_whatever_the_kernels_do_not_know_is_left_to_torch(
     def refuse() -> None:
         raise AssertionError("a kernel was called")
 
-    monkeypatch.setattr(modules, "library", refuse)
+    for user in (tools.kernels.depthwise, tools.kernels.norm, tools.kernels.mbconv):
+        monkeypatch.setattr(user, "library", refuse)
     if way.__name__ == "<lambda>" and "double" in way.__code__.co_names:
         net.double(), theirs.double()
     assert torch.equal(way(net, inputs), way(theirs, inputs))
@@ -334,3 +342,76 @@ def test_a_hundred_steps_end_as_near_to_float64_as_with_torchs_own() -> None:
     assert apart[1] <= max(2 * apart[0], 1e-4)
     assert wrong[1] <= max(2 * wrong[0], 1e-4)
     assert wrong[1] < 1e-3
+
+
+# ---- bf16 ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("side", "stride", "padding"), [(1, 1, 0), (3, 2, 1)])
+def test_a_dense_convolution_multiplies_in_bf16(side: int, stride: int, padding: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(24, 48, side, stride, padding)
+    theirs = copy.deepcopy(conv)
+    use_kernels(conv, "bf16")
+    assert type(conv) is Dense
+    inputs = maps(5, 24, 9, 7)
+    rounded = copy.deepcopy(theirs).double()
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.bfloat16().double()
+    exact = derivatives(rounded, inputs.bfloat16().double())
+    for found, right in zip(derivatives(conv, inputs), exact, strict=True):
+        assert found.dtype == torch.float32
+        assert 0 < (found.double() - right).norm() <= 0.005 * right.norm()
+    with torch.no_grad():
+        assert torch.equal(conv(inputs), theirs(inputs))
+
+
+def test_pixels_and_groups_stay_in_fp32() -> None:
+    for conv in (nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3, groups=2)):
+        use_kernels(conv, "bf16")
+        assert type(conv) is nn.Conv2d
+
+
+def test_torch_is_left_alone() -> None:
+    net = block()
+    use_kernels(net, "torch")
+    assert [type(module) for module in net.children()] == [type(module) for module in block().children()]
+
+
+def test_training_with_bf16_stays_near_that_without() -> None:
+    torch.manual_seed(0)
+    first = Supernet(preset("tiny", num_classes=4, image_size=16)).extract(Architecture((1, 1, 1, 1)))
+    use_channels_last(first)
+    images, labels = maps(64, 3, 16, 16), torch.arange(64) % 4
+    losses = []
+    for kind in ("native", "bf16"):
+        net = copy.deepcopy(first).train()
+        use_kernels(net, kind)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
+        for _ in range(20):
+            loss = nn.functional.cross_entropy(net(images), labels)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+        losses.append(float(loss.detach()))
+    native, bf16 = losses
+    assert native < 0.9 * math.log(4)
+    assert bf16 == pytest.approx(native, abs=0.05)
+    assert bf16 != native
+
+
+@pytest.mark.parametrize(
+    ("device", "has", "said"),
+    [
+        ("cuda", {}, "--precision bf16"),
+        ("cpu", {"avx2": True, "avx512_bf16": False}, "native"),
+        ("cpu", {"amx_bf16": True}, ""),
+    ],
+)
+def test_where_bf16_gains_nothing_a_run_says_so(
+    device: str, has: dict[str, bool], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    notes = " ".join(why_no_gain(device))
+    assert said in notes
+    assert bool(notes) == bool(said)

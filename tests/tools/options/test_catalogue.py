@@ -11,7 +11,7 @@ from local_learning.rules.catalogue import RULES
 from search.methods import METHODS
 from supernet.layers import OPERATIONS
 from supernet.options import OBJECTIVES, STRATEGIES
-from supernet.presets import SPACES
+from supernet.spaces import SPACES
 from tests.scripts import SCRIPTS, config_of, options
 from tools.mistake import Mistake
 from tools.options.catalogue import Catalogue, Row
