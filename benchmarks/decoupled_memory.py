@@ -1,8 +1,10 @@
-"""Memory and time of training in blocks against backpropagation, and what each head costs.
+"""Memory and time of training in blocks against backpropagation, also with gradient checkpointing.
 
     python benchmarks/decoupled_memory.py
     python benchmarks/decoupled_memory.py --device cuda --batch-size 128 --width 1
 
+With checkpointing, backpropagation keeps what enters each of several segments, and computes a segment again
+when its gradients are due. `--segments` gives their numbers; they are cut where memory is balanced.
 "saved" is the peak of the activations that autograd keeps during one step; "live" the peak of all tensors
 that there are besides parameters, buffers and inputs, with gradients, temporary ones and what is computed
 again. Time per step is taken with both sides in turn, step by step, and compared by medians. One JSON line
@@ -17,13 +19,15 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.checkpoint import checkpoint
 
 from local_learning.blocks import DecoupledNet, decouple
 from local_learning.build import build_chain
 from local_learning.catalogue import HEADS
 from local_learning.chain import Chain
-from local_learning.cuts.profile import balanced
+from local_learning.cuts.profile import balanced, module_macs
 from local_learning.decoupling import Decoupling
 from local_learning.rules.engine import Engine, Part
 from local_learning.rules.greedy import Greedy
@@ -46,6 +50,14 @@ def main() -> None:
         for num_blocks in options.blocks:
             for head in options.heads:
                 compare(chain, whole, base, num_blocks, head, by, options)
+    for num_segments in options.segments:
+        cuts = balanced(
+            chain, num_segments, "linear", 10, options.image_size, by="memory", batch_size=options.batch_size
+        ).cuts
+        segments = decouple(
+            checkpointed(copy.deepcopy(chain), cuts), Decoupling((), ()), 10, options.image_size
+        )
+        say(case=f"backprop, {num_segments} segments", **against(segments, whole, base, options), cuts=cuts)
     if options.all_heads:
         for head in HEADS.ours:
             compare(chain, whole, base, 4, head, options.balance[0], options)
@@ -68,20 +80,41 @@ def compare(
             chain, num_blocks, head, 10, options.image_size, by=by, batch_size=options.batch_size
         )
     net = decouple(copy.deepcopy(chain), decoupling, 10, options.image_size)
-    kept, live = memory(net, options), live_memory(net, options)
-    ours, theirs = times([stepper(net, options), stepper(whole, options)], options)
     say(
         case=f"{options.network} {options.width}x, {num_blocks} blocks by {by}, {head}",
         cuts=decoupling.cuts,
-        saved_mib=kept / 2**20,
-        saved_ratio=kept / base[0],
-        live_mib=live / 2**20,
-        live_ratio=live / base[1],
-        ms=1e3 * ours,
-        backprop_ms=1e3 * theirs,
-        time_ratio=ours / theirs,
+        **against(net, whole, base, options),
+        busiest_macs=max(module_macs(net, (3, options.image_size, options.image_size))),
         **size(net),
     )
+
+
+def against(
+    net: DecoupledNet, whole: DecoupledNet, base: tuple[int, int], options: argparse.Namespace
+) -> dict[str, float]:
+    """Memory and time of a net, and how they compare with those of the whole network."""
+    kept, live = memory(net, options), live_memory(net, options)
+    ours, theirs = times([stepper(net, options), stepper(whole, options)], options)
+    return {
+        **{"saved_mib": kept / 2**20, "saved_ratio": kept / base[0]},
+        **{"live_mib": live / 2**20, "live_ratio": live / base[1]},
+        **{"ms": 1e3 * ours, "backprop_ms": 1e3 * theirs, "time_ratio": ours / theirs},
+    }
+
+
+class Segment(nn.Sequential):
+    """Layers that are computed again when their gradients are due."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        outputs: Tensor = checkpoint(super().forward, input, use_reentrant=False)
+        return outputs
+
+
+def checkpointed(chain: Chain, cuts: tuple[int, ...]) -> Chain:
+    """Return the chain with its layers in segments; the last one is kept as it is."""
+    ends = (*cuts, chain.num_layers)
+    parts = [list(chain.layers[start:end]) for start, end in zip((0, *cuts), ends, strict=True)]
+    return Chain([*(Segment(*part) for part in parts[:-1]), *parts[-1]], chain.classifier)
 
 
 def stepper(net: DecoupledNet, options: argparse.Namespace) -> Callable[[], object]:
@@ -160,6 +193,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--heads", nargs="+", default=["aux1", "aux2", "aux3", "aux4"])
     parser.add_argument("--balance", nargs="+", default=["memory", "time", "macs", "uniform"])
+    parser.add_argument("--segments", type=int, nargs="*", default=[], help="of gradient checkpointing")
     parser.add_argument("--all-heads", action="store_true", help="also every kind of head, at four blocks")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)

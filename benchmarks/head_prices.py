@@ -6,7 +6,8 @@
 Every cut is trained with every kind of head that fits it, and the network as a whole, all once before any of
 them is trained again. Options behind -- go to make_truth.py. A run that is cut off goes on. One JSON line for
 each head at each cut says how many points it loses to the whole network, with a 95 % interval over the
-seeds, which pairs trainings of one seed; what the head itself reaches; and its work and memory.
+seeds, which pairs trainings of one seed; what the head itself reaches; and its work and memory. --picture
+draws the points lost over the work.
 """
 
 import argparse
@@ -18,7 +19,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from scipy.stats import t as student
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
 
 from local_learning.decoupling import Decoupling, save_decoupling
 from local_learning.later.request import parse_later
@@ -43,6 +49,7 @@ def main() -> None:
     options.add_argument("--heads", nargs="+", default=HEADS)
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--jobs", type=int, default=1)
+    options.add_argument("--picture", type=Path, help="PNG to write")
     options.add_argument("others", nargs="*", help="options of make_truth.py")
     asked = options.parse_args()
     asked.run.mkdir(parents=True, exist_ok=True)
@@ -61,8 +68,11 @@ def main() -> None:
         ],
         check=True,
     )
-    for line in prices(asked.run / "truth", named):
+    lines = prices(asked.run / "truth", named)
+    for line in lines:
         print(json.dumps(line))
+    if asked.picture:
+        draw(lines, asked.picture)
 
 
 def write_cuts(asked: argparse.Namespace) -> dict[str, tuple[int, str]]:
@@ -107,6 +117,24 @@ def prices(truth: Path, named: dict[str, tuple[int, str]]) -> list[dict[str, Any
             }
         )
     return lines
+
+
+def draw(lines: list[dict[str, Any]], picture: Path) -> None:
+    """Draw the points lost over the heads' work, a panel for each cut."""
+    cuts = sorted({line["cut"] for line in lines if "cut" in line})
+    figure, panels = plt.subplots(
+        1, len(cuts), figsize=(4 * len(cuts), 3.6), sharey=True, layout="constrained", squeeze=False
+    )
+    for cut, axes in zip(cuts, panels[0], strict=True):
+        for line in (line for line in lines if line.get("cut") == cut):
+            place = line["of_above"], line["lost"]
+            axes.errorbar(*place, yerr=line["half"], fmt="o", color="tab:blue", ecolor="lightgrey", capsize=2)
+            axes.annotate(line["head"], place, xytext=(5, 3), textcoords="offset points", fontsize=8)
+        axes.axhline(0, color="grey", linewidth=0.8)
+        axes.set(title=f"cut after layer {cut}", xlabel="MACs of the head / MACs above the cut")
+        axes.set_xlim(-0.05, 1.3)
+    panels[0][0].set_ylabel("points lost to the whole network")
+    figure.savefig(picture, dpi=110)
 
 
 def half(values: list[float]) -> float | None:

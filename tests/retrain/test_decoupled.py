@@ -317,7 +317,7 @@ RESUMED = {
     ],
     # Of seven steps the first two and the last are of the whole network; step 4 is amid a refresh.
     "help from above": [
-        *(*VGG, "--decoupling", "uniform:3:aug2", "--local.refresh", "3", "--local.momentum", "0.5"),
+        *(*VGG, "--decoupling", "uniform:3:aug2+man", "--local.refresh", "3", "--local.momentum", "0.5"),
         *("--local.whole-first", "28", "--local.join-last", "14", "--local.movement", "0.01"),
         *("--local.head-rate", "0.5", "--local.head-warmup", "0.8"),
     ],
@@ -385,10 +385,16 @@ def test_two_ranks_are_one(made: Made, name: str) -> None:
     assert_close_runs(made(*options), made(*options, ranks=2))
 
 
-def test_two_ranks_in_parts_are_one_in_one_part(made: Made) -> None:
+@pytest.mark.parametrize(
+    "way",
+    [
+        ["uniform:3:linear", "--rule", "replay"],
+        ["uniform:3:aug1", "--local.refresh", "1", "--local.whole-first", "30", "--local.join-last", "30"],
+    ],
+)
+def test_two_ranks_in_parts_are_one_in_one_part(made: Made, way: list[str]) -> None:
     # BatchNorm would tell parts from the whole; this network has none.
-    options = [*BASE, "--network", "timm/test_vit", "--data.image-size", "32", *SHORT]
-    options += ["--decoupling", "uniform:3:linear", "--rule", "replay"]
+    options = [*BASE, "--network", "timm/test_vit", "--data.image-size", "32", *SHORT, "--decoupling", *way]
     assert_close_runs(made(*options), made(*options, "--recipe.accumulate", "2", ranks=2))
 
 
