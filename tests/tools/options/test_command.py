@@ -48,9 +48,17 @@ def test_where_memory_runs_out_a_script_advises_what_it_has(
         ("make_truth.py", "--architectures gone", "--architectures: there is no file 'gone'"),
         ("export_model.py", "--weights gone", "--weights: there is no file 'gone'"),
         ("retrain_model.py", "--data.name folder --data.root gone", "--data.root: gone is not a folder"),
+        ("train_supernet.py", "--space tinny", "--space: space 'tinny' is unknown; did you mean 'tiny'?"),
+        ("make_truth.py", "--space tinny", "--space: space 'tinny' is unknown; did you mean 'tiny'?"),
+        (
+            "retrain_model.py",
+            "--network vgg91",
+            "--network: network 'vgg91' is unknown; did you mean 'vgg19'?",
+        ),
+        ("search_decoupling.py", "--network none", "--network: network 'none' is unknown; the networks are "),
     ],
 )
-def test_files_are_looked_for_before_the_work_begins(
+def test_files_and_names_are_looked_for_before_the_work_begins(
     script: str,
     words: str,
     says: str,
