@@ -1,6 +1,6 @@
-"""Several heads can predict together."""
+"""Several heads can predict together, or each by itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,3 +30,8 @@ def layerwise(outputs: Sequence[Sequence[Tensor]], on: str = "softmax") -> Tenso
         votes = votes.softmax(dim=2) if on == "softmax" else votes
         blocks.append(votes.mean(dim=0) * (2**depth / (2 ** len(outputs) - 1)))
     return torch.stack(blocks).sum(dim=0)
+
+
+def accuracies_of_heads(measured: Mapping[str, float]) -> dict[int, float]:
+    """Return, by block, the accuracy of the head that gives its loss, from what an evaluation measured."""
+    return {int(name.rpartition("/")[2]): value for name, value in measured.items() if "heads_top1/" in name}

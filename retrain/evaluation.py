@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from local_learning.blocks import DecoupledNet
-from local_learning.ensemble import last_two, layerwise
+from local_learning.ensemble import accuracies_of_heads, last_two, layerwise
 from local_learning.groups import GroupedHeads
 from retrain.pipeline.neighbours import Neighbours
 from retrain.pipeline.role import Role
@@ -47,10 +47,7 @@ def heads_at_chance(accuracies: Mapping[str, float], num_classes: int) -> dict[i
     """Return the accuracy of those heads that do little better than guessing, by block."""
     chance = 1 / num_classes
     limit = min(1.5 * chance, chance + 0.1 * (1 - chance))
-    heads = {
-        int(name.rpartition("/")[2]): value for name, value in accuracies.items() if "heads_top1/" in name
-    }
-    return {block: value for block, value in heads.items() if value < limit}
+    return {block: value for block, value in accuracies_of_heads(accuracies).items() if value < limit}
 
 
 def about_chance(block: int, accuracy: float, num_classes: int) -> str:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from local_learning.ensemble import accuracies_of_heads
 from retrain.truth.plan import Trial, TruthPlan, folder_of
 from supernet.space import Architecture
 from tools.files.atomic import write_bytes
@@ -24,6 +25,8 @@ def line_of(trial: Trial, seed: int, results: Mapping[str, Any]) -> dict[str, An
     line = {**trial.facts, "seed": seed + trial.repeat}
     measured = {"accuracy": "top1", "top5": "top5", "loss": "loss"}
     line |= {name: last[key] for name, key in measured.items() if key in last}
+    if heads := accuracies_of_heads(last):
+        line["heads_accuracy"] = list(heads.values())
     if results["validation"]:
         line["validation"] = results["validation"]["last"]["validation_top1"]
     return line | {"macs": results["macs"], "params": results["params"]}

@@ -144,8 +144,8 @@ def _processes(training: FinishedTraining) -> str:
 
 
 def _table(trainings: Sequence[FinishedTraining]) -> Table:
-    columns = ["run", "network", "blocks", "cut after", "test top-1", "last two heads", "million MACs"]
-    columns += ["million params", "MiB kept per image, fp32", "steps", "processes", "seconds"]
+    columns = ["run", "network", "blocks", "cut after", "test top-1", "heads alone", "last two heads"]
+    columns += ["million MACs", "million params", "MiB kept per image, fp32", "steps", "processes", "seconds"]
     caption = (
         "After the last step; the test set was looked at once. A block ends in its own head, which gives its "
         "loss; no gradient passes from one block to the one before. Kept: activations that the largest "
@@ -158,7 +158,8 @@ def _table(trainings: Sequence[FinishedTraining]) -> Table:
 def _row(training: FinishedTraining) -> TableRow:
     cuts = ", ".join(map(str, training.cuts)) or "-"
     cells = [training.name, training.network, str(len(training.cuts) + 1), cuts]
-    cells += [percent(training.accuracy), percent(training.last_two_accuracy)]
+    cells += [percent(training.accuracy), ", ".join(map(percent, training.head_accuracies)) or "-"]
+    cells += [percent(training.last_two_accuracy)]
     cells += [f"{training.macs / 1e6:,.2f}" if training.macs else "-", f"{training.params / 1e6:,.2f}"]
     cells += [f"{training.kept_mib:.3f}" if math.isfinite(training.kept_mib) else "-"]
     processes = "-" if training.processes is None else str(training.processes)

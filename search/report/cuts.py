@@ -12,7 +12,7 @@ from local_learning.later.request import kinds_at
 from search.records import Relaxation
 from search.report.cut_searches import CutSearch
 from search.report.statistics import SURE, holm
-from search.report.words import comparisons, interval, p_value
+from search.report.words import comparisons, interval, p_value, percent
 from tools.chance import fewest
 from tools.files.jsonl import read_lines
 from tools.mistake import Mistake
@@ -45,6 +45,8 @@ class CutTruth:
 
     accuracies: Mapping[CutNetwork, Sequence[float]]
     """The accuracies of each decoupling, one for each training."""
+    heads_alone: Mapping[CutNetwork, Sequence[tuple[float, ...]]]
+    """What each head of a decoupling gets right by itself, for each training; older truths do not say it."""
     names: Mapping[CutNetwork, str]
     """The names of the decouplings in the run of make_truth.py."""
 
@@ -56,6 +58,7 @@ class CutTruth:
 def read_cut_truth(path: Path) -> CutTruth:
     """Read a run of make_truth.py with --decouplings."""
     accuracies: dict[CutNetwork, list[float]] = {}
+    heads_alone: dict[CutNetwork, list[tuple[float, ...]]] = {}
     names: dict[CutNetwork, str] = {}
     for line in read_lines(path / "truth.jsonl"):
         if "cuts" not in line:
@@ -69,10 +72,11 @@ def read_cut_truth(path: Path) -> CutTruth:
             stem=str(line.get("stem", "unit")),
         )
         accuracies.setdefault(cut, []).append(float(line["accuracy"]))
+        heads_alone.setdefault(cut, []).append(tuple(line.get("heads_accuracy", ())))
         names[cut] = str(line.get("name", ""))
     if not accuracies:
         raise ValueError("its truth.jsonl has no trainings")
-    return CutTruth(accuracies=accuracies, names=names)
+    return CutTruth(accuracies=accuracies, heads_alone=heads_alone, names=names)
 
 
 def cut_truth_parts(name: str, path: Path, searches: Sequence[CutSearch]) -> list[SectionPart]:
@@ -86,13 +90,15 @@ def cut_truth_parts(name: str, path: Path, searches: Sequence[CutSearch]) -> lis
 def _table(name: str, truth: CutTruth, thoughts: Mapping[str, Mapping[CutNetwork, float]]) -> Table:
     rows = []
     for cut in sorted(truth.accuracies, key=lambda cut: -truth.mean(cut)):
-        values = truth.accuracies[cut]
+        values, alone = truth.accuracies[cut], truth.heads_alone[cut]
         spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
         cells = [truth.names[cut], cut.network, str(cut.blocks), ", ".join(map(str, cut.places))]
         cells += [", ".join(cut.heads), cut.groups, f"{100 * truth.mean(cut):.2f}{spread} %"]
+        cells += [", ".join(percent(statistics.fmean(each)) for each in zip(*alone, strict=True)) or "-"]
         cells += [str(len(values)), *(f"{by_cut[cut]:.2f}" for by_cut in thoughts.values())]
         rows.append(TableRow(cells))
-    columns = ["", "network", "blocks", "cut after", "heads", "groups", "test top-1", "trainings"]
+    columns = ["", "network", "blocks", "cut after", "heads", "groups", "test top-1"]
+    columns += ["heads alone", "trainings"]
     columns += [f"log p by {searcher}" for searcher in thoughts]
     return Table(columns, rows, f"{name}: which cut is better?")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from local_learning.ensemble import accuracies_of_heads
 from local_learning.options import (
     HOW_BLOCKS_LEARN,
     OF_THE_MACHINE,
@@ -59,6 +60,8 @@ class FinishedTraining:
     """The accuracy of the last step's weights on the test images."""
     last_two_accuracy: float | None = None
     """The accuracy of the last two heads together."""
+    head_accuracies: tuple[float, ...] = ()
+    """The accuracy of each head below the last one by itself."""
     test_images: int | None = None
     cuts: tuple[int, ...] = ()
     named_heads: tuple[str, ...] = ()
@@ -120,6 +123,7 @@ def read_training(name: str, path: Path, searches: Sequence[CutSearch] = ()) -> 
         options=_options(given, text, architecture, results),
         accuracy=float(last["top1"]),
         last_two_accuracy=last.get("last_two_top1"),
+        head_accuracies=tuple(accuracies_of_heads(last).values()),
         test_images=results.get("test_images"),
         cuts=tuple(results.get("cuts", ())),
         named_heads=tuple(results.get("heads", ())),
