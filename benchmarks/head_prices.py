@@ -96,9 +96,9 @@ def prices(truth: Path, named: dict[str, tuple[int, str]]) -> list[dict[str, Any
     """Return a line for each head at each cut, and one for the whole network."""
     results: dict[tuple[int, str], dict[int, dict[str, Any]]] = {}
     for number, place in enumerate(named.values(), start=1):
-        for folder in sorted((truth / "trainings").glob(f"{number:04d}-*")):
-            found = json.loads((folder / "results.json").read_text())
-            results.setdefault(place, {})[int(folder.name.rpartition("-")[2])] = found
+        for path in sorted((truth / "trainings").glob(f"{number:04d}-*/results.json")):
+            seed = int(path.parent.name.rpartition("-")[2])
+            results.setdefault(place, {})[seed] = json.loads(path.read_text())
     whole = {seed: 100 * each["test"]["last"]["top1"] for seed, each in results[0, WHOLE].items()}
     lines: list[dict[str, Any]] = [{"head": WHOLE, "accuracy": round(statistics.fmean(whole.values()), 2)}]
     for (cut, head), by_seed in results.items():
