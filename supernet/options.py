@@ -1,12 +1,40 @@
 """These options say how supernets are trained. Free of torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tools.images.options import DataConfig
 from tools.mistake import Mistake
 from tools.options.catalogue import Catalogue, Row
 from tools.options.config import check_choice, check_range
 
 CLASSIFIER_INITS = ("torch", "timm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityOptions:
+    """These options let a smaller copy of the space be trained, of which every string names the same network.
+
+    Limits and reported costs stay those of the full size.
+    """
+
+    width: float = 1.0
+    """Train a copy with this part of the channels, rounded to multiples of 4."""
+    image_size: int = 0
+    """Train on images of this side; 0 takes those of the full size, which --data.image-size gives."""
+
+    def __post_init__(self) -> None:
+        check_range("fidelity.width", self.width, 0, 1, open_low=True)
+        check_range("fidelity.image_size", self.image_size, 0)
+
+    def images(self, data: DataConfig) -> DataConfig:
+        """Return the options of the images on which the copy is trained; `data` says the full size."""
+        if self.image_size > data.size:
+            raise Mistake(
+                "fidelity.image_size",
+                f"{self.image_size} is more than the {data.size} pixels of the full size",
+                "`data.image_size` sets those",
+            )
+        return replace(data, image_size=self.image_size) if self.image_size else data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ class SinglePath(EndToEnd):
         self._sampler: LimitedSampler | None = None
         self._bins = [(0, 0)]
         if options.max_macs or options.min_macs:
-            self._sampler = LimitedSampler(net.space, networks=options.draw == "networks")
+            self._sampler = LimitedSampler(net.space.full, networks=options.draw == "networks")
             self._bins = _bins(options, self._sampler)
 
     def path(self, step: int) -> Architecture:

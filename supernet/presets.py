@@ -12,11 +12,14 @@ register_space = SPACES.register
 SIX = tuple(MBConv(kernel, exp, 0.25) for kernel in (3, 5, 7) for exp in (4, 6))
 
 
-def preset(name: str, *, num_classes: int, image_size: int, in_chs: int = 3) -> Space:
-    """Return the space called `name`, for square images of `image_size` pixels."""
+def preset(name: str, *, num_classes: int, image_size: int, in_chs: int = 3, width: float = 1.0) -> Space:
+    """Return the space called `name`, for square images of `image_size` pixels.
+
+    With a `width` under 1 it is a copy with this part of the channels; its `full` is the space itself.
+    """
     check_choice("space", name, PRESETS)
     space: Space = SPACES[name].maker(num_classes=num_classes, image_size=image_size, in_chs=in_chs)
-    return space
+    return space.reduced(width=width)
 
 
 @by_name

@@ -7,11 +7,12 @@ import itertools
 import math
 import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
+from timm.layers.helpers import make_divisible
 
 from supernet.layers import Op, Place, Skip, Style
 from supernet.tail import Tail, build_tail
@@ -80,6 +81,21 @@ class Layer:
         return tuple(index for index, op in enumerate(self.ops) if not isinstance(op, Skip))
 
 
+class Fidelity(NamedTuple):
+    """This is the size at which copies of networks are trained to compare these, below their full size."""
+
+    width: float
+    """The part of the channels that the copy has."""
+    image_size: int
+    """The side of its images, in pixels."""
+
+    def __str__(self) -> str:
+        """Say it in words, as in "scores of a half-width copy at 16 px"."""
+        named = {1.0: "a copy at", 0.5: "a half-width copy at", 0.25: "a quarter-width copy at"}
+        at = named.get(self.width, f"a copy at {self.width:g} of the width and")
+        return f"{at} {self.image_size} px"
+
+
 class Cost(NamedTuple):
     """This is what a module costs for one image."""
 
@@ -112,6 +128,10 @@ class Space:
     """The side of the square images, in pixels."""
     in_chs: int = 3
     """The channels of the images."""
+    copy_of: "Space | None" = None
+    """The space of full size, where this is a copy of it with fewer channels or for smaller images."""
+    width: float = 1.0
+    """The part of its channels that a copy has."""
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -135,6 +155,67 @@ class Space:
                 )
         if self.sizes[-1] < 1:
             raise ValueError(f"space {self.name}: images of {self.image_size} pixels are too small for it")
+
+    # ---- sizes -----------------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> "Space":
+        """The space of full size, to which all limits and reported costs refer."""
+        return self.copy_of or self
+
+    @property
+    def fidelity(self) -> Fidelity | None:
+        """The size of a copy, or None for a space of full size."""
+        return Fidelity(self.width, self.image_size) if self.copy_of else None
+
+    @property
+    def fidelity_note(self) -> dict[str, dict[str, float]]:
+        """What files say about the size of a copy; it is empty for a space of full size."""
+        return {"fidelity": self.fidelity._asdict()} if self.fidelity else {}
+
+    def reduced(self, *, width: float = 1.0, image_size: int = 0) -> "Space":
+        """Return a copy with `width` times the channels, for images of `image_size` pixels.
+
+        Its candidates are the same, so every string of choices names the same network in both. Channels are
+        rounded to multiples of 4. With 0 images are as large as here.
+
+        Raises:
+            ValueError: if the space is a copy already, or `width` leaves too few channels.
+        """
+        if not 0 < width <= 1:
+            raise ValueError(f"space {self.name}: width is {width:g}; it must be over 0 and at most 1")
+        image_size = image_size or self.image_size
+        if width == 1 and image_size == self.image_size:
+            return self
+        if self.copy_of:
+            raise ValueError(f"space {self.name} is {self.fidelity} already; take that of full size")
+
+        def scaled(chs: int) -> int:
+            if width == 1 or not chs:
+                return chs
+            if chs * width < 1:
+                raise ValueError(f"space {self.name}: width {width:g} leaves none of {chs} channels")
+            return min(chs, int(make_divisible(chs * width, 4)))  # type: ignore[no-untyped-call]
+
+        copy = replace(
+            self,
+            stem=tuple(replace(fixed, out_chs=scaled(fixed.out_chs)) for fixed in self.stem),
+            layers=tuple(replace(layer, out_chs=scaled(layer.out_chs)) for layer in self.layers),
+            tail=replace(
+                self.tail, conv_chs=scaled(self.tail.conv_chs), hidden_chs=scaled(self.tail.hidden_chs)
+            ),
+            image_size=image_size,
+            copy_of=self,
+            width=width,
+        )
+        for number, (mine, full) in enumerate(zip(copy.places, self.places, strict=True), start=1):
+            if (
+                mine.keeps_shape != full.keeps_shape
+            ):  # blocks would have a shortcut that they lack at full size
+                raise ValueError(
+                    f"space {self.name}: width {width:g} leaves layer {number} as many channels as come in"
+                )
+        return copy
 
     # ---- places ----------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from local_learning.cuts.head_width import PAPER
 from retrain.config import ClusterOptions, RetrainConfig, TrainingOptions
 from supernet.network.choice import NetworkChoice
+from supernet.options import FidelityOptions
 from supernet.spaces import check_space
 from tools.images.options import DataConfig
 from tools.mistake import Mistake
@@ -20,7 +21,7 @@ class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
 
     USUAL: ClassVar[tuple[str, ...]] = (
         *("space", "networks", "architectures", "network", "decouplings", "repeats", "jobs"),
-        *("data.name", "data.root", "recipe.epochs", "recipe.lr", "device", "run"),
+        *("data.name", "data.root", "fidelity.width", "recipe.epochs", "recipe.lr", "device", "run"),
     )
     LISTED_BY: ClassVar[dict[str, str]] = dict.fromkeys(
         ("data", "recipe", "local", "gluing"), "retrain_model.py"
@@ -59,6 +60,7 @@ class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
     """Run this many trainings at once in each launched process."""
     keep_weights: bool = False
     """Keep the weights of every training."""
+    fidelity: FidelityOptions = field(default_factory=FidelityOptions)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: Recipe = field(default_factory=Recipe)
 
@@ -97,11 +99,16 @@ class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
                 "or give `architectures`, or `decouplings` of one network",
             )
 
+    @property
+    def images(self) -> DataConfig:
+        """Return the options of the images that are trained on; `data` says those of the full size."""
+        return self.fidelity.images(self.data)
+
     def training(self, **changes: Any) -> RetrainConfig:
         """Return the options of retrain_model.py for one of the trainings."""
         mine = {each.name for each in fields(self)}
         shared = {each.name: getattr(self, each.name) for each in fields(RetrainConfig) if each.name in mine}
-        return RetrainConfig(**(shared | {"trackers": ()} | changes))
+        return RetrainConfig(**(shared | {"data": self.images, "trackers": ()} | changes))
 
     def idle(self) -> dict[str, str]:
         """Return the options that have no effect on any training, each with the reason."""
@@ -131,6 +138,12 @@ class TruthConfig(TrainingOptions, CompileOptions, NetworkChoice, RunOptions):
             if self.decouplings and given:
                 raise Mistake(
                     "decouplings", f"cannot go with `{option}`", "the networks come from one of the two"
+                )
+        for name in ("width", "image_size"):
+            if self.decouplings and getattr(self.fidelity, name) != getattr(FidelityOptions, name):
+                own = "width" if name == "width" else "data.image_size"
+                raise Mistake(
+                    f"fidelity.{name}", "is about the networks of a `space`", f"one that is cut has `{own}`"
                 )
         if self.decouplings and self.decoupling:
             raise Mistake("decoupling", "cannot go with `decouplings`", "add it to them")

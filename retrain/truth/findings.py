@@ -29,7 +29,8 @@ def line_of(trial: Trial, seed: int, results: Mapping[str, Any]) -> dict[str, An
         line["heads_accuracy"] = list(heads.values())
     if results["validation"]:
         line["validation"] = results["validation"]["last"]["validation_top1"]
-    return line | {"macs": results["macs"], "params": results["params"]}
+    # The plan has the costs of the full size where a copy was trained.
+    return line | {name: trial.facts.get(name, results[name]) for name in ("macs", "params")}
 
 
 def write_truth(run: Run, seed: int, finished: Mapping[Trial, Mapping[str, Any]]) -> None:

@@ -14,12 +14,13 @@ from supernet.network.documents import (
     find_space,
     listed_architecture,
     load_architecture,
+    reduced_space,
     save_architecture,
     stem_of,
 )
 from supernet.network.network import Network
 from supernet.sampling import LimitedSampler, sample, stream
-from supernet.space import Architecture, Space
+from supernet.space import Architecture, Fidelity, Space
 from tools.files.atomic import read_document, write_document
 from tools.files.jsonl import read_lines
 from tools.images.datasets import Data
@@ -75,7 +76,9 @@ class TruthPlan:
         noun = "decoupling" if self.kind == DECOUPLINGS else "network"
         count = len(self.networks)
         again = f", {self.repeats} times each" if self.repeats > 1 else ""
-        return f"{count} {noun}{'' if count == 1 else 's'} of {self.about}{again}"
+        noted = self.networks[0].get("fidelity")
+        size = f", {Fidelity(**noted)}" if noted else ""
+        return f"{count} {noun}{'' if count == 1 else 's'} of {self.about}{size}{again}"
 
     @property
     def trials(self) -> list[Trial]:
@@ -146,7 +149,7 @@ def _cuts(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
 
 
 def _networks(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
-    images = {"num_classes": data.num_classes, "image_size": data.image_size, "in_chs": data.channels}
+    images = {"num_classes": data.num_classes, "image_size": config.data.size, "in_chs": data.channels}
     space, architectures = None, []
     if config.space:
         try:
@@ -155,19 +158,31 @@ def _networks(config: TruthConfig, run: Run, data: Data) -> TruthPlan:
             raise Mistake("space", quoted(error)) from None
     if config.draws:
         assert space
-        architectures = draw_networks(space, config.networks, seed=config.seed, max_macs=int(config.max_macs))
+        architectures = draw_networks(
+            space.full, config.networks, seed=config.seed, max_macs=int(config.max_macs)
+        )
     for path in map(Path, config.architectures):
         space, more = _read(path, space, images)
         architectures += more
     assert space
+    space = reduced_space(space, config.fidelity)
     first: dict[Architecture, Architecture] = {}
     for architecture in architectures:
         first.setdefault(space.canonical(architecture), architecture)
     architectures = list(first.values())
     for number, architecture in enumerate(architectures, start=1):
         save_architecture(_file(run, ARCHITECTURES, number), architecture, space, stem=config.stem)
-    networks = tuple({"choices": list(architecture.choices)} for architecture in architectures)
+    networks = tuple(_facts(space, architecture) for architecture in architectures)
     return TruthPlan(ARCHITECTURES, space.name, networks, config.repeats, config.classifier_init)
+
+
+def _facts(space: Space, architecture: Architecture) -> dict[str, Any]:
+    """Return what the plan says of a network; of a copy also its size, and what it costs at full size."""
+    facts: dict[str, Any] = {"choices": list(architecture.choices)}
+    if not space.fidelity:
+        return facts
+    costs = {"macs": space.full.macs(architecture), "params": space.full.params(architecture)}
+    return facts | space.fidelity_note | costs
 
 
 def _read(path: Path, space: Space | None, images: Mapping[str, int]) -> tuple[Space, list[Architecture]]:

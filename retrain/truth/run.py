@@ -42,7 +42,7 @@ def _make(config: TruthConfig, run: Run, accelerator: Accelerator) -> None:
     def settle() -> None:
         # Until something is trained, a mistake in the options may be corrected; the plan then changes.
         if not run.has_begun:
-            data = load_data(config.data, config.seed)
+            data = load_data(config.images, config.seed)
             if data.notes:
                 print(*data.notes, sep="\n", flush=True)
             write_plan(config, run, data)

@@ -77,7 +77,7 @@ def run_worker(config: TruthConfig, environment: Mapping[str, str], sender: Send
             for trial in _claimed(run, plan.trials):
                 current = f"{trial}: "
                 sender.send(Begun(trial))
-                data = data or load_data(config.data, config.seed)
+                data = data or load_data(config.images, config.seed)
                 _train(config_of(config, run, plan, trial), folder_of(run, trial), data)
                 tidy(folder_of(run, trial), keep_weights=config.keep_weights)
         ending = Ending("done")

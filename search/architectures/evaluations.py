@@ -27,8 +27,10 @@ def described(architecture: Architecture, costs: Mapping[str, Additive]) -> dict
     return {NAMES[name]: in_units(name, cost.of(architecture)) for name, cost in costs.items()}
 
 
-def append_evaluations(path: Path, scored: Sequence[Scored], costs: Mapping[str, Additive]) -> None:
-    """Add a line for each scored architecture."""
+def append_evaluations(
+    path: Path, scored: Sequence[Scored], costs: Mapping[str, Additive], space: Space
+) -> None:
+    """Add a line for each scored architecture. A copy of a space gives scores of its own size."""
     lines = JsonLines(path)
     try:
         lines.write(
@@ -36,6 +38,7 @@ def append_evaluations(path: Path, scored: Sequence[Scored], costs: Mapping[str,
                 {
                     "choices": list(network.architecture.choices),
                     "score": network.score,
+                    **space.fidelity_note,
                     **described(network.architecture, costs),
                 }
                 for network in scored

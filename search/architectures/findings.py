@@ -13,6 +13,7 @@ from search.methods import METHODS
 from search.trie import Work, work
 from supernet.additive import Additive
 from supernet.network.documents import save_architecture
+from supernet.space import Fidelity, Space
 from supernet.train.measure import Measured
 from tools.run.folder import Run
 
@@ -24,10 +25,12 @@ def write_architecture_findings(
     costs: Mapping[str, Additive],
     measured: Measured | None,
     others: Mapping[str, Sequence[Scored]],
+    trained: Space,
 ) -> None:
     """Write the best network, the first few, the front and the figures.
 
-    Networks of other searches count where they are within this search's limits.
+    Networks of other searches count where they are within this search's limits. All networks are of full
+    size, even where `trained`, the supernet's space, is a copy.
     """
     from search.architectures.figures import (  # matplotlib waits until there is something to draw
         course_figure,
@@ -39,7 +42,7 @@ def write_architecture_findings(
     best = method.best(config.top)
 
     def write(path: Path, network: Scored) -> None:
-        notes = {"score": network.score, **described(network.architecture, costs)}
+        notes = {"score": network.score, **trained.fidelity_note, **described(network.architecture, costs)}
         save_architecture(path, network.architecture, method.space, **notes)
 
     write(run.path / "best.json", best[0])
@@ -67,19 +70,24 @@ def write_architecture_findings(
 
 
 def architecture_results(
-    method: Method, costs: Mapping[str, Additive], *, measured: Measured | None, seconds: float, images: int
+    method: Method,
+    costs: Mapping[str, Additive],
+    trained: Space,
+    *,
+    measured: Measured | None,
+    seconds: float,
+    images: int,
 ) -> dict[str, Any]:
     """Return the facts of a finished search, for results.json.
 
-    `images` is the number of validation images that the scores are over.
+    `trained` is the supernet's space, and `images` the number of validation images that the scores are over.
     """
     limits = {NAMES[limit.cost.name]: in_units(limit.cost.name, limit.high) for limit in method.within.limits}
     scored = [network for generation in method.history for network in generation]
-    works = [
-        work([network.architecture for network in generation], method.space) for generation in method.history
-    ]
+    works = [work([network.architecture for network in generation], trained) for generation in method.history]
     results = {
         "space": method.space.name,
+        **trained.fidelity_note,
         "method": method.name,
         "limits": limits,
         "evaluations": len(scored),
@@ -113,9 +121,10 @@ def architecture_summary(run: Run, results: dict[str, Any]) -> str:
     ]
     if "validation_images" in results:
         noise = said_of_noise(best["score"], results["validation_images"])
+        size = f"that of {Fidelity(**results['fidelity'])}, " if "fidelity" in results else ""
         lines.append(
-            f"its score is {noise} (standard error); as the highest of {results['evaluations']:,} it is "
-            "likely too high"
+            f"its score is {size}{noise} (standard error); as the highest of {results['evaluations']:,} it "
+            "is likely too high"
         )
     lines.append(
         f"the best network is in {run.path / 'best.json'}, the next ones in {run.path / 'top'}, and the "

@@ -114,14 +114,14 @@ def data_options(supernet: Path, data: PlaceOptions | DataConfig, seed: int) -> 
         raise Mistake("supernet", quoted(error)) from None
     places = {option.name for option in fields(PlaceOptions)}
     for name, value in given.items():
-        if name not in places and value != getattr(trained.data, name):
+        if name not in places and value != getattr(trained.images, name):
             raise Mistake(
                 f"data.{name}",
-                f"the supernet was trained with {getattr(trained.data, name)!r}, and what scores "
+                f"the supernet was trained with {getattr(trained.images, name)!r}, and what scores "
                 "its networks must be apart from those images",
                 "leave it out",
             )
-    return replace(trained.data, **given), trained.seed, True
+    return replace(trained.images, **given), trained.seed, True
 
 
 def keep_identity(path: Path, content: Mapping[str, Any], *, begun: bool, run: Path) -> None:

@@ -61,7 +61,7 @@ def _score(
     accelerator: Accelerator,
 ) -> dict[Architecture, float]:
     """Score networks, and keep each few as soon as they are scored."""
-    costs = {name: counted(net.space, name) for name in ("macs", "params")}
+    costs = {name: counted(net.space.full, name) for name in ("macs", "params")}
     main = accelerator.is_main_process
     log = MetricsLog(run.metrics_path) if main else None
     progress = Progress(total=len(missing), start=0, shown=main, unit="network")
@@ -82,7 +82,7 @@ def _score(
                 scored = list(map(Scored, chunk, evaluator(chunk)))
 
                 def keep(scored: list[Scored] = scored) -> None:
-                    append_evaluations(run.evaluations_path, scored, costs)
+                    append_evaluations(run.evaluations_path, scored, costs, net.space)
 
                 on_main(accelerator, keep)
                 scores |= dict(scored)

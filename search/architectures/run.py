@@ -53,13 +53,13 @@ def search_architecture(config: ArchitectureSearchConfig) -> None:
 
 def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator) -> None:
     net = load_supernet(Path(config.supernet))
-    space = net.space
+    space = net.space.full
     measured = _measured(config, space)
     costs = _costs(space, measured)
     method = make_method(config, space, costs)
     images = scoring_images(
         Path(config.supernet),
-        space,
+        net.space,
         config.scoring,
         data=config.data,
         seed=config.seed,
@@ -73,17 +73,17 @@ def _search(config: ArchitectureSearchConfig, run: Run, accelerator: Accelerator
     known = from_main(accelerator, lambda: read_evaluations(run.evaluations_path, space))
     start_trackers(accelerator, config)
     if accelerator.is_main_process:
-        heading = _heading(config, method, images, measured, len(known), accelerator)
+        heading = _heading(config, method, net.space, images, measured, len(known), accelerator)
         print(*images.notes, heading, sep="\n", flush=True)
     with waiting_signals() as wish:
-        _Course(config, run, accelerator, method, costs, wish, images.batches).go(net, images, known)
+        _Course(config, run, accelerator, method, costs, wish, images.batches, net).go(images, known)
 
     def finish() -> None:
-        write_architecture_findings(run, config, method, costs, measured, others)
+        write_architecture_findings(run, config, method, costs, measured, others, net.space)
         seconds = sum(line.get("seconds", 0.0) for line in read_metrics(run.metrics_path))
         count = images.num_validation
         run.write_results(
-            architecture_results(method, costs, measured=measured, seconds=seconds, images=count)
+            architecture_results(method, costs, net.space, measured=measured, seconds=seconds, images=count)
         )
 
     on_main(accelerator, finish)
@@ -96,7 +96,8 @@ def _write_again(config: ArchitectureSearchConfig, run: Run) -> None:
     """
     if not config.compare and config.top == type(config).top:
         return
-    space = supernet_space(Path(config.supernet))
+    trained = supernet_space(Path(config.supernet))
+    space = trained.full
     measured = _measured(config, space)
     costs = _costs(space, measured)
     method = make_method(config, space, costs)
@@ -105,7 +106,8 @@ def _write_again(config: ArchitectureSearchConfig, run: Run) -> None:
         if not all(architecture in scores for architecture in proposed):
             raise Mistake("run", f"'{run.path}' lacks scores of a search with these options")
         method.tell([scores[architecture] for architecture in proposed])
-    write_architecture_findings(run, config, method, costs, measured, _others(config, run, space))
+    others = _others(config, run, space)
+    write_architecture_findings(run, config, method, costs, measured, others, trained)
 
 
 class _Course:
@@ -120,9 +122,11 @@ class _Course:
         costs: Mapping[str, Additive],
         wish: Wish,
         batches: int,
+        net: Supernet,
     ) -> None:
         self._config, self._run, self._accelerator = config, run, accelerator
         self._method, self._costs, self._wish, self._batches = method, costs, wish, batches
+        self._net = net
         main = accelerator.is_main_process
         self._log = MetricsLog(run.metrics_path) if main else None
         self._progress = Progress(total=method.planned, start=0, shown=main, unit="network")
@@ -132,11 +136,11 @@ class _Course:
         if main and run.metrics_path.exists():
             self._written = {line["step"] for line in read_metrics(run.metrics_path)}
 
-    def go(self, net: Supernet, images: ScoringImages, known: Sequence[Scored]) -> None:
+    def go(self, images: ScoringImages, known: Sequence[Scored]) -> None:
         """Score what the method proposes until it proposes no more."""
         options = self._config.scoring
         evaluator = SubnetEvaluator(
-            net,
+            self._net,
             images.calibration,
             images.validation,
             momentum=options.momentum if options.statistics == "ema" else None,
@@ -162,8 +166,8 @@ class _Course:
 
     def _keep(self, scored: Sequence[Scored]) -> None:
         if scored:
-            path = self._run.evaluations_path
-            on_main(self._accelerator, lambda: append_evaluations(path, scored, self._costs))
+            path, space = self._run.evaluations_path, self._net.space
+            on_main(self._accelerator, lambda: append_evaluations(path, scored, self._costs, space))
 
     def _on_batch(self) -> None:
         """Show that a batch has gone through the population, and see whether to stop."""
@@ -183,7 +187,7 @@ class _Course:
             "mean": math.fsum(scores) / len(scores),
         }
         facts = {"best_choices": list(best.architecture.choices), "new": new}
-        facts["saving"] = work(proposed, self._method.space).saving
+        facts["saving"] = work(proposed, self._net.space).saving
         if new:
             self._new, self._seconds = self._new + new, self._seconds + seconds
             line["networks_per_second"] = new / seconds
@@ -258,6 +262,7 @@ def _compare_images(
 def _heading(
     config: ArchitectureSearchConfig,
     method: Method,
+    trained: Space,
     images: ScoringImages,
     measured: Measured | None,
     known: int,
@@ -266,6 +271,10 @@ def _heading(
     space, limits = method.space, method.within.limits
     in_words = " and ".join(map(str, limits)) or "no limits"
     lines = [f"{space.name} ({space.num_networks:.4g} networks), {in_words}"]
+    if trained.fidelity:
+        lines.append(
+            f"scores of {trained.fidelity}; costs and limits of the full size, {space.image_size} px"
+        )
     named = {limit.cost.name for limit in limits} | set(config.breeding.objectives)
     if measured and "latency" in named:
         lines.append(

@@ -38,7 +38,8 @@ def trained_by(answers: SupernetAnswers) -> str:
     if config is None:
         return "unknown"
     steps = config.recipe.steps if answers.steps is None else answers.steps
-    return f"{config.strategy} by {config.objective}, {steps:,} steps of {config.recipe.batch_size}"
+    size = f" on {answers.space.fidelity}" if answers.space.fidelity else ""
+    return f"{config.strategy} by {config.objective}, {steps:,} steps of {config.recipe.batch_size}{size}"
 
 
 def budget(answers: SupernetAnswers) -> str:
@@ -127,8 +128,8 @@ def memory_section(supernets: Mapping[str, SupernetAnswers]) -> Section:
         kept = drawing(
             figure,
             "Activations that are kept for the backward pass while a layer learns, for one image, "
-            "without stem and tail, by the measured table of each run. End-to-end strategies "
-            "keep all layers at once.",
+            "without stem and tail, by the table of each run, measured at full size. End-to-end "
+            "strategies keep all layers at once.",
         )
     rows = [
         TableRow([name, trained_by(answers), f"{answers.saved_bytes_per_step / 2**20:,.0f}"])

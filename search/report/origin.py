@@ -44,7 +44,8 @@ def origin_of(
     if truth is not None:
         file = table_file(Path(config.truth), "truth")
         note = f"; {config.truth_note}" if config.truth_note else ""
-        origin["truth"] = f"{file}, column {truth.column}, SHA-256 {sha256(file)[:16]}{note}"
+        size = f", of {truth.fidelity}" if truth.fidelity else ""
+        origin["truth"] = f"{file}, column {truth.column}{size}, SHA-256 {sha256(file)[:16]}{note}"
     for option, name, path in _other_runs(config):
         file = path / "results.json" if (path / "results.json").exists() else path / "truth.jsonl"
         origin[f"{option} {name}"] = f"{path}, SHA-256 of {file.name} {sha256(file)[:16]}"
@@ -75,7 +76,8 @@ def _of_supernet(answers: SupernetAnswers, path: Path, config: RankReportConfig)
             f"{trained.seed}, {trained.data.name}"
         )
     apart = "" if answers.apart else ", perhaps among those of its training"
+    size = f" of {answers.space.fidelity}" if answers.space.fidelity else ""
     return (
-        f"{how}; scores on {answers.scored_on:,} validation images{apart}, BatchNorm "
+        f"{how}; scores{size} on {answers.scored_on:,} validation images{apart}, BatchNorm "
         f"{config.scoring.statistics}; SHA-256 {sha256(weights_file(path))[:16]}"
     )

@@ -66,6 +66,8 @@ def _introduction(supernets: Mapping[str, SupernetAnswers]) -> str:
     for name, answers in supernets.items():
         mean = sum(answers.scores.values()) / len(answers.scores)
         noise = said_of_noise(mean, answers.scored_on)
+        if answers.space.fidelity:
+            words += f" Scores by {name} are scores of {answers.space.fidelity}."
         words += f" A score by {name} of {100 * mean:.1f} %, the mean, is {noise}."
     return words
 

@@ -100,14 +100,16 @@ def _others(config: RankReportConfig, inputs: RankingInputs | None) -> tuple[lis
 
 
 def _space(config: RankReportConfig) -> Space:
-    """Return the space that all ranked networks share."""
+    """Return the space that all ranked networks share; that of a copy is the one of full size."""
     if not config.supernet:
         try:
-            return find_space(config.space, num_classes=10, image_size=config.space_size)
+            return find_space(config.space, num_classes=10, image_size=config.space_size).full
         except ValueError as error:
             raise Mistake("space", quoted(error)) from None
     spaces = {
-        name: supernet_space(source.path) for name, source in config.sources().items() if source.is_supernet
+        name: supernet_space(source.path).full
+        for name, source in config.sources().items()
+        if source.is_supernet
     }
     one, first = next(iter(spaces.items()))
     for name, space in spaces.items():
@@ -208,9 +210,15 @@ def _subtitle(inputs: RankingInputs, scored: ScoredNetworks, note: str) -> str:
     times = f"; the truth has {repeats} trainings of each" if repeats > 1 else ""
     if table.most_repeats(scored.networks) > repeats:
         times += f" that all have ({table.most_repeats(scored.networks)} of some)"
+    sizes = [f" The truth is of {table.fidelity}."] if table.fidelity else []
+    sizes += [
+        f" Scores by {name} are scores of {scores.fidelity}."
+        for name, scores in inputs.tables.items()
+        if scores.fidelity
+    ]
     return (
         f"{len(scored.networks):,} different networks of {table.space.name}; the table has {table.rows:,} "
-        f"architectures{merged}{times}.{' ' * bool(note)}{note}"
+        f"architectures{merged}{times}.{''.join(sizes)}{' ' * bool(note)}{note}"
     )
 
 

@@ -10,7 +10,7 @@ from search.report.figures import costs_figure, courses_figure
 from search.report.runs import faults_of, finished_results, labelled
 from search.report.tables import NetworkTable, Standing, standing
 from search.report.words import percent, percent_points
-from supernet.space import Architecture
+from supernet.space import Architecture, Fidelity
 from tools.files.jsonl import read_lines
 from tools.page.pictures import house_style
 from tools.page.report import Drawings, Section, SectionPart, Table, TableRow, Text, drawing
@@ -49,6 +49,8 @@ class ArchitectureSearch:
     evaluations: int
     validation_images: int
     """The number of images on which each network was scored; 0 if it is not known."""
+    fidelity: Fidelity | None
+    """The size of the supernet that gave the scores, where that is not the full size."""
     best: Sequence[BestNetwork]
     """The best networks, best first."""
     scores: Sequence[float]
@@ -103,6 +105,7 @@ def read_search(name: str, path: Path) -> ArchitectureSearch:
         limits=results.get("limits", {}),
         evaluations=results["evaluations"],
         validation_images=results.get("validation_images", 0),
+        fidelity=Fidelity(**results["fidelity"]) if "fidelity" in results else None,
         best=best,
         scores=[float(line["score"]) for line in lines],
         costs_and_scores=[(line["macs"] / 1e6, line["score"]) for line in lines if "macs" in line],
@@ -113,11 +116,12 @@ def sentence(search: ArchitectureSearch, truth: NetworkTable | None) -> str:
     """Say what a search found, and how its best network ranks in the truth within the search's limits."""
     limits = [LIMIT_WORDS[name].format(most) for name, most in search.limits.items() if name in LIMIT_WORDS]
     limit = f" of at most {' and '.join(limits)}" if limits else ""
+    size = f" of {search.fidelity}" if search.fidelity else ""
     best, images = search.best[0], search.validation_images
     noise = f" ({said_of_noise(best.score, images)})" if images else ""
     text = (
         f"The search {search.name!r} ({search.method}) scored {search.evaluations:,} networks{limit}; "
-        f"its best is {best.name}, score {best.score:.4f}{noise}, {best.macs / 1e6:,.2f} million MACs"
+        f"its best is {best.name}, score {best.score:.4f}{size}{noise}, {best.macs / 1e6:,.2f} million MACs"
     )
     if truth is None:
         return f"{text}."

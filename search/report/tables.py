@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import chi2
 
-from supernet.space import Architecture, Space
+from supernet.space import Architecture, Fidelity, Space
 from tools.chance import Numbers
 from tools.files.jsonl import read_lines
 from tools.mistake import Mistake
@@ -39,6 +39,8 @@ class NetworkTable:
     """The name that the numbers have in the file."""
     lower: bool = False
     """Whether a lower number is better."""
+    fidelity: Fidelity | None = None
+    """The size at which the numbers were measured, where that is not the full size."""
 
     @property
     def merged(self) -> int:
@@ -83,6 +85,7 @@ def read_table(path: Path, space: Space, *, option: str, lower: bool = False) ->
     try:
         entries = list(_entries(file))
         column = _column(entries, (*VALUES, "loss") if lower else VALUES)
+        fidelity = _fidelity([entry for _, entry in entries])
         rows: dict[Architecture, list[float]] = {}
         for who, entry in entries:
             architecture = _architecture(who, space)
@@ -97,7 +100,9 @@ def read_table(path: Path, space: Space, *, option: str, lower: bool = False) ->
         if tuple(numbers) not in repeats:
             repeats.append(tuple(numbers))
     values = {who: tuple(number for row in repeats for number in row) for who, repeats in by_network.items()}
-    return NetworkTable(space=space, values=values, rows=len(rows), column=column, lower=lower)
+    return NetworkTable(
+        space=space, values=values, rows=len(rows), column=column, lower=lower, fidelity=fidelity
+    )
 
 
 def table_file(path: Path, option: str) -> Path:
@@ -190,6 +195,17 @@ def _column(entries: list[tuple[Any, Mapping[str, Any]]], values: tuple[str, ...
         (pair for pair in entries if not any(_keys(pair[1], name) for name in values)), entries[0]
     )
     raise ValueError(f"what is said of {who} must have one of {', '.join(values)}, not {', '.join(entry)}")
+
+
+def _fidelity(entries: list[Mapping[str, Any]]) -> Fidelity | None:
+    """Return the size at which the numbers were measured; all lines must say the same."""
+    noted = entries[0].get("fidelity")
+    if any(entry.get("fidelity") != noted for entry in entries):
+        raise ValueError("its lines are of several sizes (fidelity); compare those of one size at a time")
+    try:
+        return Fidelity(**noted) if noted else None
+    except TypeError:
+        raise ValueError(f"fidelity must have width and image_size, not {noted!r}") from None
 
 
 def _keys(entry: Mapping[str, Any], name: str) -> list[str]:

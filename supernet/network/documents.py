@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from supernet.layers import Op, Style, parse_op
+from supernet.options import FidelityOptions
 from supernet.presets import PRESETS, preset
 from supernet.space import Architecture, Fixed, Layer, Space, stage
 from supernet.spaces import SPACES, check_space
@@ -36,6 +37,18 @@ def find_space(name: str, *, num_classes: int, image_size: int, in_chs: int = 3)
         raise Mistake("", quoted(error), source=str(path)) from None
 
 
+def reduced_space(full: Space, fidelity: FidelityOptions) -> Space:
+    """Return the copy of a space that the options ask for, or the space itself."""
+    try:
+        space = full.reduced(width=fidelity.width, image_size=fidelity.image_size)
+        if space is not full:
+            _ = space.fixed_cost, space.costs  # what cannot be built at its place is refused now
+    except ValueError as error:
+        option = "fidelity.width" if fidelity.width != 1 else "fidelity.image_size"
+        raise Mistake(option, quoted(error)) from None
+    return space
+
+
 def read_space_file(path: Path) -> dict[str, Any]:
     """Read what a space's file says."""
     if path.suffix == ".json":
@@ -57,7 +70,8 @@ def space_from(description: Mapping[str, Any], *, name: str = "own") -> Space:
     A description goes layer by layer or stage by stage; docs/spaces.md has both forms.
     """
     known = ("format", "version", "name", "stem", "layers", "stages", "tail", "style")
-    _check_keys("", description, (*known, "num_classes", "image_size", "in_chs"))
+    sizes = ("num_classes", "image_size", "in_chs", "width", "full_image_size")
+    _check_keys("", description, (*known, *sizes))
     if ("layers" in description) == ("stages" in description):
         raise ValueError("give either [[stages]] or [[layers]]")
     layers: list[Layer] = []
@@ -88,37 +102,48 @@ def space_from(description: Mapping[str, Any], *, name: str = "own") -> Space:
                 _whole(entry, "stride", where, 1),
             )
         )
-    space = Space(
+    image_size, width = _whole(description, "image_size", "", 32), description.get("width", 1.0)
+    if type(width) not in (int, float):
+        raise ValueError(f"width is {width!r}; it must be a number")
+    full = Space(
         tuple(stem),
         tuple(layers),
         _plain(Tail, description.get("tail", {}), "tail"),
         name=str(description.get("name", name)),
         style=_plain(Style, description.get("style", {}), "style"),
         num_classes=_whole(description, "num_classes", "", 10),
-        image_size=_whole(description, "image_size", "", 32),
+        image_size=_whole(description, "full_image_size", "", image_size),
         in_chs=_whole(description, "in_chs", "", 3),
     )
+    space = full.reduced(width=width, image_size=image_size)
     _ = space.fixed_cost, space.costs  # what cannot be built at its place is refused now
     return space
 
 
 def space_to(space: Space) -> dict[str, Any]:
-    """Return a description from which `space_from` makes an equal space."""
-    return {
+    """Return a description from which `space_from` makes an equal space.
+
+    That of a copy has the layers of the full size, and says how the copy differs.
+    """
+    full = space.full
+    description = {
         "name": space.name,
         "num_classes": space.num_classes,
         "image_size": space.image_size,
         "in_chs": space.in_chs,
         "style": asdict(space.style),
         "stem": [
-            {"op": str(fixed.op), "out_chs": fixed.out_chs, "stride": fixed.stride} for fixed in space.stem
+            {"op": str(fixed.op), "out_chs": fixed.out_chs, "stride": fixed.stride} for fixed in full.stem
         ],
         "layers": [
             {"ops": [str(op) for op in layer], "out_chs": layer.out_chs, "stride": layer.stride}
-            for layer in space.layers
+            for layer in full.layers
         ],
-        "tail": asdict(space.tail),
+        "tail": asdict(full.tail),
     }
+    if space.fidelity is None:
+        return description
+    return description | {"width": space.width, "full_image_size": full.image_size}
 
 
 def save_space(path: Path, space: Space) -> None:
@@ -164,6 +189,11 @@ class ArchitectureFile:
         """The network's name, <space>/<choices>; the space's operations need not be known for it."""
         space = self.described if isinstance(self.described, str) else self.described.get("name", "own")
         return f"{space}/{Architecture(tuple(self.choices))}"
+
+    @property
+    def width(self) -> float:
+        """The part of the full-size space's channels that the network has."""
+        return 1.0 if isinstance(self.described, str) else self.described.get("width", 1.0)
 
     def space_for(self, *, num_classes: int, image_size: int, in_chs: int = 3) -> tuple[Space, Architecture]:
         """Return the space and the architecture, for these images."""

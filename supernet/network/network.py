@@ -107,7 +107,7 @@ class Network:
     @property
     def words(self) -> str:
         """The network's name, and its width where that is not the usual one."""
-        width = self.options.width
+        width = self.options.width if self.file is None else self.file.width
         return self.name if width == 1 else f"{self.name}, width {width:g}"
 
     @property

@@ -9,6 +9,7 @@ from supernet.options import (
     OBJECTIVES,
     STRATEGIES,
     ContrastOptions,
+    FidelityOptions,
     LayerwiseOptions,
     PathOptions,
 )
@@ -61,7 +62,7 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
     """These options say which space is trained, how, on which data, by which recipe and on what machine."""
 
     USUAL: ClassVar[tuple[str, ...]] = (
-        *("space", "strategy", "data.name", "data.root", "data.image_size"),
+        *("space", "strategy", "data.name", "data.root", "data.image_size", "fidelity.width"),
         *("recipe.epochs", "recipe.batch_size", "recipe.lr", "precision", "device", "seed", "run"),
     )
     EARLIER: ClassVar[dict[str, Any]] = {"classifier_init": "timm", **KernelOptions.KERNELS_OF_BEFORE}
@@ -87,6 +88,7 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
     classifier_init: str = "torch"
     """How the classifier is initialised: torch or timm. With torch, losses begin near log(classes). With
     timm, weights are uniform within 1/sqrt(classes), which suits the thousand classes of ImageNet."""
+    fidelity: FidelityOptions = field(default_factory=FidelityOptions)
     paths: PathOptions = field(default_factory=PathOptions)
     layerwise: LayerwiseOptions = field(default_factory=LayerwiseOptions)
     contrast: ContrastOptions = field(default_factory=ContrastOptions)
@@ -110,10 +112,16 @@ class SupernetConfig(ExtendOptions, FastOptions, RunOptions):
         self._check_recipe()
         self._check_objective()
         self._check_idle()
+        _ = self.images
         if self.precision == "fp16" and self.layerwise.update == "deferred":
             raise Mistake(
                 "layerwise.update", "fp16 scales its losses anew at each update", "leave it immediate"
             )
+
+    @property
+    def images(self) -> DataConfig:
+        """The options of the images that are trained on; `data` says those of the full size."""
+        return self.fidelity.images(self.data)
 
     @property
     def trains_tail_apart(self) -> str:

@@ -32,7 +32,7 @@ def probes(space: Space, count: int, seed: int) -> list[Architecture]:
     They are the same for a seed.
     """
     rng = stream(seed, "probes")
-    macs = counted(space, "macs")
+    macs = counted(space.full, "macs")
     chosen = [macs.cheapest, macs.dearest]
     chosen += [sample(space, rng) for _ in range(count)]
     return list(dict.fromkeys(map(space.canonical, chosen)))
@@ -49,7 +49,7 @@ class Records:
 
         def whole(split: Images, batch_size: int) -> Iterable[Batch]:
             device = accelerator.device
-            return eval_batches(split, data, config.data, batch_size=batch_size, device=device)
+            return eval_batches(split, data, config.images, batch_size=batch_size, device=device)
 
         def some(split: Images, count: int, purpose: str) -> Images:
             return split.subset(fixed_part(split, count, config.seed, purpose))
@@ -59,7 +59,7 @@ class Records:
         self._validation = eval_batches(
             some(data.validation, options.validation_images, "probe images"),
             data,
-            config.data,
+            config.images,
             batch_size=256,
             device=accelerator.device,
             rank=accelerator.process_index,

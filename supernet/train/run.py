@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from supernet.engine import AccelerateSupernetEngine
-from supernet.network.documents import find_space, save_space, space_to
+from supernet.network.documents import find_space, reduced_space, save_space, space_to
 from supernet.network.storage import forget_snapshots, save_snapshot, save_supernet
 from supernet.objectives import CrossEntropyObjective, Objective
 from supernet.options import OBJECTIVES
@@ -58,13 +58,11 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
     _check(config, accelerator)
     weights = read_weights(Path(config.weights)) if config.weights else None
     # Mistakes in the space are reported before minutes go into reading the data.
-    find_space(config.space, num_classes=10, image_size=config.data.size)
-    data = load_data(config.data, config.seed)
+    _space(config, num_classes=10, in_chs=3)
+    data = load_data(config.images, config.seed)
     if not len(data.validation):
         raise Mistake("data.validation", "a supernet is judged on validation images", "keep some")
-    space = find_space(
-        config.space, num_classes=data.num_classes, image_size=data.image_size, in_chs=data.channels
-    )
+    space = _space(config, num_classes=data.num_classes, in_chs=data.channels)
     net = _supernet(config, space, accelerator)
     if weights is not None:
         load_weights(net, weights, source=Path(config.weights))
@@ -74,7 +72,7 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
     loader = make_train_loader(
         data.train,
         data,
-        config.data,
+        config.images,
         batch_size=config.recipe.batch_size,
         seed=config.seed,
         device=accelerator.device,
@@ -108,7 +106,7 @@ def _train(config: SupernetConfig, run: Run, accelerator: Accelerator) -> None:
     def finish() -> None:
         files.keep_last(plan.num_steps)
         if batch := config.records.latency_batch:
-            costs = measure(space, batch_size=batch, device=accelerator.device)
+            costs = measure(space.full, batch_size=batch, device=accelerator.device)
             save_measured(run.path / "costs.json", costs)
         run.write_results(_results(job, end, plan.num_steps))
 
@@ -143,6 +141,12 @@ class _Files:
                 log.append(step, shift_line(shift))
         if self._snapshots:
             save_snapshot(self._run.path, self._net, step, self._notes)
+
+
+def _space(config: SupernetConfig, *, num_classes: int, in_chs: int) -> Space:
+    """Return the space that is trained, which may be a copy of the one that is named."""
+    full = find_space(config.space, num_classes=num_classes, image_size=config.data.size, in_chs=in_chs)
+    return reduced_space(full, config.fidelity)
 
 
 def _plan(config: SupernetConfig, data: Data, space: Space, steps_per_epoch: float) -> Plan:
@@ -257,8 +261,9 @@ def _heading(
         if config.tail_steps
         else ""
     )
+    name = f"{space.name}, {space.fidelity}" if space.fidelity else space.name
     return (
-        f"{space.name} ({len(space.layers)} layers, {space.size:.4g} architectures, {space.num_networks:.4g} "
+        f"{name} ({len(space.layers)} layers, {space.size:.4g} architectures, {space.num_networks:.4g} "
         f"different networks; {count_params(net):,} params) on {config.data.name}: {len(data.train):,} "
         f"training, {len(data.validation):,} validation images of {data.num_classes} classes\n"
         f"{config.strategy} with {config.objective}: {num_steps:,} steps{tail}, each of "
@@ -274,6 +279,7 @@ def _results(job: SupernetTraining, end: Position, num_steps: int) -> dict[str, 
     updates = [row[:size] for row, size in zip(strategy.updates.tolist(), sizes, strict=True)]
     return {
         "space": space.name,
+        **space.fidelity_note,
         "architectures": space.size,
         "networks": space.num_networks,
         "steps": num_steps,
