@@ -129,10 +129,19 @@ def draw(lines: list[dict[str, Any]], picture: Path) -> None:
         for line in (line for line in lines if line.get("cut") == cut):
             place = line["of_above"], line["lost"]
             axes.errorbar(*place, yerr=line["half"], fmt="o", color="tab:blue", ecolor="lightgrey", capsize=2)
-            axes.annotate(line["head"], place, xytext=(5, 3), textcoords="offset points", fontsize=8)
+            top = line["of_above"], line["lost"] + (line["half"] or 0)
+            axes.annotate(
+                line["head"],
+                top,
+                xytext=(0, 3),
+                textcoords="offset points",
+                fontsize=8,
+                rotation=60,
+                annotation_clip=True,
+            )
         axes.axhline(0, color="grey", linewidth=0.8)
         axes.set(title=f"cut after layer {cut}", xlabel="MACs of the head / MACs above the cut")
-        axes.set_xlim(-0.05, 1.3)
+        axes.set(xlim=(-0.05, 1.2), ylim=(-10, 50))
     panels[0][0].set_ylabel("points lost to the whole network")
     figure.savefig(picture, dpi=110)
 
