@@ -122,16 +122,22 @@ class SubnetEvaluator:
 
     def _walk(self, node: "_Node", features: Tensor, targets: Tensor | None) -> None:
         """Go through the tree depth first, so that only one way's activations exist at once."""
-        version = features._version
-        outputs: Tensor = node.module(features)
-        if features._version != version:
-            raise ValueError(
-                f"{node.name} writes into its input, which other candidates need too; let it work on a copy"
-            )
+        outputs = outputs_of(node.module, features, node.name)
         if not node.children and targets is not None:
             node.correct = node.correct + (outputs.argmax(1) == targets).sum()
         for child in node.children.values():
             self._walk(child, outputs, targets)
+
+
+def outputs_of(module: nn.Module, features: Tensor, name: str) -> Tensor:
+    """Return what a module makes of features that others need too; one that writes into them is refused."""
+    version = features._version
+    outputs: Tensor = module(features)
+    if features._version != version:
+        raise ValueError(
+            f"{name} writes into its input, which other candidates need too; let it work on a copy"
+        )
+    return outputs
 
 
 def _repeatable(batches: Batches) -> Batches:

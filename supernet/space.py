@@ -16,7 +16,7 @@ from timm.layers.helpers import make_divisible
 
 from supernet.layers import Op, Place, Skip, Style
 from supernet.tail import Tail, build_tail
-from tools.cost import count_macs, count_params
+from tools.cost import count_macs, count_params, count_units
 from tools.mistake import Mistake, quoted
 
 
@@ -320,6 +320,14 @@ class Space:
         )
 
     @cached_property
+    def units(self) -> tuple[tuple[int, ...], ...]:
+        """How many numbers the activations of every candidate of every layer give for one image."""
+        of_layers = zip(self.layers, self.places, self.sizes, strict=False)
+        return tuple(
+            tuple(_units_of(op, place, self.style, size) for op in layer) for layer, place, size in of_layers
+        )
+
+    @cached_property
     def stem_cost(self) -> Cost:
         """What the stem costs."""
         macs = params = 0
@@ -381,6 +389,12 @@ def _cost_of(op: Op, place: Place, style: Style, size: int, where: str) -> Cost:
         return _counted.__wrapped__(op, place, style, size)  # a user's own may not be hashable
     except ValueError as error:
         raise Mistake("", f"{where}: {quoted(error)}") from None
+
+
+def _units_of(op: Op, place: Place, style: Style, size: int) -> int:
+    with torch.device("meta"):
+        module = op.build(place, style)
+    return count_units(module, (place.in_chs, size, size))
 
 
 @cache

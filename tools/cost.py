@@ -1,4 +1,4 @@
-"""This module counts a network's parameters, its multiply-accumulates and the activations autograd keeps.
+"""This module counts a network's parameters, multiply-accumulates and units, and what autograd keeps.
 
 One MAC is one multiply-accumulate of a convolution, a linear layer, a matrix product or attention.
 Normalisation, activations, pooling and everything else count zero, as in the papers' tables (which say
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from tools.activations import Activations
 
 
 def count_params(module: nn.Module) -> int:
@@ -36,20 +38,19 @@ def count_macs(module: nn.Module, input_shape: Sequence[int]) -> int:
     Raises:
         ValueError: The module runs an operator of unknown cost.
     """
-    shape = tuple(input_shape) if len(input_shape) == 4 else (1, *input_shape)
-    reference = next((t for t in _tensors(module) if t.is_floating_point()), torch.empty(0))
     counter = _MacCounter()
-    with (
-        torch.inference_mode(False),  # it gives convolutions names that the counter does not know
-        torch.random.fork_rng(_random_devices(reference.device)),
-        _evaluation(module),
-        _no_fused_encoder(),
-    ):
-        # The zeros come first: the counter sees the module's own work only.
-        images = torch.zeros(shape, device=reference.device, dtype=reference.dtype)
-        with torch.no_grad(), counter:
-            module(images)
+    _run_once(module, input_shape, counter)
     return counter.macs
+
+
+def count_units(module: nn.Module, input_shape: Sequence[int]) -> int:
+    """Return how many numbers the activations of a module, such as ReLU, give in one forward pass.
+
+    Gates, such as a sigmoid, are no activations. Module and shape are as for `count_macs`.
+    """
+    given: list[int] = []
+    _run_once(module, input_shape, Activations(lambda outputs: given.append(outputs.numel())))
+    return sum(given)
 
 
 def saved_activation_bytes(fn: Callable[[], object], *, leaves: bool = False) -> int:
@@ -70,6 +71,21 @@ def saved_activation_bytes(fn: Callable[[], object], *, leaves: bool = False) ->
     with saved_tensors_hooks(ledger.save, _Saved.unpack):
         fn()
     return ledger.peak
+
+
+def _run_once(module: nn.Module, input_shape: Sequence[int], counter: TorchDispatchMode) -> None:
+    """Run a module in evaluation mode on zeros, with a counter that sees the module's own work only."""
+    shape = tuple(input_shape) if len(input_shape) == 4 else (1, *input_shape)
+    reference = next((t for t in _tensors(module) if t.is_floating_point()), torch.empty(0))
+    with (
+        torch.inference_mode(False),  # it gives convolutions names that the counters do not know
+        torch.random.fork_rng(_random_devices(reference.device)),
+        _evaluation(module),
+        _no_fused_encoder(),
+    ):
+        images = torch.zeros(shape, device=reference.device, dtype=reference.dtype)
+        with torch.no_grad(), counter:
+            module(images)
 
 
 # ---- multiply-accumulates ------------------------------------------------------------------------------

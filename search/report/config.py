@@ -17,6 +17,8 @@ BASELINES = {
     "MACs": "multiply-accumulates alone",
     "params": "parameters alone",
     "depth": "layers that are more than a skip or a projection",
+    "ReLU units": "outputs of ReLUs, or other activations, in the searchable layers",
+    "roots of units": "the square root of each searchable layer's units, added up",
     "additive fit": "a sum of worths of choices, fitted to the truth of other networks (10 folds)",
     "chance": "a random order",
 }

@@ -18,7 +18,13 @@ from tools.ranking import Tau
 
 WIDTH = 3.3
 GREY = "#8A8A8A"
-COUNTED = {"MACs": (1e6, "million MACs"), "params": (1e6, "million parameters"), "depth": (1, "layers")}
+COUNTED = {
+    "MACs": (1e6, "million MACs"),
+    "params": (1e6, "million parameters"),
+    "depth": (1, "layers"),
+    "ReLU units": (1e3, "thousand ReLU units"),
+    "roots of units": (1, "roots of ReLU units"),
+}
 """These scores are counts; each comes with the unit in which it is drawn."""
 MOST_POINTS = 400
 """More points than this are drawn as a picture inside the drawing."""

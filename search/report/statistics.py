@@ -196,10 +196,13 @@ def with_baselines(
     """Return the networks with the scores that a report is about, and with the baselines."""
     macs = np.array([space.macs(network) for network in networks], float)
     choices = np.array([network.choices for network in networks])
+    units = _units(space, networks)
     baselines = {
         "MACs": macs,
         "params": np.array([space.params(network) for network in networks], float),
         "depth": np.array([_depth(space, network) for network in networks], float),
+        "ReLU units": units.sum(axis=1),
+        "roots of units": np.sqrt(units).sum(axis=1),
         "additive fit": additive_scores(choices, truth.mean(axis=0), seed=seed),
         "chance": numpy_stream(seed, "chance").permutation(len(networks)).astype(float),
     }
@@ -318,3 +321,9 @@ def _is_compared(one: str, other: str, subjects: Sequence[str]) -> bool:
 def _depth(space: Space, architecture: Architecture) -> int:
     chosen = zip(space.layers, architecture.choices, strict=True)
     return sum(not isinstance(layer[choice], Skip | Projection) for layer, choice in chosen)
+
+
+def _units(space: Space, architectures: Sequence[Architecture]) -> Numbers:
+    """Return how many units each searchable layer of each network has."""
+    rows = [zip(space.units, each.choices, strict=True) for each in architectures]
+    return np.array([[units[choice] for units, choice in row] for row in rows], float)

@@ -8,7 +8,13 @@ from supernet.options import STRATEGIES
 from tools.chance import FEW, fewest
 from tools.options.config import flag
 
-COUNTS = {"MACs": "Counting MACs", "params": "Counting parameters", "depth": "Counting layers"}
+COUNTS = {
+    "MACs": "Counting MACs",
+    "params": "Counting parameters",
+    "depth": "Counting layers",
+    "ReLU units": "Counting ReLU units",
+    "roots of units": "Adding up the roots of each layer's ReLU units",
+}
 """These baselines need neither training nor truth."""
 
 

@@ -1,0 +1,1 @@
+"""What networks are worth before they are trained, from a few truths or from none."""
