@@ -39,7 +39,7 @@ def nwot(supernet: Supernet, images: Tensor, architectures: Iterable[Architectur
         supernet.space.validate(architecture)
     if len(images) < 2:
         raise Mistake("images", f"{len(images)} cannot be told apart", "take two at least, better 64")
-    if len(images.unique(dim=0)) < len(images):
+    if len(torch.unique(images, dim=0)) < len(images):
         raise Mistake("images", "two of them are the same, which no network tells apart", "leave one out")
     reference = next(supernet.parameters())
     images = images.to(reference.device, reference.dtype)
@@ -81,7 +81,7 @@ def _run(module: nn.Module, features: Tensor, name: str) -> tuple[Tensor, Tensor
     def add(given: Tensor) -> None:
         nonlocal agreement
         signs = torch.where(given > 0, 1.0, -1.0).flatten(1)
-        for part in signs.split(AT_ONCE, dim=1):
+        for part in torch.split(signs, AT_ONCE, dim=1):
             agreement = agreement + (part @ part.T).to("cpu", torch.float64)
 
     with Activations(add):

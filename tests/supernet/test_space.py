@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from supernet.layers import Conv, FusedMBConv, MBConv, Op, Place, Projection, Shuffle, Skip
 from supernet.presets import PRESETS, lwsl, preset
@@ -219,6 +220,32 @@ def test_equal_candidates_at_maps_of_other_sizes_cost_otherwise() -> None:
         ((16 * 144, 144 + 8), (16 * 16, 16 + 8)),
         ((4 * 144, 144 + 8), (4 * 16, 16 + 8)),
     )
+
+
+@pytest.mark.parametrize("name", ["cream", "nas_bench_macro", "tiny"])
+def test_units_are_what_the_layers_activations_give(name: str) -> None:
+    space = preset(name, num_classes=10, image_size=32)
+    net, counts = Supernet(space), list[int]()
+    for module in net.layers.modules():
+        if isinstance(module, nn.ReLU | nn.SiLU):
+            module.register_forward_hook(lambda _, inputs, outputs: counts.append(outputs[0].numel()))
+    for choice in range(max(map(len, space.layers))):
+        architecture = Architecture(tuple(min(choice, len(layer) - 1) for layer in space.layers))
+        counts.clear()
+        with torch.no_grad():
+            net(torch.zeros(2, 3, 32, 32), architecture)
+        units = [row[choice] for row, choice in zip(space.units, architecture.choices, strict=True)]
+        assert sum(units) == sum(counts)
+
+
+def test_units_of_nas_bench_macro_by_hand() -> None:
+    space = preset("nas_bench_macro", num_classes=10, image_size=32)
+    first = [(32, 32, 16), (64, 16, 16), (64, 16, 8), (128, 8, 8), (128, 8, 8), (128, 8, 4), (256, 4, 4)]
+    rows = [
+        (0, *(chs * exp * (before**2 + after**2) for exp in (3, 6)))
+        for chs, before, after in [*first, first[-1]]
+    ]
+    assert space.units == tuple(rows)
 
 
 @pytest.mark.parametrize(

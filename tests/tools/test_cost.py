@@ -10,7 +10,7 @@ from timm.layers.config import set_fused_attn
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tools.cost import count_macs, count_params, saved_activation_bytes
+from tools.cost import count_macs, count_params, count_units, saved_activation_bytes
 
 
 def small_net() -> nn.Sequential:
@@ -32,6 +32,27 @@ def test_a_small_network_by_hand() -> None:
     # 16x16 outputs of 3*9 products in 8 channels; 8x8 outputs of 2*9 in 8 channels; 8 x 5.
     assert count_macs(small_net(), (3, 16, 16)) == 16 * 16 * 8 * 27 + 8 * 8 * 8 * 18 + 40
     assert count_params(small_net()) == 8 * 27 + 16 + 8 * 18 + 8 + 45
+    assert count_units(small_net(), (3, 16, 16)) == 16 * 16 * 8
+
+
+def test_every_activation_counts_and_no_gate_does() -> None:
+    kinds = (
+        nn.ReLU,
+        nn.ReLU6,
+        nn.LeakyReLU,
+        nn.ELU,
+        nn.CELU,
+        nn.SELU,
+        nn.SiLU,
+        nn.GELU,
+        nn.Hardswish,
+        nn.Mish,
+    )
+    for kind in (*kinds, nn.PReLU):
+        assert count_units(kind(), (4, 5, 5)) == 100, kind
+    for gate in (nn.Sigmoid, nn.Hardsigmoid, nn.Identity):
+        assert count_units(gate(), (4, 5, 5)) == 0, gate
+    assert count_units(nn.Sequential(nn.ReLU(inplace=True), nn.SiLU(inplace=True)), (7,)) == 14
 
 
 def test_shared_parameters_count_once_and_their_products_twice() -> None:

@@ -30,6 +30,8 @@ def test_the_baselines_of_the_benchmark_are_the_published_ones() -> None:
     assert taus["MACs"] == pytest.approx(0.546, abs=0.001)
     assert taus["params"] == pytest.approx(0.2155, abs=0.001)
     assert taus["depth"] == pytest.approx(0.679, abs=0.001)
+    assert taus["ReLU units"] == pytest.approx(0.718, abs=0.001)
+    assert taus["roots of units"] == pytest.approx(0.770, abs=0.001)
     assert taus["additive fit"] == pytest.approx(0.848, abs=0.002)
     assert abs(taus["chance"]) < 0.03
     assert ranking.repeat_tau == pytest.approx(0.895, abs=0.001)

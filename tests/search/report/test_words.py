@@ -47,7 +47,7 @@ def test_the_verdict_says_what_the_numbers_say() -> None:
     assert lines[0].startswith("good has the highest tau of the 2 asked for: tau .")
     assert "which is beaten" in lines[0]
     assert "good ranks better than poor" in lines[1]
-    assert lines[2].startswith("Beside what needs no supernet, in 9 comparisons: good is above ")
+    assert lines[2].startswith("Beside what needs no supernet, in 13 comparisons: good is above ")
     assert "good less poor" in lines[3]
     assert "here better" in lines[3]
 
