@@ -7,19 +7,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 OPERATORS = frozenset(
-    "relu relu6 hardtanh leaky_relu _prelu_kernel elu celu silu gelu hardswish mish".split()  # noqa: SIM905
+    {
+        *("relu", "relu6", "hardtanh", "leaky_relu", "_prelu_kernel", "elu", "celu"),
+        *("silu", "gelu", "hardswish", "mish"),
+    }
 )
-"""These operators of torch are activations; a trailing underscore, of one that works in place, is left out.
+"""These operators of torch are activations, also in place; gates, such as sigmoids, are not among them.
 
-All give a positive number for a positive input alone. Sigmoids and other gates are not among them.
+With torch's defaults, each gives a positive number exactly where its input is positive.
 """
 
 
 class Activations(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves its hook untyped
-    """Inside this context, `watch` is called with all that an activation gives, right after it ran.
-
-    What later operators write in place, such as the next activation, does not reach it before.
-    """
+    """Inside this context, `watch` is called with what each activation gives, before it is overwritten."""
 
     def __init__(self, watch: Callable[[Tensor], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
