@@ -29,6 +29,7 @@ from local_learning.catalogue import HEADS
 from local_learning.chain import Chain
 from local_learning.cuts.profile import balanced, module_macs
 from local_learning.decoupling import Decoupling
+from local_learning.published import published
 from local_learning.rules.engine import Engine, Part
 from local_learning.rules.greedy import Greedy
 from tools.cost import count_params, saved_activation_bytes
@@ -73,7 +74,9 @@ def compare(
     options: argparse.Namespace,
 ) -> None:
     """One decoupling against backpropagation."""
-    if by == "uniform":
+    if by == "published":
+        decoupling, head = published(options.network, num_blocks), "SEDONA's heads"
+    elif by == "uniform":
         decoupling = Decoupling.uniform(chain.num_layers, num_blocks, head)
     else:
         decoupling = balanced(
