@@ -3,8 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
+from supernet.layers import Op, Place
 from supernet.space import Architecture, Space
+from supernet.tail import build_tail
 from supernet.train.measure import Measured
+from tools.cost import count_units
 from tools.options.config import check_choice
 
 TICKS = 10_000_000
@@ -64,6 +70,29 @@ def latency(measured: Measured) -> Additive:
 def activations(measured: Measured) -> Additive:
     """Return the bytes that training keeps for one image."""
     return _rounded("activations", measured.fixed_bytes, measured.saved_bytes, float)
+
+
+def units(space: Space) -> Additive:
+    """Return the number of units: the numbers that come out of a network's activations, for one image."""
+    known: dict[tuple[Op, Place, int], int] = {}
+
+    def of(op: Op, place: Place, size: int) -> int:
+        key = op, place, size
+        if key not in known:
+            known[key] = built(op.build(place, space.style), place.in_chs, size)
+        return known[key]
+
+    def built(module: nn.Module, in_chs: int, size: int) -> int:
+        return count_units(module, (in_chs, size, size))
+
+    with torch.device("meta"):
+        stem = zip(space.stem, space.stem_places, space.stem_sizes, strict=True)
+        layers = zip(space.layers, space.places, space.sizes, strict=False)
+        last = space.layers[-1].out_chs
+        tail = build_tail(space.tail, last, space.num_classes, space.style)
+        fixed = built(tail, last, space.sizes[-1]) + sum(of(each.op, *rest) for each, *rest in stem)
+        table = tuple(tuple(of(op, place, size) for op in layer) for layer, place, size in layers)
+    return Additive("units", fixed, table)
 
 
 def _rounded(
