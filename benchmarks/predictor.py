@@ -1,7 +1,8 @@
 """How well all networks are ranked from a few trainings, by a predictor of their accuracies.
 
     python -m benchmarks.predictor --truth nas-bench-macro_cifar10.json --half b
-    python -m benchmarks.predictor --truth configs/demo/truth.jsonl --space configs/demo/mini.toml --sizes 20 30 50
+    python -m benchmarks.predictor --truth configs/demo/truth.jsonl --space configs/demo/mini.toml
+        --sizes 20 30 50
 
 Each draw takes networks at random, or by --design the most telling ones of a random half, and one training
 of each. The networks not taken are ranked. The truth is the mean of their trainings. Settings of the

@@ -85,13 +85,13 @@ def units(space: Space) -> Additive:
     def built(module: nn.Module, in_chs: int, size: int) -> int:
         return count_units(module, (in_chs, size, size))
 
+    last, size = space.layers[-1].out_chs, space.sizes[-1]
     with torch.device("meta"):
+        tail = built(build_tail(space.tail, last, space.num_classes, space.style), last, size)
         stem = zip(space.stem, space.stem_places, space.stem_sizes, strict=True)
+        fixed = tail + sum([of(layer.op, place, side) for layer, place, side in stem])
         layers = zip(space.layers, space.places, space.sizes, strict=False)
-        last = space.layers[-1].out_chs
-        tail = build_tail(space.tail, last, space.num_classes, space.style)
-        fixed = built(tail, last, space.sizes[-1]) + sum(of(each.op, *rest) for each, *rest in stem)
-        table = tuple(tuple(of(op, place, size) for op in layer) for layer, place, size in layers)
+        table = tuple(tuple(of(op, place, side) for op in layer) for layer, place, side in layers)
     return Additive("units", fixed, table)
 
 

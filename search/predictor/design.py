@@ -90,9 +90,7 @@ def _expected_rise(above: Numbers, spreads: Numbers) -> Numbers:
     return np.asarray(above * norm.cdf(above / spreads) + spreads * norm.pdf(above / spreads))
 
 
-def _greedy(
-    covariance: Numbers, noise: float, count: int, worth: Callable[[Numbers], Numbers]
-) -> list[int]:
+def _greedy(covariance: Numbers, noise: float, count: int, worth: Callable[[Numbers], Numbers]) -> list[int]:
     """Choose one after the other by its worth under the covariance that those before it leave."""
     now, chosen = covariance.copy(), list[int]()
     for _ in range(count):

@@ -42,7 +42,7 @@ class Points(NamedTuple):
     @property
     def squares(self) -> Numbers:
         """The product of each network's features with themselves."""
-        return (self.features**2).sum(1)
+        return np.asarray((self.features**2).sum(1))
 
 
 class Encoding:
@@ -143,7 +143,7 @@ class Encoding:
         """Return different networks of the space: all of them, or those that strings drawn at random are."""
         lengths = np.diff(self._starts)
         if self.space.size <= LISTED:
-            strings = np.indices(lengths).reshape(len(lengths), -1).T
+            strings = np.indices(tuple(lengths.tolist())).reshape(len(lengths), -1).T
         else:
             strings = numpy_stream(seed, "predictor/reference").integers(
                 0, lengths, size=(LISTED, len(lengths))

@@ -185,9 +185,7 @@ class Predictor:
         errors = np.exp(-self._centre - self._scale * values) - FLOOR
         return self._unit * np.clip(1 - errors, 0, 1)
 
-    def _by_network(
-        self, name: str, values: Mapping[Architecture, float]
-    ) -> dict[tuple[int, ...], float]:
+    def _by_network(self, name: str, values: Mapping[Architecture, float]) -> dict[tuple[int, ...], float]:
         """Return a further feature by the choices of canonical strings, with mean 0 and variance 1."""
         numbers = np.fromiter(values.values(), float, len(values))
         if not np.isfinite(numbers).all() or not len(numbers) or np.ptp(numbers) == 0:
@@ -208,7 +206,9 @@ class Predictor:
         values = np.asarray(accuracies, float)
         if len(values) != len(architectures):
             raise Mistake(
-                "accuracies", f"{len(values)} are given for {len(architectures)} architectures", "give one each"
+                "accuracies",
+                f"{len(values)} are given for {len(architectures)} architectures",
+                "give one each",
             )
         wrong = ~((values >= 0) & (values <= 100))
         if wrong.any():

@@ -13,6 +13,7 @@ from supernet.space import Architecture, Fixed, Layer, Space, stage
 from supernet.tail import Tail
 from tests.search.spaces import OPS, space_of
 from tools.chance import Numbers
+from tools.seeding import numpy_stream
 
 BLOCKS: tuple[Op, ...] = (MBConv(3, 2), MBConv(5, 4))
 
@@ -72,8 +73,8 @@ def _roots(space: Space, settings: Settings) -> Numbers:
 
 def drawn(space: Space, settings: Settings, seed: int, scale: float = 0.3) -> tuple[Numbers, Numbers]:
     """What the model says the accuracies of all networks may be, and those of one training of each."""
-    rng = np.random.default_rng(seed)
+    rng = numpy_stream(seed, "drawn")
     roots = _roots(space, settings)
     own = roots @ rng.normal(size=len(roots))
     once = own + np.sqrt(settings.noise) * rng.normal(size=len(own))
-    return 1 - np.exp(-1.5 - scale * own), 1 - np.exp(-1.5 - scale * once)
+    return 1 - np.exp(-2.5 - scale * own), 1 - np.exp(-2.5 - scale * once)
