@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from supernet.layers import Op, Place
 from supernet.space import Architecture, Space
 from supernet.tail import build_tail
 from supernet.train.measure import Measured
@@ -74,25 +73,14 @@ def activations(measured: Measured) -> Additive:
 
 def units(space: Space) -> Additive:
     """Return the number of units: the numbers that come out of a network's activations, for one image."""
-    known: dict[tuple[Op, Place, int], int] = {}
-
-    def of(op: Op, place: Place, size: int) -> int:
-        key = op, place, size
-        if key not in known:
-            known[key] = built(op.build(place, space.style), place.in_chs, size)
-        return known[key]
-
-    def built(module: nn.Module, in_chs: int, size: int) -> int:
-        return count_units(module, (in_chs, size, size))
-
     last, size = space.layers[-1].out_chs, space.sizes[-1]
     with torch.device("meta"):
-        tail = built(build_tail(space.tail, last, space.num_classes, space.style), last, size)
-        stem = zip(space.stem, space.stem_places, space.stem_sizes, strict=True)
-        fixed = tail + sum([of(layer.op, place, side) for layer, place, side in stem])
-        layers = zip(space.layers, space.places, space.sizes, strict=False)
-        table = tuple(tuple(of(op, place, side) for op in layer) for layer, place, side in layers)
-    return Additive("units", fixed, table)
+        tail = build_tail(space.tail, last, space.num_classes, space.style)
+        parts: list[tuple[nn.Module, int, int]] = [(tail, last, size)]
+        for layer, place, side in zip(space.stem, space.stem_places, space.stem_sizes, strict=True):
+            parts.append((layer.op.build(place, space.style), place.in_chs, side))
+    fixed = sum(count_units(module, (chs, side, side)) for module, chs, side in parts)
+    return Additive("units", fixed, space.units)
 
 
 def _rounded(

@@ -62,22 +62,6 @@ def test_shared_parameters_count_once_and_their_products_twice() -> None:
     assert count_macs(net, (6,)) == 72
 
 
-def test_units_are_what_comes_out_of_activations() -> None:
-    assert count_units(small_net(), (3, 16, 16)) == 8 * 16 * 16
-    acts = [
-        nn.ReLU6(),
-        nn.SiLU(inplace=True),
-        nn.GELU(),
-        nn.Hardswish(),
-        nn.LeakyReLU(),
-        nn.PReLU(),
-        nn.Mish(),
-    ]
-    gates = [nn.Sigmoid(), nn.Hardsigmoid(), nn.Softmax(dim=0)]
-    assert count_units(nn.Sequential(*acts, *gates), (5,)) == 5 * len(acts)
-    assert count_units(nn.ReLU(), (2, 5, 1, 1)) == 10
-
-
 def test_four_numbers_are_a_shape_with_its_batch() -> None:
     assert count_macs(small_net(), (4, 3, 16, 16)) == 4 * count_macs(small_net(), (3, 16, 16))
 
