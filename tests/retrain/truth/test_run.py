@@ -434,6 +434,7 @@ def test_what_no_truth_ever_did_is_refused_in_a_file(was: str, now: str) -> None
 
 def test_a_training_is_given_all_that_the_options_of_a_truth_say() -> None:
     own = {"space", "networks", "max_macs", "architectures", "decouplings", "repeats", "jobs", "keep_weights"}
+    own |= {"fidelity.width", "fidelity.image_size"}
     options = flatten(TruthConfig(network="vgg19", decoupling="uniform:2:linear", seed=5, trackers=("x",)))
     training = flatten(TruthConfig(network="vgg19", decoupling="uniform:2:linear", seed=5).training())
     assert {name: options[name] for name in options.keys() - own - {"trackers"}} == {
